@@ -1,0 +1,43 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both need git, make and Python 3.10 to 3.13.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check lint format bench-quick overhead clean
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/mixcache demo
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: .venv/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: lint
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench-quick: .venv/installed
+	$(BIN)/python -m mixcache.bench.quick --out docs/results
+
+overhead: .venv/installed
+	$(BIN)/python -m mixcache.bench.overhead --out docs/results
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,43 @@
+"""mixcache: makes video diffusion transformers about twice as fast, by caching what is safe to cache at each step.
+
+    handle = mixcache.enable(pipe)        # a diffusers video pipeline
+    pipe("a cat on a skateboard")
+    print(handle.summary())
+
+After arXiv 2508.12691. Importing this package loads neither torch nor diffusers; using it does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mixcache.config import MixCacheConfig
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.policies import POLICIES
+from mixcache.trace import Trace, TraceEntry
+
+if TYPE_CHECKING:
+    from mixcache.attachment import Handle, disable, enable
+
+__version__ = "0.1.0"
+__all__ = [
+    "POLICIES",
+    "Decision",
+    "Granularity",
+    "Handle",
+    "Measurement",
+    "MixCacheConfig",
+    "Step",
+    "Trace",
+    "TraceEntry",
+    "disable",
+    "enable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Handle", "disable", "enable"}:
+        from mixcache import attachment
+
+        return getattr(attachment, name)
+    raise AttributeError(f"module 'mixcache' has no attribute {name!r}")

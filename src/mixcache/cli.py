@@ -1,0 +1,260 @@
+"""The command line: few verbs, each one call into the library. Errors are one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+app = typer.Typer(
+    help="Makes video diffusion transformers faster by caching what is safe to cache at each step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the policy, its bounds or the span; may be repeated."),
+]
+
+
+def fail(message: object) -> NoReturn:
+    """One line on standard error, exit code 2."""
+    typer.echo(f"mixcache: {str(message).strip()}", err=True)
+    raise typer.Exit(2)
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+    """`["period=3", "granularity=cfg"]` as a dict with numbers where they are numbers; ValueError for anything else."""
+    import json
+
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"--set {pair!r} is not NAME=VALUE")
+        try:
+            settings[name.replace("-", "_")] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name.replace("-", "_")] = text
+    return settings
+
+
+def prepare_folder(out: Path, names: list[str], force: bool) -> None:
+    """Makes the folder and proves that it can be written; ValueError before any work if not, or if a file is in the way."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {out} cannot be made: {error.strerror}") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder {out} cannot be written")
+    existing = [name for name in names if (out / name).exists()]
+    if existing and not force:
+        raise ValueError(f"{out / existing[0]} exists; --force overwrites it, --out names another folder")
+
+
+def prepare_file(path: Path, force: bool, suffix: str) -> None:
+    """As `prepare_folder`, for one file that must end in `suffix`."""
+    if path.suffix != suffix:
+        raise ValueError(f"{path} must end in {suffix}")
+    prepare_folder(path.parent, [path.name], force)
+
+
+def quiet() -> None:
+    """Keeps the libraries' own chatter off the terminal, and the hub out of reach."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def progress_display() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, transient=not sys.stdout.isatty())
+
+
+@app.command()
+def demo(
+    prompts: Annotated[int, typer.Option(min=1, max=1000, help="Held-out captions to generate.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip; chooses the captions too.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for films and report.")] = Path("mixcache-demo"),
+    policy: Annotated[str, typer.Option(help="Caching policy.")] = "mixcache",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,
+    settings: Settings = None,
+    force: Force = False,
+) -> None:
+    """Generates a few captions twice, plain and cached, and writes films, report.html and report.json."""
+    from mixcache.config import MixCacheConfig
+
+    try:
+        chosen = parse_settings(settings)
+        MixCacheConfig(policy=policy, settings=chosen)
+        prepare_folder(out, ["report.json", "report.html"], force)
+    except (ValueError, TypeError) as error:
+        fail(error)
+    quiet()
+    from mixcache.demo import DemoConfig, run_demo
+
+    config = DemoConfig(
+        num_prompts=prompts, seed=seed, policy=policy, settings=chosen, num_inference_steps=steps, guidance_scale=guidance
+    )
+    with progress_display() as progress:
+
+        def watcher(index: int, kind: str) -> Any:
+            task = progress.add_task(f"clip {index + 1} of {prompts}, {kind:6}", total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        report = run_demo(config, out, watcher)
+    if report["interrupted"]:
+        typer.echo(f"Interrupted: {len(report['clips'])} of {prompts} clips are finished.", err=True)
+    if report["clips"]:
+        _say_figures(report)
+    typer.echo(f"report    {out / 'report.html'}")
+    if report["interrupted"]:
+        raise typer.Exit(130)
+
+
+def _say_figures(report: dict[str, Any]) -> None:
+    psnr = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.1f} dB"
+    counts = ", ".join(f"{number} {granularity}" for granularity, number in report["granularity_counts"].items())
+    typer.echo(f"speed-up  {report['speedup']:.2f}x of the denoising loop")
+    typer.echo(f"quality   PSNR {psnr}, SSIM {report['ssim']:.3f} against the plain clips")
+    typer.echo(f"caption   {report['adherence_plain']:.0%} right plain, {report['adherence_cached']:.0%} right cached")
+    typer.echo(f"steps     {counts}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    model: Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")] = "shapes-wan",
+    policy: Annotated[str, typer.Option(help="Caching policy.")] = "mixcache",
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first noise.")] = 0,
+    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Number of frames.")] = None,
+    out: Annotated[Path, typer.Option(help="The film to write.")] = Path("clip.mp4"),
+    trace: Annotated[Path | None, typer.Option(help="JSON lines of what was cached at each step.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Without the cache.")] = False,
+    settings: Settings = None,
+    force: Force = False,
+) -> None:
+    """Generates one clip from any supported local pipeline folder."""
+    from mixcache.config import MixCacheConfig
+
+    try:
+        chosen = parse_settings(settings)
+        config = MixCacheConfig(policy=policy, settings=chosen)
+        width, height = parse_size(size)
+        if plain and trace:
+            raise ValueError("--trace needs the cache, which --plain leaves out")
+        prepare_file(out, force, ".mp4")
+        if trace:
+            prepare_file(trace, force, ".jsonl")
+    except (ValueError, TypeError) as error:
+        fail(error)
+    quiet()
+    from mixcache import attachment, generation
+    from mixcache.report.video import write_mp4
+
+    asked = {
+        "height": height,
+        "width": width,
+        "num_frames": frames,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+    }
+    try:
+        pipeline, arguments = open_model(model)
+        arguments |= {name: value for name, value in asked.items() if value is not None}
+        handle = None if plain else attachment.enable(pipeline, config)
+    except (ValueError, TypeError) as error:
+        fail(error)
+    with progress_display() as progress:
+        task = progress.add_task("denoising", total=None)
+        try:
+            made = generation.generate(
+                pipeline, prompt, seed=seed, on_step=lambda n, total: progress.update(task, completed=n, total=total), **arguments
+            )
+        except (ValueError, TypeError) as error:
+            fail(error)
+        except KeyboardInterrupt:
+            progress.stop()
+            typer.echo("Interrupted; nothing was written.", err=True)
+            raise typer.Exit(130) from None
+    write_mp4(made.clip, out)
+    typer.echo(f"film      {out} ({made.denoising_seconds:.1f} s of denoising)")
+    if handle is not None:
+        summary = handle.summary()
+        counts = ", ".join(f"{number} {granularity}" for granularity, number in summary["granularity_counts"].items())
+        typer.echo(f"steps     {counts}; {summary['computed_share']:.0%} of the block work")
+        if trace:
+            handle.trace.save(trace)
+            typer.echo(f"trace     {trace}")
+
+
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """`"832x480"` as (832, 480); ValueError for anything else."""
+    if size is None:
+        return None, None
+    width, _, height = size.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(f"--size {size!r} is not WIDTHxHEIGHT, such as 832x480")
+    return int(width), int(height)
+
+
+def open_model(name: str) -> tuple[Any, dict[str, Any]]:
+    """A built-in model with its call arguments, or the pipeline in a folder with none; ValueError if it is neither."""
+    from mixcache import zoo
+    from mixcache.config import unknown_name
+
+    if name in zoo.BUILT_IN:
+        return zoo.load(name), zoo.call_defaults(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ValueError(unknown_name("model or folder", name, zoo.BUILT_IN))
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(folder, local_files_only=True), {}
+    except Exception as error:  # a broken folder fails in as many ways as it has files
+        raise ValueError(f"{folder} cannot be loaded as a pipeline: {str(error).splitlines()[0]}") from error
+
+
+@app.command()
+def models() -> None:
+    """Lists the supported transformers and pipelines, and the built-in models."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mixcache.models import rows_as_table
+    from mixcache.zoo import BUILT_IN
+
+    rows = rows_as_table()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+    typer.echo(f"built in: {', '.join(BUILT_IN)}")
+
+
+def main() -> None:
+    """Entry point of `mixcache`."""
+    app()

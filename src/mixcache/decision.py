@@ -1,0 +1,67 @@
+"""The words a decision is made of: what is known of a step, what is chosen, what was measured. Pure Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Granularity(str, Enum):
+    """What is left out of one denoising step; METHOD: one granularity per step, followed by all its calls."""
+
+    COMPUTE = "compute"
+    """Everything runs and every history is refreshed."""
+    BLOCK = "block"
+    """A span of transformer blocks is replaced by its predicted residual, in every branch."""
+    CFG = "cfg"
+    """The unconditional branch is replaced by the conditional output plus the predicted guidance difference."""
+    STEP = "step"
+    """The transformer is not entered; every branch's output is predicted."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+CACHED = (Granularity.STEP, Granularity.CFG, Granularity.BLOCK)
+"""The granularities that leave something out, the largest saving first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What a policy is told before the first call of a step."""
+
+    index: int
+    """Position in the denoising loop, from 0."""
+    num_steps: int
+    """Steps of the whole loop."""
+    sigma: float
+    """Noise level, as the scheduler gives it."""
+    ages: Mapping[Granularity, int] = field(default_factory=dict)
+    """Steps since the last computed value of what a granularity would predict from; a granularity that cannot be used is absent."""
+    history_lengths: Mapping[Granularity, int] = field(default_factory=dict)
+    """Computed values at hand for each usable granularity: order n needs n + 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What a policy answers."""
+
+    granularity: Granularity
+    order: int = 0
+    """Order of the predictor, 0 to 2; of no meaning for `compute`."""
+    reason: str = ""
+    """Why, in a few words for the trace."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What a computed step taught."""
+
+    step: int
+    """Index of the computed step."""
+    sigma: float
+    deviation: float | None
+    """Relative L1 error that the cache would have made here: mean|predicted - v| / mean|v|; absent without a history."""
+    distances: Mapping[Granularity, float] = field(default_factory=dict)
+    """Relative L1 change, between the last two computed values, of what each granularity would reuse."""

@@ -1,0 +1,135 @@
+"""The demo: captions generated twice from the same seed, plain and cached, with films, a report and the figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mixcache import generation
+from mixcache.attachment import Handle, enable
+from mixcache.generation import Generated, OnStep
+from mixcache.metrics import adherence, video_psnr, video_ssim
+from mixcache.report.html import ClipPair, write_html
+from mixcache.report.video import side_by_side, write_mp4
+from mixcache.zoo import call_defaults, load, world
+
+FORMAT = 1
+MODEL = "shapes-wan"
+FILM_SCALE = 4
+FRAMES_PER_SECOND = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoConfig:
+    """What the demo runs."""
+
+    num_prompts: int = 3
+    seed: int = 0
+    policy: str = "mixcache"
+    settings: dict[str, Any] = field(default_factory=dict)
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+
+
+Watcher = Callable[[int, str], OnStep]
+"""Makes the step callback for (clip index, "plain" or "cached")."""
+
+
+def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Generates, measures and writes everything into `out`, which exists; returns what stands in report.json.
+
+    A KeyboardInterrupt ends it early: the finished clips and a report of them are written, and `interrupted` is true.
+    """
+    pipeline = load(MODEL)
+    arguments = call_defaults(MODEL) | {
+        "num_inference_steps": config.num_inference_steps,
+        "guidance_scale": config.guidance_scale,
+    }
+    captions = world.held_out_captions(config.num_prompts, config.seed)
+    clips: list[dict[str, Any]] = []
+    pairs: list[ClipPair] = []
+    interrupted, peak_bytes = False, 0
+    try:
+        generation.generate(pipeline, captions[0], seed=0, **arguments | {"num_inference_steps": 2})
+        for index, caption in enumerate(captions):
+            watch = [watcher(index, "plain"), watcher(index, "cached")] if watcher else [None, None]
+            seed = config.seed + index
+            plain = generation.generate(pipeline, caption, seed=seed, on_step=watch[0], **arguments)
+            with enable(pipeline, config.policy, **config.settings) as handle:
+                cached = generation.generate(pipeline, caption, seed=seed, on_step=watch[1], **arguments)
+            peak_bytes = max(peak_bytes, handle.engine.peak_bytes)
+            pairs.append(ClipPair(plain=plain.clip, cached=cached.clip))
+            clips.append(_clip_record(index, caption, seed, plain, cached, handle, out))
+    except KeyboardInterrupt:
+        interrupted = True
+    report = _report(config, arguments, clips, pipeline)
+    report |= {"interrupted": interrupted, "cache_peak_bytes": peak_bytes}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_html(report, pairs, out / "report.html")
+    return report
+
+
+def _clip_record(
+    index: int, caption: str, seed: int, plain: Generated, cached: Generated, handle: Handle, out: Path
+) -> dict[str, Any]:
+    names = {kind: f"clip-{index}-{kind.replace('_', '-')}.mp4" for kind in ("plain", "cached", "side_by_side")}
+    films = {"plain": plain.clip, "cached": cached.clip, "side_by_side": side_by_side([plain.clip, cached.clip])}
+    for kind, film in films.items():
+        write_mp4(film, out / names[kind], fps=FRAMES_PER_SECOND, scale=FILM_SCALE)
+    psnr = video_psnr(cached.clip, plain.clip)
+    return {
+        "caption": caption,
+        "seed": seed,
+        "seconds_plain": plain.denoising_seconds,
+        "seconds_cached": cached.denoising_seconds,
+        "speedup": plain.denoising_seconds / cached.denoising_seconds,
+        "ideal_speedup": handle.summary()["ideal_speedup"],
+        "psnr_db": psnr if math.isfinite(psnr) else None,
+        "ssim": video_ssim(cached.clip, plain.clip),
+        "adherence_plain": dataclasses.asdict(adherence(plain.clip, caption)),
+        "adherence_cached": dataclasses.asdict(adherence(cached.clip, caption)),
+        "granularity_counts": handle.trace.counts(),
+        "peak_memory_bytes": max(plain.peak_memory_bytes, cached.peak_memory_bytes),
+        **names,
+        "trace": [entry.to_json() for entry in handle.trace],
+    }
+
+
+def _report(
+    config: DemoConfig, arguments: dict[str, Any], clips: list[dict[str, Any]], pipeline: Any
+) -> dict[str, Any]:
+    def mean(values: list[float]) -> float | None:
+        return fmean(values) if values else None
+
+    def mean_adherence(key: str) -> float | None:
+        return mean([fmean(clip[key].values()) for clip in clips])
+
+    plain, cached = (sum(clip[f"seconds_{kind}"] for clip in clips) for kind in ("plain", "cached"))
+    counts = [clip["granularity_counts"] for clip in clips]
+    return {
+        "format": FORMAT,
+        "model": MODEL,
+        "policy": config.policy,
+        "settings": config.settings,
+        "num_inference_steps": config.num_inference_steps,
+        "guidance_scale": config.guidance_scale,
+        "seed": config.seed,
+        "size": [arguments["width"], arguments["height"]],
+        "num_frames": arguments["num_frames"],
+        "speedup": plain / cached if clips else None,
+        "psnr_db": mean([clip["psnr_db"] for clip in clips if clip["psnr_db"] is not None]),
+        "ssim": mean([clip["ssim"] for clip in clips]),
+        "adherence_plain": mean_adherence("adherence_plain"),
+        "adherence_cached": mean_adherence("adherence_cached"),
+        "granularity_counts": {g: sum(c[g] for c in counts) for g in ("compute", "block", "cfg", "step")},
+        "peak_memory_bytes": max((clip["peak_memory_bytes"] for clip in clips), default=0),
+        "versions": generation.versions(),
+        "machine": generation.machine(pipeline._execution_device),
+        "clips": clips,
+    }

@@ -1,0 +1,322 @@
+"""One denoising step: decide, compute or predict, measure, record. Knows calls and blocks, not diffusers.
+
+    first call of a step -> finish the step before (measure, refresh histories, trace) -> policy.decide
+    every call           -> the step's one granularity says whether the transformer, or its span of blocks, runs
+
+A step is finished when the next one begins, or at `reset`, since nothing says which call of a step is its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+import torch
+
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.history import History
+from mixcache.policies.base import Policy
+from mixcache.signals import all_finite, relative_l1, to_floats
+from mixcache.trace import Call, Trace, TraceEntry
+
+CONDITIONAL, UNCONDITIONAL = "cond", "uncond"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Blocks `first` to `end - 1` of `num_blocks`: what the block granularity leaves out."""
+
+    first: int
+    end: int
+    num_blocks: int
+
+    @property
+    def num_skipped(self) -> int:
+        return self.end - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class CallInfo:
+    """What the host says about one call of the transformer."""
+
+    branch: str
+    step: int
+    num_steps: int
+    sigma: float
+    signature: tuple[Any, ...]
+    """Shape, dtype and device of the input: histories of another signature are of no use."""
+
+
+class SpanMode(Enum):
+    """What the span of blocks does in the present call."""
+
+    RUN = auto()
+    RECORD = auto()
+    """Runs, and its residual is kept."""
+    SKIP = auto()
+    """Is replaced by its predicted residual."""
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """The step under way."""
+
+    info: CallInfo
+    decision: Decision
+    calls: list[Call] = field(default_factory=list)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Outputs computed in full, by branch."""
+    residuals: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Span residuals computed, by branch."""
+
+    def has(self, branch: str) -> bool:
+        return any(call.branch == branch for call in self.calls)
+
+
+class Engine:
+    """State and flow of one transformer; `guidance` gives the scale in force now, or None where there is none."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        span: Span,
+        guidance: Callable[[], float | None],
+        trace: Trace,
+        *,
+        max_traced_generations: int = 100,
+    ) -> None:
+        self.policy, self.span, self.trace = policy, span, trace
+        self._guidance = guidance
+        self._max_traced_generations = max_traced_generations
+        self._length = policy.max_order + 1
+        self._kept = set(policy.granularities)
+        self._keeps_outputs = Granularity.STEP in self._kept or policy.measures
+        self._outputs: dict[str, History] = {}
+        self._residuals: dict[str, History] = {}
+        self._difference = History(self._length)
+        self._state = policy.init()
+        self._record: StepRecord | None = None
+        self._branch, self._span_input = "", None
+        self._generation = -1
+        self.span_mode = SpanMode.RUN
+        self.peak_bytes = 0
+
+    # ---------------------------------------------------------------------------------------------------- calls
+
+    def call(self, info: CallInfo, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The output of one call: `compute()` runs the transformer, and is not called where the cache answers.
+
+        Whatever `compute` raises drops every history and goes on to the caller.
+        """
+        record = self._record
+        if record is None or self._is_new_trajectory(record, info):
+            self.reset()
+            self._generation += 1
+            record = self._begin(info)
+        elif record.info.step != info.step:
+            self._finish()
+            record = self._begin(info)
+        predicted = self._predicted_output(record, info)
+        if predicted is not None:
+            record.calls.append(Call(branch=info.branch, computed=False, num_blocks=0))
+            return predicted
+        return self._computed_output(record, info, compute)
+
+    def _computed_output(self, record: StepRecord, info: CallInfo, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        granularity = record.decision.granularity
+        self._branch = info.branch
+        if granularity is Granularity.BLOCK and len(self._residuals.get(info.branch, ())):
+            self.span_mode = SpanMode.SKIP
+        elif granularity is Granularity.COMPUTE and Granularity.BLOCK in self._kept:
+            self.span_mode = SpanMode.RECORD
+        num_blocks = self.span.num_blocks - (self.span.num_skipped if self.span_mode is SpanMode.SKIP else 0)
+        is_full = self.span_mode is not SpanMode.SKIP
+        try:
+            output = compute()
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            self.span_mode, self._span_input = SpanMode.RUN, None
+        record.calls.append(Call(branch=info.branch, computed=True, num_blocks=num_blocks))
+        if is_full and self._kept:
+            record.outputs[info.branch] = output.detach().clone()
+        return output
+
+    def _predicted_output(self, record: StepRecord, info: CallInfo) -> torch.Tensor | None:
+        decision, branch = record.decision, info.branch
+        if decision.granularity is Granularity.STEP and len(self._outputs.get(branch, ())):
+            return self._outputs[branch].predict(info.sigma, decision.order)
+        if decision.granularity is Granularity.CFG and branch == UNCONDITIONAL and CONDITIONAL in record.outputs:
+            return record.outputs[CONDITIONAL] + self._difference.predict(info.sigma, decision.order)
+        return None
+
+    # --------------------------------------------------------------------------------------------------- blocks
+
+    def span_begins(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Asked before the span's first block: the hidden state after the whole span if it is left out, else None."""
+        if self.span_mode is SpanMode.SKIP and self._record is not None:
+            order = self._record.decision.order
+            return hidden + self._residuals[self._branch].predict(self._record.info.sigma, order)
+        if self.span_mode is SpanMode.RECORD:
+            self._span_input = hidden
+        return None
+
+    def span_ends(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Told the hidden state after the span's last block ran; what it returns goes on to the next block."""
+        if self.span_mode is SpanMode.RECORD and self._record is not None and self._span_input is not None:
+            self._record.residuals[self._branch] = (hidden - self._span_input).detach()
+            self._span_input = None
+        return hidden
+
+    # ---------------------------------------------------------------------------------------------------- steps
+
+    def _is_new_trajectory(self, record: StepRecord, info: CallInfo) -> bool:
+        last = record.info
+        if (info.signature, info.num_steps) != (last.signature, last.num_steps):
+            return True
+        if info.step == last.step:
+            return record.has(info.branch)
+        return info.step != last.step + 1 or info.sigma > last.sigma
+
+    def _begin(self, info: CallInfo) -> StepRecord:
+        ages, lengths = self._usable(info.step)
+        step = Step(index=info.step, num_steps=info.num_steps, sigma=info.sigma, ages=ages, history_lengths=lengths)
+        decision = self.policy.decide(step, self._state)
+        self._record = StepRecord(info=info, decision=decision)
+        return self._record
+
+    def _usable(self, step: int) -> tuple[dict[Granularity, int], dict[Granularity, int]]:
+        """Ages and lengths of the histories behind each granularity; a granularity with an empty one is left out."""
+        histories = {
+            Granularity.STEP: list(self._outputs.values()),
+            Granularity.CFG: [self._difference],
+            Granularity.BLOCK: list(self._residuals.values()),
+        }
+        ages, lengths = {}, {}
+        for granularity, behind in histories.items():
+            if granularity in self._kept and behind and all(len(history) for history in behind):
+                ages[granularity] = max(history.age(step) for history in behind)
+                lengths[granularity] = min(len(history) for history in behind)
+        return ages, lengths
+
+    def _finish(self) -> None:
+        """Measures the step under way, refreshes the histories with what was computed, and traces it."""
+        record, self._record = self._record, None
+        if record is None:
+            return
+        is_full = record.decision.granularity is Granularity.COMPUTE
+        names: list[Granularity | str] = list(record.outputs)
+        scalars = [all_finite(output) for output in record.outputs.values()]
+        if is_full and self.policy.measures:
+            signals = self._signals(record)
+            names += signals
+            scalars += signals.values()
+        values = dict(zip(names, to_floats(scalars), strict=True))
+        finite = {branch for branch in record.outputs if values[branch] == 1.0}
+        measurement = None
+        if is_full and self.policy.measures:
+            measurement = self._measurement(record, values if len(finite) == len(record.outputs) else {})
+            self.policy.observe(measurement, self._state)
+        self._refresh(record, finite)
+        self._append(record, measurement, num_non_finite=len(record.outputs) - len(finite))
+
+    def _signals(self, record: StepRecord) -> dict[Granularity | str, torch.Tensor]:
+        """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
+        signals: dict[Granularity | str, torch.Tensor] = {}
+        outputs, sigma = record.outputs, record.info.sigma
+        behind = {branch: self._outputs.get(branch) for branch in outputs}
+        if outputs and all(behind.values()):
+            guided = self._guided(outputs)
+            last = self._guided({branch: history.last for branch, history in behind.items()})
+            signals[Granularity.STEP] = relative_l1(last, guided)
+            if self.policy.max_order:
+                predicted = {b: history.predict(sigma, self.policy.max_order) for b, history in behind.items()}
+                signals["deviation"] = relative_l1(self._guided(predicted), guided)
+        difference = self._computed_difference(outputs)
+        if Granularity.CFG in self._kept and difference is not None and self._difference.last is not None:
+            signals[Granularity.CFG] = relative_l1(self._difference.last, difference)
+        residuals = [(self._residuals[b].last, r) for b, r in record.residuals.items() if len(self._residuals.get(b, ()))]
+        if residuals and len(residuals) == len(record.residuals):
+            signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
+        return signals
+
+    def _measurement(self, record: StepRecord, values: dict[Granularity | str, float]) -> Measurement:
+        deviation = values.get("deviation", values.get(Granularity.STEP))
+        distances = {g: values[g] for g in Granularity if g in values and g in self._kept}
+        return Measurement(step=record.info.step, sigma=record.info.sigma, deviation=deviation, distances=distances)
+
+    def _refresh(self, record: StepRecord, finite: set[str]) -> None:
+        """Pushes what was computed; nothing of a call whose output was not finite."""
+        step, sigma = record.info.step, record.info.sigma
+        for branch in finite:
+            if self._keeps_outputs:
+                self._outputs.setdefault(branch, History(self._length)).push(step, sigma, record.outputs[branch])
+            if branch in record.residuals:
+                history = self._residuals.setdefault(branch, History(self._length))
+                history.push(step, sigma, record.residuals[branch])
+        if Granularity.CFG in self._kept and {CONDITIONAL, UNCONDITIONAL} <= finite:
+            difference = self._computed_difference(record.outputs)
+            if difference is not None:
+                self._difference.push(step, sigma, difference)
+
+    def _guided(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """v = v_u + g (v_c - v_u) where both branches and a scale are known, else the branches side by side."""
+        scale = self._guidance()
+        if scale is None or set(outputs) != {CONDITIONAL, UNCONDITIONAL}:
+            return torch.stack([outputs[branch].float() for branch in sorted(outputs)])
+        return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
+
+    @staticmethod
+    def _computed_difference(outputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        if CONDITIONAL in outputs and UNCONDITIONAL in outputs:
+            return outputs[UNCONDITIONAL] - outputs[CONDITIONAL]
+        return None
+
+    def _append(self, record: StepRecord, measurement: Measurement | None, num_non_finite: int) -> None:
+        held = self.held_bytes
+        self.peak_bytes = max(self.peak_bytes, held)
+        self.trace.append(
+            TraceEntry(
+                generation=self._generation,
+                step=record.info.step,
+                num_steps=record.info.num_steps,
+                sigma=record.info.sigma,
+                granularity=record.decision.granularity,
+                order=record.decision.order,
+                reason=record.decision.reason,
+                calls=tuple(record.calls),
+                deviation=measurement.deviation if measurement else None,
+                distances=dict(measurement.distances) if measurement else {},
+                non_finite=num_non_finite,
+                held_bytes=held,
+            )
+        )
+
+    # ---------------------------------------------------------------------------------------------------- state
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all histories now."""
+        histories = [*self._outputs.values(), *self._residuals.values(), self._difference]
+        return sum(history.num_bytes for history in histories)
+
+    def reset(self) -> None:
+        """Ends the trajectory: the last step is measured and traced, every history and the policy's state are dropped."""
+        self._finish()
+        self._drop()
+
+    def abandon(self) -> None:
+        """Ends the trajectory after an error: the step under way is not looked at."""
+        self._record = None
+        self._drop()
+
+    def _drop(self) -> None:
+        self._outputs.clear()
+        self._residuals.clear()
+        self._difference.clear()
+        self._state = self.policy.init()
+        self.span_mode, self._span_input = SpanMode.RUN, None
+        self.trace.keep_generations(self._max_traced_generations)

@@ -1,0 +1,131 @@
+"""One clip from a pipeline, with the denoising loop timed apart and watched, and the memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all) when the loop begins and after each step."""
+
+
+@dataclass(slots=True)
+class LoopTime:
+    """Wall-clock of the denoising loops seen."""
+
+    seconds: float = 0.0
+    num_loops: int = 0
+
+
+class _Watch:
+    """Stands in for the progress bar that a pipeline opens around its denoising loop."""
+
+    def __init__(self, total: int, clock: LoopTime, device: torch.device, on_step: OnStep | None) -> None:
+        self.total, self.clock, self.device, self.on_step, self.num_done = total, clock, device, on_step, 0
+
+    def __enter__(self) -> _Watch:
+        if self.on_step:
+            self.on_step(0, self.total)
+        _synchronize(self.device)
+        self.start = time.perf_counter()
+        return self
+
+    def update(self, num_steps: int = 1) -> None:
+        self.num_done += num_steps
+        if self.on_step:
+            self.on_step(self.num_done, self.total)
+
+    def __exit__(self, *error: object) -> None:
+        _synchronize(self.device)
+        self.clock.seconds += time.perf_counter() - self.start
+        self.clock.num_loops += 1
+
+
+@contextlib.contextmanager
+def watched_loop(pipeline: Any, on_step: OnStep | None = None) -> Iterator[LoopTime]:
+    """While it is open, the pipeline's denoising loop is timed, and `on_step` told, in place of its own progress bar."""
+    clock = LoopTime()
+
+    def progress_bar(iterable: Any = None, total: int | None = None) -> _Watch:
+        return _Watch(total or 0, clock, pipeline._execution_device, on_step)
+
+    pipeline.progress_bar = progress_bar
+    try:
+        yield clock
+    finally:
+        del pipeline.progress_bar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generated:
+    """A clip and what it cost."""
+
+    clip: np.ndarray
+    """float32, shape (num_frames, height, width, 3), values in [0, 1]."""
+    denoising_seconds: float
+    """Wall-clock of the denoising loop: text encoding and VAE decoding are left out."""
+    total_seconds: float
+    """Wall-clock of the whole pipeline call."""
+    peak_memory_bytes: int
+    """Highest memory of the device in use; on a CPU the highest resident size of this process so far."""
+
+
+def generate(pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = None, **arguments: Any) -> Generated:
+    """Calls the pipeline once with a generator of that seed; other arguments go to the pipeline's call."""
+    device = pipeline._execution_device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    start = time.perf_counter()
+    with watched_loop(pipeline, on_step) as clock:
+        video = pipeline(prompt, generator=generator, output_type="np", **arguments).frames[0]
+    return Generated(
+        clip=np.asarray(video, dtype=np.float32),
+        denoising_seconds=clock.seconds,
+        total_seconds=time.perf_counter() - start,
+        peak_memory_bytes=peak_memory_bytes(device),
+    )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of the CUDA device since its last reset, or of this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def accepted_arguments(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of `arguments` that are not None and that the pipeline's call takes."""
+    known = inspect.signature(pipeline.__call__).parameters
+    return {name: value for name, value in arguments.items() if value is not None and name in known}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    from mixcache import __version__
+
+    packages = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+    return {"mixcache": __version__, "python": platform.python_version(), **packages}
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What a timing was taken on; no host name."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"system": platform.system(), "device": kind, "threads": str(torch.get_num_threads())}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,82 @@
+"""The last computed values of one quantity, and what they predict at the present noise level.
+
+Only computed values are pushed (METHOD section 2, rule 2), so a prediction never stands on a prediction.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """One computed value."""
+
+    step: int
+    sigma: float
+    value: torch.Tensor
+
+
+def lagrange_weights(sigmas: list[float], sigma: float) -> list[float]:
+    """Weights of the polynomial through the values at `sigmas`, read at `sigma`; they add up to 1.
+
+    w_k = product over j != k of (sigma - sigma_j) / (sigma_k - sigma_j). ZeroDivisionError where two sigmas are equal.
+    """
+    weights = []
+    for k, node in enumerate(sigmas):
+        weight = 1.0
+        for j, other in enumerate(sigmas):
+            if j != k:
+                weight *= (sigma - other) / (node - other)
+        weights.append(weight)
+    return weights
+
+
+class History:
+    """Keeps the last `length` computed values of one quantity, oldest first."""
+
+    def __init__(self, length: int) -> None:
+        self._values: deque[Computed] = deque(maxlen=length)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def last(self) -> torch.Tensor | None:
+        return self._values[-1].value if self._values else None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.value.numel() * entry.value.element_size() for entry in self._values)
+
+    def age(self, step: int) -> int:
+        """Steps since the last computed value; ValueError without one."""
+        if not self._values:
+            raise ValueError("an empty history has no age")
+        return step - self._values[-1].step
+
+    def push(self, step: int, sigma: float, value: torch.Tensor) -> None:
+        self._values.append(Computed(step, sigma, value))
+
+    def clear(self) -> None:
+        self._values.clear()
+
+    def predict(self, sigma: float, order: int) -> torch.Tensor:
+        """The value at `sigma`, a new tensor with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate in sigma.
+
+        An order that the history is too short for, or two values at one sigma, lowers the order. ValueError on an empty history.
+        """
+        if not self._values:
+            raise ValueError("an empty history predicts nothing")
+        entries = list(self._values)[-(order + 1) :]
+        sigmas = [entry.sigma for entry in entries]
+        if len(entries) == 1 or len(set(sigmas)) < len(sigmas):
+            return entries[-1].value.clone()
+        weights = lagrange_weights(sigmas, sigma)
+        total = entries[0].value.float() * weights[0]
+        for entry, weight in zip(entries[1:], weights[1:], strict=True):
+            total.add_(entry.value, alpha=weight)
+        return total.to(entries[-1].value.dtype)

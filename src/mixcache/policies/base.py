@@ -1,0 +1,62 @@
+"""What a policy is: settings that never change, a state that is passed in, two questions. Pure Python.
+
+`init()` makes a state, `decide(step, state)` answers before a step, `observe(measurement, state)` learns after a computed one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mixcache.decision import Decision, Granularity, Measurement, Step
+
+MAX_ORDER = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Base of all policies. Settings are checked in `__post_init__` by a ValueError that names field, value and way out."""
+
+    name: ClassVar[str]
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        """What the policy may choose besides `compute`: only these keep histories."""
+        return ()
+
+    @property
+    def max_order(self) -> int:
+        """Highest order of predictor the policy may ask for; a history keeps one value more."""
+        return 0
+
+    @property
+    def measures(self) -> bool:
+        """True if the policy wants a Measurement after each computed step (one device sync)."""
+        return False
+
+    def init(self) -> Any:
+        """A fresh state for a new trajectory."""
+        return None
+
+    def decide(self, step: Step, state: Any) -> Decision:
+        raise NotImplementedError
+
+    def observe(self, measurement: Measurement, state: Any) -> None:
+        """Updates `state`; by default nothing is learnt."""
+
+
+def check_order(order: int) -> None:
+    if order not in range(MAX_ORDER + 1):
+        raise ValueError(f"order={order!r} is not 0 (reuse), 1 or 2 (Lagrange extrapolation in sigma)")
+
+
+def check_count(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
+
+
+def granularity_of(name: str | Granularity) -> Granularity:
+    """The cached granularity of that name; ValueError lists them."""
+    if name in ("step", "cfg", "block"):
+        return Granularity(name)
+    raise ValueError(f"granularity={str(name)!r} is not one of step, cfg, block")

@@ -1,0 +1,81 @@
+"""bounded: a policy inside limits: warm-up, cool-down, age and run; it can only turn a choice into `compute`.
+
+Source: METHOD section 2, rules 3 and 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.policies.always_compute import AlwaysCompute
+from mixcache.policies.base import Policy, check_count
+
+
+@dataclass
+class Run:
+    """State of the wrapped policy and the length of the present run of cached steps."""
+
+    inner: Any
+    num_cached: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(Policy):
+    """Wraps `policy`; its `decide` is asked only between the boundaries."""
+
+    name: ClassVar[str] = "bounded"
+
+    policy: Policy = field(default_factory=AlwaysCompute)
+    num_warmup_steps: int = 4
+    """Steps computed at the start, whatever is measured."""
+    num_cooldown_steps: int = 1
+    """Steps computed at the end."""
+    max_age: int = 6
+    """A quantity last computed more than this many steps ago is not used."""
+    max_cached_run: int = 6
+    """Cached steps in a row."""
+
+    def __post_init__(self) -> None:
+        check_count("num_warmup_steps", self.num_warmup_steps, 1)
+        check_count("num_cooldown_steps", self.num_cooldown_steps, 0)
+        check_count("max_age", self.max_age, 1)
+        check_count("max_cached_run", self.max_cached_run, 1)
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        return self.policy.granularities
+
+    @property
+    def max_order(self) -> int:
+        return self.policy.max_order
+
+    @property
+    def measures(self) -> bool:
+        return self.policy.measures
+
+    def leaves_nothing(self, num_steps: int) -> bool:
+        """True if warm-up and cool-down cover all steps, so that everything is computed."""
+        return bool(self.granularities) and num_steps <= self.num_warmup_steps + self.num_cooldown_steps
+
+    def init(self) -> Run:
+        return Run(inner=self.policy.init())
+
+    def decide(self, step: Step, state: Run) -> Decision:
+        decision = self._decide(step, state)
+        state.num_cached = 0 if decision.granularity is Granularity.COMPUTE else state.num_cached + 1
+        return decision
+
+    def _decide(self, step: Step, state: Run) -> Decision:
+        if step.index < self.num_warmup_steps:
+            return Decision(granularity=Granularity.COMPUTE, reason="warm-up")
+        if step.index >= step.num_steps - self.num_cooldown_steps:
+            return Decision(granularity=Granularity.COMPUTE, reason="cool-down")
+        if state.num_cached >= self.max_cached_run:
+            return Decision(granularity=Granularity.COMPUTE, reason=f"{state.num_cached} cached steps in a row")
+        young = {granularity: age for granularity, age in step.ages.items() if age <= self.max_age}
+        return self.policy.decide(replace(step, ages=young), state.inner)
+
+    def observe(self, measurement: Measurement, state: Run) -> None:
+        self.policy.observe(measurement, state.inner)

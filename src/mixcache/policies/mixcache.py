@@ -1,0 +1,112 @@
+"""mixcache: when the measured deviation allows it, the granularity with the smallest distance times impact.
+
+Source: arXiv 2508.12691, "Adaptive Hybrid Caching for Efficient Text-to-Video Diffusion Model Acceleration"; METHOD sections 3 and 4.
+The paper's: three granularities, P = D * I with penalty 5 on the last choice, an interval between two thresholds of the deviation.
+Ours, where the paper is silent: D as relative L1, the values of the thresholds and limits, the end of the warm-up by measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.policies.base import Policy, check_count, check_order, granularity_of
+
+
+@dataclass
+class Cycle:
+    """One computed step and the cached ones after it."""
+
+    interval: int
+    """N: cached steps that may follow a computed one."""
+    num_cached: int = 0
+    is_warm: bool = False
+    last_choice: Granularity | None = None
+    distances: dict[Granularity, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixCache(Policy):
+    """The paper's policy."""
+
+    name: ClassVar[str] = "mixcache"
+
+    delta_1: float = 0.03
+    """A deviation under it lengthens the interval by one step."""
+    delta_2: float = 0.08
+    """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
+    first_interval: int = 1
+    """N at the end of the warm-up."""
+    max_interval: int = 3
+    """N never grows over it."""
+    penalty: float = 5.0
+    """Factor on the score of the granularity chosen last (paper: 5)."""
+    impacts: Mapping[str, float] = field(default_factory=lambda: {"step": 1.0, "cfg": 1.0, "block": 1.0})
+    """I of each granularity, from the model's profile; a granularity left out is never chosen."""
+    order: int = 0
+    """Order of the predictor (paper: 0, reuse)."""
+
+    def __post_init__(self) -> None:
+        check_order(self.order)
+        check_count("first_interval", self.first_interval, 0)
+        check_count("max_interval", self.max_interval, 1)
+        if not 0 <= self.delta_1 <= self.delta_2 < math.inf:
+            raise ValueError(
+                f"delta_1={self.delta_1!r}, delta_2={self.delta_2!r}: thresholds must be finite with 0 <= delta_1 <= delta_2"
+            )
+        if not 1 <= self.penalty < math.inf:
+            raise ValueError(f"penalty={self.penalty!r} must be a finite number of at least 1 (1 switches it off)")
+        if not self.impacts:
+            raise ValueError("impacts={} leaves no granularity to choose; name step, cfg or block")
+        for name, impact in self.impacts.items():
+            granularity_of(name)
+            if not 0 < impact < math.inf:
+                raise ValueError(f"impacts[{name!r}]={impact!r} must be a finite number over 0")
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        return tuple(granularity_of(name) for name in self.impacts)
+
+    @property
+    def max_order(self) -> int:
+        return self.order
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    def init(self) -> Cycle:
+        return Cycle(interval=min(self.first_interval, self.max_interval))
+
+    def decide(self, step: Step, state: Cycle) -> Decision:
+        if not state.is_warm:
+            return Decision(granularity=Granularity.COMPUTE, reason="deviation not yet under delta_2")
+        if state.num_cached >= state.interval:
+            return Decision(granularity=Granularity.COMPUTE, reason=f"interval of {state.interval} used up")
+        scores = {}
+        for granularity in self.granularities:
+            if granularity in step.ages and granularity in state.distances:
+                score = state.distances[granularity] * self.impacts[granularity.value]
+                scores[granularity] = score * (self.penalty if granularity is state.last_choice else 1.0)
+        if not scores:
+            return Decision(granularity=Granularity.COMPUTE, reason="no history")
+        chosen = min(scores, key=scores.__getitem__)
+        state.num_cached += 1
+        state.last_choice = chosen
+        reason = "smallest of " + ", ".join(f"{g} {score:.3g}" for g, score in scores.items())
+        return Decision(granularity=chosen, order=min(self.order, step.history_lengths[chosen] - 1), reason=reason)
+
+    def observe(self, measurement: Measurement, state: Cycle) -> None:
+        state.num_cached = 0
+        state.distances.update(measurement.distances)
+        if measurement.deviation is None:
+            return
+        if not state.is_warm:
+            state.is_warm = measurement.deviation < self.delta_2
+        elif measurement.deviation > self.delta_2:
+            state.interval = max(0, state.interval - 1)
+        elif measurement.deviation < self.delta_1:
+            state.interval = min(self.max_interval, state.interval + 1)

@@ -1,0 +1,53 @@
+"""replay: the decisions of a recorded trace, step by step.
+
+Source: ours, so that a run can be repeated and looked into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mixcache.decision import CACHED, Decision, Granularity, Step
+from mixcache.policies.base import Policy
+from mixcache.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Policy):
+    """Repeats one generation of `trace`; a step it does not hold, or whose history is missing, is computed."""
+
+    name: ClassVar[str] = "replay"
+
+    trace: Trace = field(default_factory=Trace)
+    """Recorded entries; of several generations the first is repeated."""
+
+    def __post_init__(self) -> None:
+        if not len(self.trace):
+            raise ValueError("trace= is empty; give a Trace, such as Trace.load('trace.jsonl') or handle.trace")
+
+    def _choices(self) -> dict[tuple[int, int], Decision]:
+        first = self.trace.generation(0)
+        return {
+            (e.step, e.num_steps): Decision(granularity=e.granularity, order=e.order, reason="replay") for e in first
+        }
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        used = {entry.granularity for entry in self.trace}
+        return tuple(granularity for granularity in CACHED if granularity in used)
+
+    @property
+    def max_order(self) -> int:
+        return max(entry.order for entry in self.trace)
+
+    def init(self) -> dict[tuple[int, int], Decision]:
+        return self._choices()
+
+    def decide(self, step: Step, state: Any) -> Decision:
+        recorded: Decision | None = state.get((step.index, step.num_steps))
+        if recorded is None:
+            return Decision(granularity=Granularity.COMPUTE, reason="not in the trace")
+        if recorded.granularity is Granularity.COMPUTE or recorded.granularity in step.ages:
+            return recorded
+        return Decision(granularity=Granularity.COMPUTE, reason="no history")

@@ -1,0 +1,23 @@
+"""Tensors in, floats out: the numbers a decision needs, brought to the host together, with one device sync."""
+
+from __future__ import annotations
+
+import torch
+
+
+def relative_l1(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """mean|value - reference| / mean|reference| as a float32 scalar on the device; shapes are equal."""
+    reference = reference.float()
+    return (value.float() - reference).abs().mean() / reference.abs().mean().clamp_min(1e-12)
+
+
+def all_finite(value: torch.Tensor) -> torch.Tensor:
+    """1.0 if no element is NaN or infinite, else 0.0, as a float32 scalar on the device."""
+    return torch.isfinite(value).all().float()
+
+
+def to_floats(scalars: list[torch.Tensor]) -> list[float]:
+    """All scalars in one transfer; an empty list costs nothing."""
+    if not scalars:
+        return []
+    return [float(value) for value in torch.stack(scalars).tolist()]

@@ -1,0 +1,148 @@
+"""One entry per denoising step, written as JSON lines and read back for replay. Pure Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mixcache.decision import Granularity
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One run of the denoiser in a step, or what stood in for it."""
+
+    branch: str
+    """Name of the cache context: "cond", "uncond"."""
+    computed: bool
+    """False where the transformer was not entered."""
+    num_blocks: int
+    """Transformer blocks that ran."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceEntry:
+    """What happened in one step."""
+
+    generation: int
+    """Counts trajectories served by the handle, from 0."""
+    step: int
+    num_steps: int
+    sigma: float
+    granularity: Granularity
+    order: int
+    reason: str
+    calls: tuple[Call, ...] = ()
+    deviation: float | None = None
+    distances: Mapping[Granularity, float] = field(default_factory=dict)
+    non_finite: int = 0
+    """Calls of this step whose output held a NaN or an infinity; such a value is never cached."""
+    held_bytes: int = 0
+    """Bytes of all histories after the step."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "generation": self.generation,
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "sigma": self.sigma,
+            "granularity": self.granularity.value,
+            "order": self.order,
+            "reason": self.reason,
+            "calls": [{"branch": c.branch, "computed": c.computed, "num_blocks": c.num_blocks} for c in self.calls],
+            "deviation": self.deviation,
+            "distances": {granularity.value: value for granularity, value in self.distances.items()},
+            "non_finite": self.non_finite,
+            "held_bytes": self.held_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> TraceEntry:
+        """The entry of one JSON object; raises KeyError, TypeError or ValueError for anything else."""
+        fields = dict(row)
+        calls = tuple(Call(**call) for call in fields.pop("calls"))
+        distances = {Granularity(name): float(value) for name, value in fields.pop("distances").items()}
+        granularity = Granularity(fields.pop("granularity"))
+        return cls(granularity=granularity, calls=calls, distances=distances, **fields)
+
+
+class Trace:
+    """The entries of an attachment in the order they happened."""
+
+    def __init__(self, entries: Iterable[TraceEntry] = (), *, num_blocks: int = 0) -> None:
+        self._entries = list(entries)
+        self.num_blocks = num_blocks
+        """Blocks of one full call of the transformer."""
+
+    def append(self, entry: TraceEntry) -> None:
+        self._entries.append(entry)
+
+    def keep_generations(self, num_generations: int) -> None:
+        """Drops all entries but those of the newest `num_generations`, so that a server's trace stays bounded."""
+        if self._entries and self._entries[-1].generation - self._entries[0].generation >= num_generations:
+            oldest = self._entries[-1].generation - num_generations + 1
+            self._entries = [entry for entry in self._entries if entry.generation >= oldest]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[TraceEntry]:
+        return iter(self._entries)
+
+    def __getitem__(self, index: int) -> TraceEntry:
+        return self._entries[index]
+
+    @property
+    def num_generations(self) -> int:
+        return len({entry.generation for entry in self._entries})
+
+    def generation(self, index: int) -> Trace:
+        """The entries of one generation; negative indices count from the last."""
+        numbers = sorted({entry.generation for entry in self._entries})
+        number = numbers[index]
+        return Trace((e for e in self._entries if e.generation == number), num_blocks=self.num_blocks)
+
+    def counts(self) -> dict[str, int]:
+        """Steps per granularity, every granularity named."""
+        counts = {granularity.value: 0 for granularity in Granularity}
+        for entry in self._entries:
+            counts[entry.granularity.value] += 1
+        return counts
+
+    def computed_share(self) -> float:
+        """Block work that ran, as a share of the work of the same calls computed in full; 1.0 for an empty trace."""
+        num_calls = sum(len(entry.calls) for entry in self._entries)
+        if not num_calls or not self.num_blocks:
+            return 1.0
+        return sum(call.num_blocks for entry in self._entries for call in entry.calls) / (num_calls * self.num_blocks)
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON lines: a header, then an entry a line. Non-finite floats become null."""
+        header = {"mixcache_trace": FORMAT, "num_blocks": self.num_blocks}
+        rows = [header, *(entry.to_json() for entry in self._entries)]
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Reads what `save` wrote; ValueError names the file and the line that is wrong."""
+        lines = Path(path).read_text().splitlines()
+        trace, number = cls(), 1
+        try:
+            header = json.loads(lines[0])
+            if header["mixcache_trace"] != FORMAT:
+                raise ValueError(f"format {header['mixcache_trace']} is not {FORMAT}")
+            trace.num_blocks = int(header["num_blocks"])
+            for number, line in enumerate(lines[1:], start=2):
+                trace.append(TraceEntry.from_json(json.loads(line)))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: no trace of mixcache ({error})") from error
+        return trace
+
+    def renumbered(self, generation: int) -> Trace:
+        """The same entries under another generation number."""
+        return Trace((replace(e, generation=generation) for e in self._entries), num_blocks=self.num_blocks)

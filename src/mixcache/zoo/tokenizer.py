@@ -1,0 +1,32 @@
+"""The tokenizer of the drawn world: one token a word of the caption grammar."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerFast
+
+from mixcache.zoo import world
+
+MAX_SEQUENCE_LENGTH = 24
+"""Longest caption: two objects, 18 words and the end mark; the pipeline is called with this `max_sequence_length`."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Lower-cases, splits at spaces, ends with `</s>` and pads with `<pad>`; a word outside the grammar is `<unk>`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    motions = {word for phrase in world.MOTIONS.values() for word in phrase.split()}
+    words = {"a", "and", "on", "background"} | motions
+    words |= {*world.COLOURS, *world.SHAPES, *world.SIZES, *world.PATTERNS, *world.TONES}
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=MAX_SEQUENCE_LENGTH,
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -1,0 +1,224 @@
+"""The drawn world: short clips of one or two moving shapes, each with a caption from a small grammar.
+
+    caption    = object [" and " object] " on a " pattern " " tone " background"
+    object     = "a " size " " colour " " shape " " motion
+
+Everything is drawn from signed distances with one pixel of anti-aliasing, at any resolution and length, from a seed. Positions and
+lengths are in units of half the frame's height, so that the same scene can be drawn at any size; `u` is time in [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.90, 0.12, 0.12),
+    "yellow": (0.92, 0.88, 0.10),
+    "green": (0.10, 0.75, 0.15),
+    "cyan": (0.10, 0.85, 0.88),
+    "blue": (0.12, 0.20, 0.92),
+    "purple": (0.80, 0.12, 0.85),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES: dict[str, tuple[float, float]] = {"small": (0.22, 0.27), "large": (0.38, 0.44)}
+MOTIONS: dict[str, str] = {
+    "left": "moving left",
+    "right": "moving right",
+    "up": "moving up",
+    "down": "moving down",
+    "growing": "growing",
+    "spinning": "spinning",
+    "bouncing": "bouncing",
+}
+PATTERNS = ("plain", "gradient", "chequered")
+TONES: dict[str, float] = {"black": 0.08, "grey": 0.45, "white": 0.92}
+CHEQUER_CELL = 0.25
+HELD_OUT_SHARE = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Object:
+    """One moving shape; lengths in half frame heights, angles in radians."""
+
+    colour: str
+    shape: str
+    size: str
+    motion: str
+    anchor: tuple[float, float]
+    amplitude: float
+    radius: float
+    angle: float
+    turn: float
+
+    @property
+    def words(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape} {MOTIONS[self.motion]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """Everything that is needed to draw a clip."""
+
+    objects: tuple[Object, ...]
+    pattern: str
+    tone: str
+    angle: float
+    phase: tuple[float, float]
+
+    @property
+    def caption(self) -> str:
+        return f"{' and '.join(o.words for o in self.objects)} on a {self.pattern} {self.tone} background"
+
+
+def is_held_out(caption: str) -> bool:
+    """True for the tenth of all captions that training never sees; decided by the caption's SHA-256 alone."""
+    return hashlib.sha256(caption.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """A random scene: two shapes of different colours in three of ten, else one."""
+    num_objects = 2 if rng.random() < 0.3 else 1
+    colours = rng.permutation(list(COLOURS))[:num_objects]
+    axis = int(rng.integers(2))
+    sign = 1.0 if rng.random() < 0.5 else -1.0
+    objects = []
+    for index, colour in enumerate(colours):
+        shape = str(rng.choice(SHAPES))
+        motions = [m for m in MOTIONS if not (shape == "circle" and m == "spinning")]
+        motion = str(rng.choice(motions))
+        size = str(rng.choice(list(SIZES)))
+        radius = float(rng.uniform(*SIZES[size]))
+        anchor = rng.uniform(-0.25, 0.25, size=2)
+        amplitude = float(rng.uniform(0.42, 0.52))
+        if num_objects == 2:
+            radius *= 0.78
+            anchor = rng.uniform(-0.1, 0.1, size=2)
+            anchor[axis] += sign * (0.52 if index == 0 else -0.52)
+            if (motion in ("left", "right") and axis == 0) or (motion in ("up", "down", "bouncing") and axis == 1):
+                amplitude *= 0.5
+        objects.append(
+            Object(
+                colour=str(colour),
+                shape=shape,
+                size=size,
+                motion=motion,
+                anchor=(float(anchor[0]), float(anchor[1])),
+                amplitude=amplitude,
+                radius=radius,
+                angle=float(rng.uniform(-0.12, 0.12)),
+                turn=math.pi * (1.0 if rng.random() < 0.5 else -1.0),
+            )
+        )
+    return Scene(
+        objects=tuple(objects),
+        pattern=str(rng.choice(PATTERNS)),
+        tone=str(rng.choice(list(TONES))),
+        angle=float(rng.uniform(0, 2 * math.pi)),
+        phase=(float(rng.uniform(0, 2)), float(rng.uniform(0, 2))),
+    )
+
+
+def sample_scenes(num_scenes: int, seed: int, *, held_out: bool) -> list[Scene]:
+    """`num_scenes` scenes whose captions are all held out, or all not, drawn from `seed`."""
+    rng = np.random.default_rng(seed)
+    scenes: list[Scene] = []
+    while len(scenes) < num_scenes:
+        scene = sample_scene(rng)
+        if is_held_out(scene.caption) == held_out:
+            scenes.append(scene)
+    return scenes
+
+
+def held_out_captions(num_captions: int, seed: int = 0) -> list[str]:
+    """Different captions that training never saw, in a fixed order for a given seed."""
+    captions: dict[str, None] = {}
+    rng = np.random.default_rng(seed + 10_007)
+    while len(captions) < num_captions:
+        caption = sample_scene(rng).caption
+        if is_held_out(caption):
+            captions.setdefault(caption)
+    return list(captions)
+
+
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Distance to the outline of an upright shape at the origin, negative inside; all shapes have about the area of the circle."""
+    if shape == "circle":
+        return torch.hypot(x, y) - radius
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.886 * radius
+    if shape == "triangle":
+        inner = 0.74 * radius
+        slanted = 0.8660254 * x.abs() - 0.5 * y
+        return torch.maximum(slanted, y) - inner
+    if shape == "cross":
+        length, width = 1.2 * radius, 0.42 * radius
+        return torch.minimum(
+            torch.maximum(x.abs() - length, y.abs() - width), torch.maximum(x.abs() - width, y.abs() - length)
+        )
+    raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")
+
+
+def _path(motion: str, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Offset from the anchor in units of the amplitude; y points down."""
+    still, sweep = torch.zeros_like(u), 2 * u - 1
+    if motion == "left":
+        return -sweep, still
+    if motion == "right":
+        return sweep, still
+    if motion == "up":
+        return still, -sweep
+    if motion == "down":
+        return still, sweep
+    if motion == "bouncing":
+        return still, 0.8 - 1.6 * torch.sin(2 * math.pi * u).abs()
+    return still, still
+
+
+def _background(scene: Scene, x: torch.Tensor, y: torch.Tensor, pixel: float) -> torch.Tensor:
+    tone = TONES[scene.tone]
+    if scene.pattern == "plain":
+        return torch.full_like(x, tone)
+    other = tone + (0.22 if tone < 0.6 else -0.22)
+    if scene.pattern == "gradient":
+        share = (math.cos(scene.angle) * x + math.sin(scene.angle) * y) / 2.83 + 0.5
+        return tone + (other - tone) * 1.4 * share.clamp(0, 1)
+    waves = []
+    for coordinate, phase in ((x, scene.phase[0]), (y, scene.phase[1])):
+        position = torch.remainder(coordinate / CHEQUER_CELL + phase, 2.0)
+        distance = torch.where(position < 1, torch.minimum(position, 1 - position), -torch.minimum(position - 1, 2 - position))
+        waves.append((distance * CHEQUER_CELL / pixel).clamp(-1, 1))
+    share = 0.5 + 0.5 * waves[0] * waves[1]
+    return tone + (other - tone) * share
+
+
+def draw(scene: Scene, *, num_frames: int = 17, height: int = 64, width: int = 64) -> torch.Tensor:
+    """The clip of a scene: float32 of shape (num_frames, height, width, 3), values in [0, 1]."""
+    pixel = 2.0 / height
+    ys = (torch.arange(height) + 0.5) * pixel - 1
+    xs = (torch.arange(width) + 0.5) * pixel - width / height
+    y, x = torch.meshgrid(ys, xs, indexing="ij")
+    clip = _background(scene, x, y, pixel)[None, :, :, None].expand(num_frames, height, width, 3).clone()
+    u = torch.linspace(0, 1, num_frames)[:, None, None]
+    for thing in scene.objects:
+        dx, dy = _path(thing.motion, u)
+        px = x[None] - (thing.anchor[0] + thing.amplitude * dx)
+        py = y[None] - (thing.anchor[1] + thing.amplitude * dy)
+        angle = thing.angle + (thing.turn * u if thing.motion == "spinning" else torch.zeros_like(u))
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        radius = thing.radius * (0.55 + 0.75 * u) if thing.motion == "growing" else thing.radius * torch.ones_like(u)
+        distance = signed_distance(thing.shape, cos * px + sin * py, -sin * px + cos * py, radius)
+        coverage = (0.5 - distance / pixel).clamp(0, 1)[..., None]
+        clip = clip * (1 - coverage) + coverage * torch.tensor(COLOURS[thing.colour])
+    return clip
+
+
+def draw_batch(scenes: Sequence[Scene], *, num_frames: int = 17, height: int = 64, width: int = 64) -> torch.Tensor:
+    """Clips as a model takes them: shape (num_scenes, 3, num_frames, height, width), values in [-1, 1]."""
+    clips = torch.stack([draw(s, num_frames=num_frames, height=height, width=width) for s in scenes])
+    return clips.permute(0, 4, 1, 2, 3) * 2 - 1

@@ -1,0 +1,42 @@
+"""Puts the trained parts together as an ordinary pipeline folder, bf16, that `WanPipeline.from_pretrained` loads.
+
+    python training/assemble.py --runs training/runs --out src/mixcache/zoo/shapes-wan
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from transformers import UMT5EncoderModel
+
+from mixcache.zoo.tokenizer import build_tokenizer
+
+FLOW_SHIFT = 3.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("training/runs"))
+    parser.add_argument("--out", type=Path, default=Path("src/mixcache/zoo/shapes-wan"))
+    args = parser.parse_args()
+    trained = args.runs / "transformer"
+    pipeline = WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=UMT5EncoderModel.from_pretrained(trained / "text_encoder"),
+        transformer=WanTransformer3DModel.from_pretrained(trained / "transformer"),
+        vae=AutoencoderKLWan.from_pretrained(args.runs / "vae" / "vae"),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
+        ),
+    )
+    pipeline.to(torch.bfloat16)
+    pipeline.save_pretrained(args.out)
+    size = sum(path.stat().st_size for path in args.out.rglob("*.safetensors"))
+    print(f"{args.out}: {size / 2**20:.2f} MiB of weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Trains the denoiser (WanTransformer3DModel) and the text encoder (UMT5EncoderModel) of `shapes-wan` on the autoencoder's latents.
+
+    python training/train_transformer.py --vae training/runs/vae/vae --out training/runs/transformer
+
+Flow matching: x = (1 - sigma) x0 + sigma noise, the target is noise - x0. One caption in ten is dropped, for guidance.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from loop import LoopConfig, train
+from transformers import UMT5Config, UMT5EncoderModel
+
+from mixcache.zoo import world
+from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
+
+TRANSFORMER = dict(
+    patch_size=(1, 2, 2),
+    num_attention_heads=5,
+    attention_head_dim=32,
+    in_channels=20,
+    out_channels=20,
+    text_dim=128,
+    freq_dim=128,
+    ffn_dim=480,
+    num_layers=12,
+)
+TEXT = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0, pad_token_id=0, eos_token_id=1)
+SIGMA_SHIFT = 2.5
+CAPTION_DROPOUT = 0.1
+ADAM_ONLY = ("patch_embedding", "proj_out", "condition_embedder", "shared", "embed_tokens", "relative_attention_bias")
+
+
+@torch.no_grad()
+def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path) -> tuple[np.ndarray, list[str]]:
+    """Latents of drawn clips, normalised as the pipeline does, kept in a file that a cut run fills up on the next start."""
+    scenes = world.sample_scenes(num_clips, seed, held_out=False)
+    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
+    path, done_path, part = folder / "latents.npy", folder / "latents.done", 16
+    shape = (num_clips, vae.config.z_dim, 5, 8, 8)
+    num_done = int(done_path.read_text()) if done_path.exists() else 0
+    latents = np.lib.format.open_memmap(path, mode="r+" if num_done else "w+", dtype=np.float16, shape=shape)
+    for start in range(num_done, num_clips, part):
+        clips = world.draw_batch(scenes[start : start + part]).to(vae.device)
+        with torch.autocast(clips.device.type, torch.bfloat16):
+            encoded = vae.encode(clips).latent_dist.mean
+        latents[start : start + part] = ((encoded.float() - mean) / std).half().cpu().numpy()
+        if start // part % 20 == 0 or start + part >= num_clips:
+            latents.flush()
+            done_path.write_text(str(min(start + part, num_clips)))
+            print(f"encoded {min(start + part, num_clips)} of {num_clips} clips", flush=True)
+    return np.asarray(latents), [scene.caption for scene in scenes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, default=Path("training/runs/vae/vae"))
+    parser.add_argument("--out", type=Path, default=Path("training/runs/transformer"))
+    parser.add_argument("--num-clips", type=int, default=8000)
+    parser.add_argument("--num-steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+
+    vae = AutoencoderKLWan.from_pretrained(args.vae).to(device).eval()
+    latents, captions = encode_clips(vae, args.num_clips, args.seed + 1000, args.out)
+    tokenizer = build_tokenizer()
+    tokens = tokenizer([*captions, ""], padding="max_length", max_length=MAX_SEQUENCE_LENGTH, return_tensors="pt")
+    ids, masks = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+
+    model = torch.nn.ModuleDict(
+        {
+            "transformer": WanTransformer3DModel(**TRANSFORMER),
+            "text_encoder": UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **TEXT)),
+        }
+    ).to(device)
+    print({name: sum(p.numel() for p in part.parameters()) for name, part in model.items()}, flush=True)
+    if not args.no_compile:
+        model["transformer"].compile_repeated_blocks(fullgraph=True)
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        rows = torch.randint(len(captions), (args.batch,), generator=rng)
+        x0 = torch.from_numpy(latents[rows.numpy()]).float().to(device)
+        noise = torch.randn(x0.shape, generator=rng).to(device)
+        uniform = (torch.arange(args.batch) + torch.rand(args.batch, generator=rng)) / args.batch
+        sigma = (SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)).to(device)
+        dropped = torch.rand(args.batch, generator=rng) < CAPTION_DROPOUT
+        rows = torch.where(dropped, len(captions), rows).to(device)
+        share = sigma.view(-1, 1, 1, 1, 1)
+        with torch.autocast(device.type, torch.bfloat16):
+            text = model["text_encoder"](ids[rows], masks[rows]).last_hidden_state * masks[rows][..., None]
+            velocity = model["transformer"](
+                hidden_states=(1 - share) * x0 + share * noise,
+                timestep=sigma * 1000,
+                encoder_hidden_states=text,
+                return_dict=False,
+            )[0]
+        return (velocity.float() - (noise - x0)).square().mean()
+
+    config = LoopConfig(num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=0.02, ema_decay=0.998)
+    ema = train(model, loss_at, config, args.out / "checkpoint.pt", device, ADAM_ONLY)
+    model.load_state_dict(ema)
+    model["transformer"].save_pretrained(args.out / "transformer")
+    model["text_encoder"].save_pretrained(args.out / "text_encoder")
+
+
+if __name__ == "__main__":
+    main()
