@@ -172,6 +172,11 @@ def test_empty_clip_has_a_background_and_no_objects() -> None:
     ) == Adherence(colour=0.0, shape=0.0, motion=0.0, background=0.5)
 
 
+@pytest.mark.parametrize("side", [1, 4, 12])
+def test_tiny_frames_are_read_without_an_error(side: int) -> None:
+    assert read_clip(world.draw(scene(RED_CIRCLE), num_frames=3, height=side, width=side)).pattern in world.PATTERNS
+
+
 @pytest.mark.parametrize(
     ("clip", "words"),
     [
@@ -179,6 +184,8 @@ def test_empty_clip_has_a_background_and_no_objects() -> None:
         (torch.zeros(3, 17, 64, 64), r"must be \(num_frames, height, width, 3\)"),
         (torch.zeros(0, 64, 64, 3), "none of them 0"),
         (np.zeros((2, 64, 64, 3), dtype=np.uint8), "divide bytes by 255"),
+        (torch.full((2, 64, 64, 3), -1.0), r"values from -1 to -1; they must be finite and in \[0, 1\]"),
+        (torch.full((2, 64, 64, 3), math.nan), "they must be finite"),
     ],
 )
 def test_reader_refuses_what_is_no_clip(clip: np.ndarray | torch.Tensor, words: str) -> None:

@@ -203,7 +203,8 @@ def test_page_escapes_captions_and_settings(tmp_path: Path) -> None:
     page = written(tmp_path, report())
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "a &lt;b&gt;bold&lt;/b&gt; circle &amp; more" in source
-    assert "<b>bold" not in source and "<script>" not in source
+    assert "<b>bold" not in source
+    assert "<script>" not in source
     for content in report()["clips"]:
         assert page.text.count(content["caption"]) == 2
     assert page.open == []
@@ -267,13 +268,15 @@ def test_page_needs_pixels_for_every_clip(tmp_path: Path) -> None:
 def test_curve_changes_to_a_logarithmic_axis_for_wide_ranges() -> None:
     steps = [{"step": index, "deviation": value} for index, value in enumerate([None, 0.02, float("nan"), 0.01])]
     linear = timeline.curve(steps)
-    assert linear is not None and not linear.logarithmic
+    assert linear is not None
+    assert not linear.logarithmic
     assert [tick.text for tick in linear.ticks] == ["0", "0.01", "0.02"]
     assert [(point.x, point.y) for point in linear.points] == [(37.5, 0.0), (87.5, 50.0)]
     wide = timeline.curve(
         [{"step": 0, "deviation": 1.0}, {"step": 1, "deviation": 0.001}, {"step": 2, "deviation": 0.0}]
     )
-    assert wide is not None and wide.logarithmic
+    assert wide is not None
+    assert wide.logarithmic
     assert [(point.x, point.y) for point in wide.points] == [(16.667, 0.0), (50.0, 100.0), (83.333, 100.0)]
     assert timeline.curve(steps[:1]) is None
     with pytest.raises(ValueError, match="unknown granularity 'frame' at step 3; there are compute, cfg, block, step"):

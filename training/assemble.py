@@ -1,6 +1,6 @@
 """Puts the trained parts together as an ordinary pipeline folder, bf16, that `WanPipeline.from_pretrained` loads.
 
-    python training/assemble.py --runs training/runs --out src/mixcache/zoo/shapes-wan
+python training/assemble.py --runs training/runs --out src/mixcache/zoo/shapes-wan
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def main() -> None:
     )
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(args.out)
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
+        # the name that every transformers release knows the class by
+        text = (args.out / name).read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
+        (args.out / name).write_text(text)
     size = sum(path.stat().st_size for path in args.out.rglob("*.safetensors"))
     print(f"{args.out}: {size / 2**20:.2f} MiB of weights")
 

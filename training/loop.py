@@ -1,4 +1,5 @@
-"""What both trainings share: a seeded, resumable loop with EMA, a cosine schedule, gradient clipping and a logged loss."""
+"""What both trainings share: a seeded, resumable loop with EMA, a cosine schedule, gradient clipping and a logged
+loss."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from muon import Muon
 
 
@@ -43,7 +45,9 @@ def optimizers(modules: torch.nn.Module, config: LoopConfig, adam_only: tuple[st
     """Muon for weights that mix many channels with many, AdamW for the rest and for modules named in `adam_only`."""
     matrices, others = [], []
     for name, weight in modules.named_parameters():
-        is_matrix = weight.dim() >= 2 and weight.shape[0] > 1 and weight[0].numel() > 1 and min(weight.flatten(1).shape) > 8
+        is_matrix = (
+            weight.dim() >= 2 and weight.shape[0] > 1 and weight[0].numel() > 1 and min(weight.flatten(1).shape) > 8
+        )
         matrices.append(weight) if is_matrix and not any(part in name for part in adam_only) else others.append(weight)
     return [
         Muon(matrices, lr=config.muon_learning_rate),
@@ -61,13 +65,13 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Runs `loss_at(step)` to the end of the stage and returns the EMA weights.
 
-    Randomness belongs to `loss_at`, which derives it from the step, so that a resumed run sees the data of an uncut one.
+    Randomness belongs to `loss_at`, which derives it from the step, so that a resumed run sees the data of an uncut
+    one.
     """
     steppers = optimizers(modules, config, adam_only)
     peaks = [stepper.param_groups[0]["lr"] for stepper in steppers]
     ema = {name: value.detach().clone() for name, value in modules.state_dict().items()}
-    first_step = 0
-    seconds_before = 0.0
+    first_step, seconds_before = 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         modules.load_state_dict(saved["model"])
@@ -75,50 +79,44 @@ def train(
             stepper.load_state_dict(state)
         ema, first_step, seconds_before = saved["ema"], saved["step"], saved["seconds"]
         print(f"resumed {checkpoint} at step {first_step}", flush=True)
-    start, window = time.monotonic(), []
-    log = checkpoint.with_suffix(".log.jsonl")
-
-    def save(step: int) -> None:
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(
-            {
-                "model": modules.state_dict(),
-                "optimizers": [stepper.state_dict() for stepper in steppers],
-                "ema": ema,
-                "step": step,
-                "seconds": seconds_before + time.monotonic() - start,
-            },
-            partial,
-        )
-        partial.replace(checkpoint)
-
+    start, losses = time.monotonic(), []
     for step in range(first_step, config.num_steps):
         for stepper, peak in zip(steppers, peaks, strict=True):
             stepper.param_groups[0]["lr"] = peak * schedule(step, config)
         loss = loss_at(step)
         modules.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), config.max_grad_norm)
         for stepper in steppers:
             stepper.step()
-        decay = min(config.ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for name, value in modules.state_dict().items():
-                ema[name].lerp_(value, 1 - decay) if value.is_floating_point() else ema[name].copy_(value)
-        window.append(float(loss.detach()))
+        average(ema, modules, min(config.ema_decay, (step + 1) / (step + 10)))
+        losses.append(float(loss.detach()))
+        seconds, num_done = time.monotonic() - start, step + 1 - first_step
         if (step + 1) % config.log_every == 0:
-            seconds = seconds_before + time.monotonic() - start
-            row = {
-                "step": step + 1,
-                "loss": sum(window) / len(window),
-                "grad_norm": float(norm),
-                "seconds": round(seconds, 1),
-                "seconds_left": round((time.monotonic() - start) / (step + 1 - first_step) * (config.num_steps - step - 1)),
-            }
-            window.clear()
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            left = seconds / num_done * (config.num_steps - step - 1)
+            row = {"step": step + 1, "loss": sum(losses) / len(losses), "seconds": round(seconds_before + seconds, 1)}
+            log(row | {"seconds_left": round(left)}, checkpoint.with_suffix(".log.jsonl"))
+            losses.clear()
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
-            save(step + 1)
+            state = {"model": modules.state_dict(), "optimizers": [stepper.state_dict() for stepper in steppers]}
+            state |= {"ema": ema, "step": step + 1, "seconds": seconds_before + seconds}
+            torch.save(state, checkpoint.with_suffix(".partial"))
+            checkpoint.with_suffix(".partial").replace(checkpoint)
     return ema
+
+
+@torch.no_grad()
+def average(ema: dict[str, torch.Tensor], modules: torch.nn.Module, decay: float) -> None:
+    """Moves the average towards the present weights; whole numbers are copied."""
+    for name, value in modules.state_dict().items():
+        if value.is_floating_point():
+            ema[name].lerp_(value, 1 - decay)
+        else:
+            ema[name].copy_(value)
+
+
+def log(row: dict[str, float], path: Path) -> None:
+    """Appends a row to the log file and shows it."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)

@@ -1,6 +1,8 @@
-"""Muon: momentum made orthogonal, for weight matrices and convolution kernels (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon: momentum made orthogonal, for weight matrices and convolution kernels (Jordan et al. 2024,
+kellerjordan.github.io/posts/muon).
 
-`torch.optim.Muon` takes two-dimensional weights only; the autoencoder is made of convolutions, where Adam stood still at 18 dB while
+`torch.optim.Muon` takes two-dimensional weights only; the autoencoder is made of convolutions, where Adam stood still
+at 18 dB while
 this reached 28 dB in the same 300 steps.
 """
 
@@ -15,7 +17,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalised(matrices: torch.Tensor, num_iterations: int = 5) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrices, by a quintic Newton-Schulz iteration; shape (number, rows, columns) kept."""
+    """The nearest (semi-)orthogonal matrices, by a quintic Newton-Schulz iteration; shape (number, rows, columns)
+    kept."""
     a, b, c = NEWTON_SCHULZ
     x = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     tall = x.shape[1] > x.shape[2]

@@ -1,4 +1,5 @@
-"""Trains the denoiser (WanTransformer3DModel) and the text encoder (UMT5EncoderModel) of `shapes-wan` on the autoencoder's latents.
+"""Trains the denoiser (WanTransformer3DModel) and the text encoder (UMT5EncoderModel) of `shapes-wan` on the
+autoencoder's latents.
 
     python training/train_transformer.py --vae training/runs/vae/vae --out training/runs/transformer
 
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from loop import LoopConfig, train
 from transformers import UMT5Config, UMT5EncoderModel
 
 from mixcache.zoo import world
 from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
+
+from loop import LoopConfig, train
 
 TRANSFORMER = dict(
     patch_size=(1, 2, 2),
@@ -38,7 +40,8 @@ ADAM_ONLY = ("patch_embedding", "proj_out", "condition_embedder", "shared", "emb
 
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path) -> tuple[np.ndarray, list[str]]:
-    """Latents of drawn clips, normalised as the pipeline does, kept in a file that a cut run fills up on the next start."""
+    """Latents of drawn clips, normalised as the pipeline does, kept in a file that a cut run fills up on the next
+    start."""
     scenes = world.sample_scenes(num_clips, seed, held_out=False)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)

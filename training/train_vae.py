@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders import autoencoder_kl_wan as wan_vae
-from loop import LoopConfig, train
 
 from mixcache.zoo import world
+
+from loop import LoopConfig, train
 
 CONFIG = dict(
     base_dim=16,
@@ -82,14 +83,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training/runs/vae"))
     parser.add_argument("--frame-steps", type=int, default=500)
     parser.add_argument("--clip-steps", type=int, default=750)
-    parser.add_argument("--batch", type=int, default=4, help="clips in a step; a frame step takes six times as many frames")
+    parser.add_argument(
+        "--batch", type=int, default=4, help="clips in a step; a frame step takes six times as many frames"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    vae = AutoencoderKLWan(**CONFIG, latents_mean=[0.0] * CONFIG["z_dim"], latents_std=[1.0] * CONFIG["z_dim"]).to(device)
+    vae = AutoencoderKLWan(**CONFIG, latents_mean=[0.0] * CONFIG["z_dim"], latents_std=[1.0] * CONFIG["z_dim"]).to(
+        device
+    )
 
     with torch.no_grad():
         vae.quant_conv.bias[CONFIG["z_dim"] :] = FIRST_LOG_VARIANCE
@@ -125,7 +130,11 @@ def finish(vae: AutoencoderKLWan, out: Path) -> None:
         decoded = vae.decode(vae.encode(part).latent_dist.mode()).sample
         errors.append((((decoded - part) / 2) ** 2).mean(dim=(1, 2, 3, 4)))
     psnr = -10 * torch.cat(errors).log10()
-    figures = {"held_out_psnr_db": psnr.mean().item(), "held_out_psnr_db_lowest": psnr.min().item(), "num_clips": len(psnr)}
+    figures = {
+        "held_out_psnr_db": psnr.mean().item(),
+        "held_out_psnr_db_lowest": psnr.min().item(),
+        "num_clips": len(psnr),
+    }
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     vae.save_pretrained(out / "vae")
     print(json.dumps(figures), flush=True)

@@ -1,6 +1,7 @@
 """enable() and disable(): puts the engine behind diffusers' hooks and takes it away again, leaving nothing.
 
-One root hook on the transformer owns context, decision and state; block hooks, on the span only and only where the policy may choose
+One root hook on the transformer owns context, decision and state; block hooks, on the span only and only where the
+policy may choose
 `block`, ask the engine. The only room that imports diffusers' hooks.
 """
 
@@ -26,7 +27,8 @@ from mixcache.trace import Trace
 
 logger = logging.getLogger("mixcache")
 HOOK = "mixcache"
-_HANDLES: weakref.WeakKeyDictionary[torch.nn.Module, Handle] = weakref.WeakKeyDictionary()
+# The hook on the transformer keeps its handle alive; this table keeps neither, or no enabled model would ever be freed.
+_HANDLES: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
 
 
 class _NoState(BaseState):
@@ -50,8 +52,10 @@ class RootHook(ModelHook):
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         context = self.state_manager._context
-        if context is None or context.step_index is None or context.sigma is None or torch.is_grad_enabled():
-            return self._plain(args, kwargs, "no cache context with step_index and sigma, or gradients are on")
+        told = (context.step_index, context.num_inference_steps, context.sigma) if context is not None else (None,)
+        if None in told or torch.is_grad_enabled():
+            reason = "no cache context with step_index, num_inference_steps and sigma, or gradients are on"
+            return self._plain(args, kwargs, reason)
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         self._notice_length(context.num_inference_steps)
         info = CallInfo(
@@ -180,8 +184,10 @@ class Handle:
     def summary(self) -> dict[str, Any]:
         """What the cache did, over the generations in the trace (the newest 100).
 
-        Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work of the same
-        calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls), num_calls_without_step (calls that said
+        Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
+        of the same
+        calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls), num_calls_without_step
+        (calls that said
         neither step nor sigma, computed in full), held_bytes (now) and peak_bytes (after any step).
         """
         share = self.trace.computed_share()
@@ -213,7 +219,8 @@ def _span(row: ModelRow, config: MixCacheConfig, num_blocks: int) -> Span:
     after = config.span.get("span_after", row.span_after)
     if Granularity.BLOCK in config.build().granularities and first + after >= num_blocks:
         raise ValueError(
-            f"span_first={first} and span_after={after} leave none of the {num_blocks} blocks to skip; take smaller numbers"
+            f"span_first={first} and span_after={after} leave none of the {num_blocks} blocks to skip; "
+            "take smaller numbers"
         )
     return Span(min(first, num_blocks), max(first, num_blocks - after), num_blocks)
 
@@ -221,8 +228,8 @@ def _span(row: ModelRow, config: MixCacheConfig, num_blocks: int) -> Span:
 def _remove_hook(module: torch.nn.Module) -> None:
     """Takes the hook out and, where it was the only one, every trace of the registry.
 
-    `HookRegistry.remove_hook` of an inner hook overwrites the forward of the hook around it, which then never runs again
-    (diffusers 0.42.1); the outer hook gets its own back here, over the forward that was under ours.
+    `HookRegistry.remove_hook` of an inner hook overwrites the forward of the hook around it, which then never runs
+    again (diffusers 0.42.1); the outer hook gets its own back here, over the forward that was under ours.
     """
     registry = getattr(module, "_diffusers_hook", None)
     if registry is None or HOOK not in registry.hooks:
@@ -243,11 +250,14 @@ def _remove_hook(module: torch.nn.Module) -> None:
 def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **settings: Any) -> Handle:
     """Makes a diffusers pipeline cache, until `disable`.
 
-    `policy` is a name of `mixcache.POLICIES`, a policy object, or a whole `MixCacheConfig`; `settings` are those of the policy, of
-    the bounds around it and of the block span (see `MixCacheConfig`). Returns the handle: `.summary()`, `.trace`, `.disable()`; it
+    `policy` is a name of `mixcache.POLICIES`, a policy object, or a whole `MixCacheConfig`; `settings` are those of
+    the policy, of
+    the bounds around it and of the block span (see `MixCacheConfig`). Returns the handle: `.summary()`, `.trace`,
+    `.disable()`; it
     is also a context manager. Impacts that are not given come from the model's profile, where mixcache ships one.
 
-    Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one that is not
+    Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one
+    that is not
     supported. Nothing is attached then.
     """
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
@@ -255,28 +265,34 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
     transformer = getattr(pipeline, "transformer", None)
     if transformer is None:
-        raise TypeError(f"{type(pipeline).__name__} has no transformer to attach to; mixcache takes a diffusers video pipeline")
+        raise TypeError(
+            f"{type(pipeline).__name__} has no transformer to attach to; mixcache takes a diffusers video pipeline"
+        )
     row = row_for(transformer, pipeline)
     if getattr(pipeline, "transformer_2", None) is not None:
         raise TypeError(
-            f"this {type(pipeline).__name__} has two experts (transformer and transformer_2), which is not supported yet; "
-            "a pipeline with one transformer is"
+            f"this {type(pipeline).__name__} has two experts (transformer and transformer_2), which is not supported "
+            "yet; a pipeline with one transformer is"
         )
     if transformer in _HANDLES:
-        raise ValueError("mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first")
+        raise ValueError(
+            "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
+        )
     handle = Handle(pipeline, _with_profile(config, transformer), row)
     try:
         handle._attach()
     except BaseException:
         handle.disable()
         raise
-    _HANDLES[transformer] = handle
+    _HANDLES[transformer] = weakref.ref(handle)
     return handle
 
 
 def disable(pipeline: Any) -> None:
     """Detaches what `enable` attached to this pipeline's transformer; ValueError if nothing is."""
-    handle = _HANDLES.get(getattr(pipeline, "transformer", None))
+    transformer = getattr(pipeline, "transformer", None)
+    reference = _HANDLES.get(transformer) if transformer is not None else None
+    handle = reference() if reference is not None else None
     if handle is None:
         raise ValueError("mixcache is not enabled on this pipeline")
     handle.disable()
@@ -287,4 +303,8 @@ def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCa
     if config.policy != "mixcache" or "impacts" in config.settings:
         return config
     impacts = impacts_for(transformer)
-    return config if impacts is None else MixCacheConfig(policy=config.policy, settings={**config.settings, "impacts": impacts})
+    return (
+        config
+        if impacts is None
+        else MixCacheConfig(policy=config.policy, settings={**config.settings, "impacts": impacts})
+    )

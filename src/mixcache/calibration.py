@@ -1,9 +1,11 @@
-"""Impacts by Gaussian perturbation: how much a relative disturbance of what a granularity predicts changes the final clip.
+"""Impacts by Gaussian perturbation: how much a relative disturbance of what a granularity predicts changes the final
+clip.
 
     python -m mixcache.calibration --out src/mixcache/profiles/shapes-wan.json
 
 For one step of one trajectory, one quantity q (v of both branches, d, or the span residual r) is replaced by
-q + strength * rms(q) * noise; everything after runs in full. I = rms(change of the final latents) / rms(final latents) / strength,
+q + strength * rms(q) * noise; everything after runs in full. I = rms(change of the final latents) / rms(final
+latents) / strength,
 averaged over calibration prompts and steps. The paper names the analysis; strength, steps and norm are ours.
 """
 
@@ -16,7 +18,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -77,7 +79,7 @@ def measure_impacts(
     config = MixCacheConfig(policy=MixCache())
     handle = Handle(pipeline, config, row_for(transformer, pipeline), PerturbingEngine)
     handle._attach()
-    engine = handle.engine
+    engine = cast(PerturbingEngine, handle.engine)
     found: dict[str, dict[int, list[float]]] = {g.value: {step: [] for step in steps} for g in CACHED}
 
     def final_latents(prompt: str, prompt_seed: int) -> torch.Tensor:

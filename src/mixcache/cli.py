@@ -1,4 +1,5 @@
-"""The command line: few verbs, each one call into the library. Errors are one line on standard error and exit code 2."""
+"""The command line: few verbs, each one call into the library. Errors are one line on standard error and exit code
+2."""
 
 from __future__ import annotations
 
@@ -12,17 +13,22 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from mixcache.config import MixCacheConfig
+
 app = typer.Typer(
     help="Makes video diffusion transformers faster by caching what is safe to cache at each step.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the policy, its bounds or the span; may be repeated."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="A setting of the policy, its bounds or the span; may be repeated."
+    ),
 ]
 
 
@@ -48,8 +54,16 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
     return settings
 
 
+def parse_config(policy: str, pairs: list[str] | None) -> MixCacheConfig:
+    """The settings of the command line, checked; ValueError or TypeError for a wrong one."""
+    from mixcache.config import MixCacheConfig
+
+    return MixCacheConfig(policy=policy, settings=parse_settings(pairs))
+
+
 def prepare_folder(out: Path, names: list[str], force: bool) -> None:
-    """Makes the folder and proves that it can be written; ValueError before any work if not, or if a file is in the way."""
+    """Makes the folder and proves that it can be written; ValueError before any work if not, or if a file is in the
+    way."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,9 +95,22 @@ def quiet() -> None:
 
 
 def progress_display() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, transient=not sys.stdout.isatty())
 
 
@@ -99,11 +126,8 @@ def demo(
     force: Force = False,
 ) -> None:
     """Generates a few captions twice, plain and cached, and writes films, report.html and report.json."""
-    from mixcache.config import MixCacheConfig
-
     try:
-        chosen = parse_settings(settings)
-        MixCacheConfig(policy=policy, settings=chosen)
+        chosen = parse_config(policy, settings).settings
         prepare_folder(out, ["report.json", "report.html"], force)
     except (ValueError, TypeError) as error:
         fail(error)
@@ -111,7 +135,12 @@ def demo(
     from mixcache.demo import DemoConfig, run_demo
 
     config = DemoConfig(
-        num_prompts=prompts, seed=seed, policy=policy, settings=chosen, num_inference_steps=steps, guidance_scale=guidance
+        num_prompts=prompts,
+        seed=seed,
+        policy=policy,
+        settings=dict(chosen),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
     )
     with progress_display() as progress:
 
@@ -131,11 +160,15 @@ def demo(
 
 def _say_figures(report: dict[str, Any]) -> None:
     psnr = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.1f} dB"
-    counts = ", ".join(f"{number} {granularity}" for granularity, number in report["granularity_counts"].items())
     typer.echo(f"speed-up  {report['speedup']:.2f}x of the denoising loop")
     typer.echo(f"quality   PSNR {psnr}, SSIM {report['ssim']:.3f} against the plain clips")
     typer.echo(f"caption   {report['adherence_plain']:.0%} right plain, {report['adherence_cached']:.0%} right cached")
-    typer.echo(f"steps     {counts}")
+    typer.echo(f"steps     {counted(report['granularity_counts'])}")
+
+
+def counted(counts: dict[str, int]) -> str:
+    """`{"compute": 20, "step": 30}` as "20 compute, 30 step"."""
+    return ", ".join(f"{number} {granularity}" for granularity, number in counts.items())
 
 
 @app.command()
@@ -155,11 +188,8 @@ def generate(
     force: Force = False,
 ) -> None:
     """Generates one clip from any supported local pipeline folder."""
-    from mixcache.config import MixCacheConfig
-
     try:
-        chosen = parse_settings(settings)
-        config = MixCacheConfig(policy=policy, settings=chosen)
+        config = parse_config(policy, settings)
         width, height = parse_size(size)
         if plain and trace:
             raise ValueError("--trace needs the cache, which --plain leaves out")
@@ -185,24 +215,21 @@ def generate(
         handle = None if plain else attachment.enable(pipeline, config)
     except (ValueError, TypeError) as error:
         fail(error)
-    with progress_display() as progress:
-        task = progress.add_task("denoising", total=None)
-        try:
-            made = generation.generate(
-                pipeline, prompt, seed=seed, on_step=lambda n, total: progress.update(task, completed=n, total=total), **arguments
-            )
-        except (ValueError, TypeError) as error:
-            fail(error)
-        except KeyboardInterrupt:
-            progress.stop()
-            typer.echo("Interrupted; nothing was written.", err=True)
-            raise typer.Exit(130) from None
+    try:
+        with progress_display() as progress:
+            task = progress.add_task("denoising", total=None)
+            watch = {"on_step": lambda done, total: progress.update(task, completed=done, total=total)}
+            made = generation.generate(pipeline, prompt, seed=seed, **watch, **arguments)
+    except (ValueError, TypeError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; nothing was written.", err=True)
+        raise typer.Exit(130) from None
     write_mp4(made.clip, out)
     typer.echo(f"film      {out} ({made.denoising_seconds:.1f} s of denoising)")
     if handle is not None:
         summary = handle.summary()
-        counts = ", ".join(f"{number} {granularity}" for granularity, number in summary["granularity_counts"].items())
-        typer.echo(f"steps     {counts}; {summary['computed_share']:.0%} of the block work")
+        typer.echo(f"steps     {counted(summary['granularity_counts'])}; {summary['computed_share']:.0%} of the work")
         if trace:
             handle.trace.save(trace)
             typer.echo(f"trace     {trace}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from os import PathLike
 from typing import Any
 
 from mixcache.policies import POLICIES, Bounded, Policy, Replay
+from mixcache.trace import Trace
 
 BOUNDS = ("num_warmup_steps", "num_cooldown_steps", "max_age", "max_cached_run")
+REPLAY_BOUNDS = {"num_warmup_steps": 1, "num_cooldown_steps": 0, "max_age": 10**9, "max_cached_run": 10**9}
+"""A trace that is replayed was bounded when it was recorded."""
 SPAN = ("span_first", "span_after")
 
 
@@ -25,8 +29,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 class MixCacheConfig:
     """A policy by name, its settings, and the bounds around it.
 
-    `settings` holds fields of the policy (see `mixcache.policies`), of the bounds (`num_warmup_steps`, `num_cooldown_steps`,
-    `max_age`, `max_cached_run`) and of the block span (`span_first`, `span_after`). ValueError for an unknown or wrong one.
+    `settings` holds fields of the policy (see `mixcache.policies`), of the bounds (`num_warmup_steps`,
+    `num_cooldown_steps`,
+    `max_age`, `max_cached_run`) and of the block span (`span_first`, `span_after`). ValueError for an unknown or
+    wrong one.
     """
 
     policy: str | Policy = "mixcache"
@@ -47,12 +53,18 @@ class MixCacheConfig:
             if name not in (*own, *BOUNDS, *SPAN):
                 raise ValueError(unknown_name(f"setting of policy {self.policy_name}", name, (*own, *BOUNDS, *SPAN)))
         bounds = {name: self.settings[name] for name in BOUNDS if name in self.settings}
-        if isinstance(self.policy, Policy):
-            return Bounded(policy=self.policy, **bounds)
-        policy = POLICIES[self.policy](**{name: self.settings[name] for name in own if name in self.settings})
+        if isinstance(self.policy, Bounded):
+            return replace(self.policy, **bounds)
+        policy = self.policy if isinstance(self.policy, Policy) else self._named_policy(self.policy, own)
         if isinstance(policy, Replay):
-            bounds = {"num_warmup_steps": 1, "num_cooldown_steps": 0, "max_age": 10**9, "max_cached_run": 10**9} | bounds
+            bounds = REPLAY_BOUNDS | bounds
         return Bounded(policy=policy, **bounds)
+
+    def _named_policy(self, name: str, own: tuple[str, ...]) -> Policy:
+        given = {name: self.settings[name] for name in own if name in self.settings}
+        if isinstance(given.get("trace"), (str, PathLike)):
+            given["trace"] = _trace_of(given["trace"])
+        return POLICIES[name](**given)
 
     def _own_settings(self) -> tuple[str, ...]:
         if isinstance(self.policy, Policy):
@@ -69,6 +81,13 @@ class MixCacheConfig:
     def span(self) -> dict[str, int]:
         """Settings of the block span that were given."""
         return {name: self.settings[name] for name in SPAN if name in self.settings}
+
+
+def _trace_of(path: str | PathLike[str]) -> Trace:
+    try:
+        return Trace.load(path)
+    except OSError as error:
+        raise ValueError(f"the trace {path} cannot be read: {error.strerror}") from error
 
 
 def setting_names(policy_class: type[Policy]) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ class Step:
     sigma: float
     """Noise level, as the scheduler gives it."""
     ages: Mapping[Granularity, int] = field(default_factory=dict)
-    """Steps since the last computed value of what a granularity would predict from; a granularity that cannot be used is absent."""
+    """Steps since the last computed value of what a granularity would predict from; a granularity that cannot be used
+    is absent."""
     history_lengths: Mapping[Granularity, int] = field(default_factory=dict)
     """Computed values at hand for each usable granularity: order n needs n + 1."""
 
@@ -62,6 +63,7 @@ class Measurement:
     """Index of the computed step."""
     sigma: float
     deviation: float | None
-    """Relative L1 error that the cache would have made here: mean|predicted - v| / mean|v|; absent without a history."""
+    """Relative L1 error that the cache would have made here: mean|predicted - v| / mean|v|; absent without a
+    history."""
     distances: Mapping[Granularity, float] = field(default_factory=dict)
     """Relative L1 change, between the last two computed values, of what each granularity would reuse."""

@@ -15,8 +15,8 @@ from mixcache import generation
 from mixcache.attachment import Handle, enable
 from mixcache.generation import Generated, OnStep
 from mixcache.metrics import adherence, video_psnr, video_ssim
-from mixcache.report.html import ClipPair, write_html
-from mixcache.report.video import side_by_side, write_mp4
+from mixcache.report.html import write_html
+from mixcache.report.video import ClipPair, side_by_side, write_mp4
 from mixcache.zoo import call_defaults, load, world
 
 FORMAT = 1

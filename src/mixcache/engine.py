@@ -227,8 +227,8 @@ class Engine:
         """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
         signals: dict[Granularity | str, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
-        behind = {branch: self._outputs.get(branch) for branch in outputs}
-        if outputs and all(behind.values()):
+        behind = {branch: self._outputs[branch] for branch in outputs if len(self._outputs.get(branch, ()))}
+        if outputs and len(behind) == len(outputs):
             guided = self._guided(outputs)
             last = self._guided({branch: history.last for branch, history in behind.items()})
             signals[Granularity.STEP] = relative_l1(last, guided)
@@ -238,7 +238,9 @@ class Engine:
         difference = self._computed_difference(outputs)
         if Granularity.CFG in self._kept and difference is not None and self._difference.last is not None:
             signals[Granularity.CFG] = relative_l1(self._difference.last, difference)
-        residuals = [(self._residuals[b].last, r) for b, r in record.residuals.items() if len(self._residuals.get(b, ()))]
+        residuals = [
+            (self._residuals[b].last, r) for b, r in record.residuals.items() if len(self._residuals.get(b, ()))
+        ]
         if residuals and len(residuals) == len(record.residuals):
             signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
         return signals
@@ -304,7 +306,8 @@ class Engine:
         return sum(history.num_bytes for history in histories)
 
     def reset(self) -> None:
-        """Ends the trajectory: the last step is measured and traced, every history and the policy's state are dropped."""
+        """Ends the trajectory: the last step is measured and traced, every history and the policy's state are
+        dropped."""
         self._finish()
         self._drop()
 

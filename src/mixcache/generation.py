@@ -54,7 +54,8 @@ class _Watch:
 
 @contextlib.contextmanager
 def watched_loop(pipeline: Any, on_step: OnStep | None = None) -> Iterator[LoopTime]:
-    """While it is open, the pipeline's denoising loop is timed, and `on_step` told, in place of its own progress bar."""
+    """While it is open, the pipeline's denoising loop is timed, and `on_step` told, in place of its own progress
+    bar."""
     clock = LoopTime()
 
     def progress_bar(iterable: Any = None, total: int | None = None) -> _Watch:
@@ -101,7 +102,7 @@ def generate(pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = 
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak of the CUDA device since its last reset, or of this process's resident memory."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -65,9 +65,11 @@ class History:
         self._values.clear()
 
     def predict(self, sigma: float, order: int) -> torch.Tensor:
-        """The value at `sigma`, a new tensor with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate in sigma.
+        """The value at `sigma`, a new tensor with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate
+        in sigma.
 
-        An order that the history is too short for, or two values at one sigma, lowers the order. ValueError on an empty history.
+        An order that the history is too short for, or two values at one sigma, lowers the order. ValueError on an
+        empty history.
         """
         if not self._values:
             raise ValueError("an empty history predicts nothing")

@@ -100,7 +100,7 @@ def video_ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.T
     if min(height, width) < 11:
         raise ValueError(f"frames are {height} by {width} pixels; SSIM needs at least 11 by 11 for its window")
     preds, target = first.permute(0, 3, 1, 2), second.permute(0, 3, 1, 2)
-    return float(structural_similarity_index_measure(preds, target, data_range=1.0))  # type: ignore[arg-type]
+    return float(structural_similarity_index_measure(preds, target, data_range=1.0))
 
 
 def parse_caption(caption: str) -> ParsedCaption:
@@ -120,8 +120,8 @@ def adherence(clip: np.ndarray | torch.Tensor, caption: str) -> Adherence:
     """How much of `caption` the clip of shape (num_frames, height, width, 3), float values in [0, 1], shows.
 
     The caption's objects are found in the clip by colour. One whose colour is not there is compared, for shape and
-    motion, with an object that is left over, if any. Objects that were not asked for cost nothing. Raises ValueError for
-    a caption outside the grammar or a clip of another shape.
+    motion, with an object that is left over, if any. Objects that were not asked for cost nothing. Raises ValueError
+    for a caption outside the grammar or a clip of another shape.
     """
     asked = parse_caption(caption)
     seen = read_clip(clip)

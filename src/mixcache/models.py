@@ -43,8 +43,9 @@ def row_for(transformer: Any, pipeline: Any) -> ModelRow:
             return row
     supported = ", ".join(f"{pipeline} with {row.transformer}" for row in MODELS for pipeline in row.pipelines)
     raise TypeError(
-        f"{pipeline_name} with {name} is not supported (supported: {supported}). If its blocks take and return one hidden "
-        "state and its pipeline passes step_index and sigma to cache_context, add to MODELS in mixcache/models.py: "
+        f"{pipeline_name} with {name} is not supported (supported: {supported}). If its blocks take and return one "
+        "hidden state and its pipeline passes step_index, num_inference_steps and sigma to "
+        "cache_context, add to MODELS in mixcache/models.py: "
         f'ModelRow(transformer="{name}", pipelines=("{pipeline_name}",), blocks="{_blocks_guess(transformer)}")'
     )
 

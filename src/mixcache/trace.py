@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,8 @@ class TraceEntry:
             "order": self.order,
             "reason": self.reason,
             "calls": [{"branch": c.branch, "computed": c.computed, "num_blocks": c.num_blocks} for c in self.calls],
-            "deviation": self.deviation,
-            "distances": {granularity.value: value for granularity, value in self.distances.items()},
+            "deviation": self.deviation if self.deviation is not None and math.isfinite(self.deviation) else None,
+            "distances": {granularity.value: v for granularity, v in self.distances.items() if math.isfinite(v)},
             "non_finite": self.non_finite,
             "held_bytes": self.held_bytes,
         }
@@ -121,28 +123,25 @@ class Trace:
             return 1.0
         return sum(call.num_blocks for entry in self._entries for call in entry.calls) / (num_calls * self.num_blocks)
 
-    def save(self, path: str | Path) -> None:
-        """Writes JSON lines: a header, then an entry a line. Non-finite floats become null."""
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes JSON lines: a header, then an entry a line. A deviation or distance not finite is left out."""
         header = {"mixcache_trace": FORMAT, "num_blocks": self.num_blocks}
         rows = [header, *(entry.to_json() for entry in self._entries)]
         Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     @classmethod
-    def load(cls, path: str | Path) -> Trace:
+    def load(cls, path: str | PathLike[str]) -> Trace:
         """Reads what `save` wrote; ValueError names the file and the line that is wrong."""
-        lines = Path(path).read_text().splitlines()
         trace, number = cls(), 1
         try:
+            lines = Path(path).read_text().splitlines()
             header = json.loads(lines[0])
             if header["mixcache_trace"] != FORMAT:
                 raise ValueError(f"format {header['mixcache_trace']} is not {FORMAT}")
             trace.num_blocks = int(header["num_blocks"])
-            for number, line in enumerate(lines[1:], start=2):
+            for line in lines[1:]:
+                number += 1
                 trace.append(TraceEntry.from_json(json.loads(line)))
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: no trace of mixcache ({error})") from error
         return trace
-
-    def renumbered(self, generation: int) -> Trace:
-        """The same entries under another generation number."""
-        return Trace((replace(e, generation=generation) for e in self._entries), num_blocks=self.num_blocks)

@@ -1,10 +1,12 @@
 """What a policy is: settings that never change, a state that is passed in, two questions. Pure Python.
 
-`init()` makes a state, `decide(step, state)` answers before a step, `observe(measurement, state)` learns after a computed one.
+`init()` makes a state, `decide(step, state)` answers before a step, `observe(measurement, state)` learns after a
+computed one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +17,8 @@ MAX_ORDER = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Base of all policies. Settings are checked in `__post_init__` by a ValueError that names field, value and way out."""
+    """Base of all policies. Settings are checked in `__post_init__` by a ValueError that names field, value and way
+    out."""
 
     name: ClassVar[str]
 
@@ -46,13 +49,18 @@ class Policy:
 
 
 def check_order(order: int) -> None:
-    if order not in range(MAX_ORDER + 1):
+    if isinstance(order, bool) or not isinstance(order, int) or order not in range(MAX_ORDER + 1):
         raise ValueError(f"order={order!r} is not 0 (reuse), 1 or 2 (Lagrange extrapolation in sigma)")
 
 
 def check_count(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def granularity_of(name: str | Granularity) -> Granularity:

@@ -75,7 +75,12 @@ class Bounded(Policy):
         if state.num_cached >= self.max_cached_run:
             return Decision(granularity=Granularity.COMPUTE, reason=f"{state.num_cached} cached steps in a row")
         young = {granularity: age for granularity, age in step.ages.items() if age <= self.max_age}
-        return self.policy.decide(replace(step, ages=young), state.inner)
+        decision = self.policy.decide(replace(step, ages=young), state.inner)
+        if decision.granularity is not Granularity.COMPUTE and decision.granularity not in young:
+            return Decision(
+                granularity=Granularity.COMPUTE, reason=f"no history young enough for {decision.granularity}"
+            )
+        return decision
 
     def observe(self, measurement: Measurement, state: Run) -> None:
         self.policy.observe(measurement, state.inner)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mixcache.decision import Decision, Granularity, Step
-from mixcache.policies.base import Policy, check_order, granularity_of
+from mixcache.policies.base import Policy, check_order, granularity_of, is_number
 
 
 @dataclass
@@ -36,7 +36,7 @@ class EveryNth(Policy):
     def __post_init__(self) -> None:
         granularity_of(self.granularity)
         check_order(self.order)
-        if not (isinstance(self.period, (int, float)) and math.isfinite(self.period) and self.period >= 1):
+        if not is_number(self.period) or self.period < 1:
             raise ValueError(f"period={self.period!r} must be a number of at least 1 (1 computes every step)")
 
     @property

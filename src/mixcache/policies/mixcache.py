@@ -1,19 +1,21 @@
 """mixcache: when the measured deviation allows it, the granularity with the smallest distance times impact.
 
-Source: arXiv 2508.12691, "Adaptive Hybrid Caching for Efficient Text-to-Video Diffusion Model Acceleration"; METHOD sections 3 and 4.
-The paper's: three granularities, P = D * I with penalty 5 on the last choice, an interval between two thresholds of the deviation.
-Ours, where the paper is silent: D as relative L1, the values of the thresholds and limits, the end of the warm-up by measurement.
+Source: arXiv 2508.12691, "Adaptive Hybrid Caching for Efficient Text-to-Video Diffusion Model Acceleration"; METHOD
+sections 3 and 4.
+The paper's: three granularities, P = D * I with penalty 5 on the last choice, an interval between two thresholds of
+the deviation.
+Ours, where the paper is silent: D as relative L1, the values of the thresholds and limits, the end of the warm-up by
+measurement.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_count, check_order, granularity_of
+from mixcache.policies.base import Policy, check_count, check_order, granularity_of, is_number
 
 
 @dataclass
@@ -53,17 +55,20 @@ class MixCache(Policy):
         check_order(self.order)
         check_count("first_interval", self.first_interval, 0)
         check_count("max_interval", self.max_interval, 1)
-        if not 0 <= self.delta_1 <= self.delta_2 < math.inf:
+        if not (is_number(self.delta_1) and is_number(self.delta_2) and 0 <= self.delta_1 <= self.delta_2):
             raise ValueError(
-                f"delta_1={self.delta_1!r}, delta_2={self.delta_2!r}: thresholds must be finite with 0 <= delta_1 <= delta_2"
+                f"delta_1={self.delta_1!r}, delta_2={self.delta_2!r}: thresholds must be finite with "
+                "0 <= delta_1 <= delta_2"
             )
-        if not 1 <= self.penalty < math.inf:
+        if not is_number(self.penalty) or self.penalty < 1:
             raise ValueError(f"penalty={self.penalty!r} must be a finite number of at least 1 (1 switches it off)")
-        if not self.impacts:
-            raise ValueError("impacts={} leaves no granularity to choose; name step, cfg or block")
+        if not isinstance(self.impacts, Mapping) or not self.impacts:
+            raise ValueError(
+                f"impacts={self.impacts!r} leaves no granularity to choose; map step, cfg or block to numbers"
+            )
         for name, impact in self.impacts.items():
             granularity_of(name)
-            if not 0 < impact < math.inf:
+            if not is_number(impact) or impact <= 0:
                 raise ValueError(f"impacts[{name!r}]={impact!r} must be a finite number over 0")
 
     @property

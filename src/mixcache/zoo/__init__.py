@@ -20,7 +20,7 @@ def load(name: str = "shapes-wan", *, dtype: Any = None) -> Any:
     import torch
     from diffusers import WanPipeline
 
-    return WanPipeline.from_pretrained(folder(name), torch_dtype=dtype or torch.float32, local_files_only=True)
+    return WanPipeline.from_pretrained(folder(name), dtype=dtype or torch.float32, local_files_only=True)
 
 
 def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Reads a clip of the drawn world back, from its pixels alone: what the background is, what each object is and does.
 
 Backgrounds are grey and objects are not, so an object is what has a hue. Each hue is one object, because two objects of
-a scene never share a colour. Shapes are told by turned templates, motions by the track of centre and radius. Lengths are
-in half frame heights, as in `mixcache.zoo.world`; `u` is time in [0, 1].
+a scene never share a colour. Shapes are told by turned templates, motions by the track of centre and radius. Lengths
+are in half frame heights, as in `mixcache.zoo.world`; `u` is time in [0, 1].
 
 Legend of shapes: F frames, H height, W width, P patch side, A angles.
 """
@@ -81,7 +81,8 @@ class _Track:
 def read_clip(clip: np.ndarray | torch.Tensor) -> Reading:
     """What a clip of shape (num_frames, height, width, 3) with float values in [0, 1] shows.
 
-    A clip without a coloured object has no objects in its reading. Raises ValueError for another shape or integers.
+    A clip without a coloured object has no objects in its reading. Raises ValueError for another shape, for integers,
+    and for values that are not finite or far outside.
     """
     frames = _as_frames(clip)
     num_frames, height, width, _ = frames.shape
@@ -114,6 +115,11 @@ def _as_frames(clip: np.ndarray | torch.Tensor) -> torch.Tensor:
     if not frames.is_floating_point():
         raise ValueError(f"clip has {frames.dtype} values; they must be floats in [0, 1], so divide bytes by 255")
     frames = frames.to("cpu", torch.float32)
+    least, most = frames.aminmax()
+    if not (least > -0.5 and most < 1.5):  # also true of NaN
+        raise ValueError(
+            f"clip has values from {float(least):.3g} to {float(most):.3g}; they must be finite and in [0, 1]"
+        )
     factor = -(-frames.shape[1] // _MAX_ROWS)
     if factor > 1 and frames.shape[2] >= factor:
         frames = functional.avg_pool2d(frames.permute(0, 3, 1, 2), factor).permute(0, 2, 3, 1)
@@ -287,7 +293,8 @@ def _read_background(
     basis = torch.stack([torch.ones_like(waves[0]), x.flatten(), y.flatten(), *chequers], dim=-1)
     products = (basis[:, :, None] * basis[:, None, :]).flatten(1)
     normal = (free @ products).unflatten(1, (basis.shape[1], -1))
-    fit = torch.linalg.solve(normal, (free * grey.flatten(1)) @ basis)
+    ridge = 1e-6 * len(basis) * torch.eye(basis.shape[1])  # for frames too small to tell all these apart
+    fit = torch.linalg.solve(normal + ridge, (free * grey.flatten(1)) @ basis)
     # A drawn slope is 1.4 * 0.22 / 2.83, and drawn chequers, +-0.11, have a first harmonic of 0.11 * (4 / pi) ** 2.
     evidence = {
         "gradient": float(fit[:, 1:3].norm(dim=-1).median()) / 0.109,

@@ -3,7 +3,8 @@
     caption    = object [" and " object] " on a " pattern " " tone " background"
     object     = "a " size " " colour " " shape " " motion
 
-Everything is drawn from signed distances with one pixel of anti-aliasing, at any resolution and length, from a seed. Positions and
+Everything is drawn from signed distances with one pixel of anti-aliasing, at any resolution and length, from a seed.
+Positions and
 lengths are in units of half the frame's height, so that the same scene can be drawn at any size; `u` is time in [0, 1].
 """
 
@@ -147,7 +148,8 @@ def held_out_captions(num_captions: int, seed: int = 0) -> list[str]:
 
 
 def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Distance to the outline of an upright shape at the origin, negative inside; all shapes have about the area of the circle."""
+    """Distance to the outline of an upright shape at the origin, negative inside; all shapes have about the area of
+    the circle."""
     if shape == "circle":
         return torch.hypot(x, y) - radius
     if shape == "square":
@@ -191,7 +193,9 @@ def _background(scene: Scene, x: torch.Tensor, y: torch.Tensor, pixel: float) ->
     waves = []
     for coordinate, phase in ((x, scene.phase[0]), (y, scene.phase[1])):
         position = torch.remainder(coordinate / CHEQUER_CELL + phase, 2.0)
-        distance = torch.where(position < 1, torch.minimum(position, 1 - position), -torch.minimum(position - 1, 2 - position))
+        distance = torch.where(
+            position < 1, torch.minimum(position, 1 - position), -torch.minimum(position - 1, 2 - position)
+        )
         waves.append((distance * CHEQUER_CELL / pixel).clamp(-1, 1))
     share = 0.5 + 0.5 * waves[0] * waves[1]
     return tone + (other - tone) * share

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mixcache.decision import Granularity
+from mixcache.policies import Replay
+from mixcache.trace import Trace, TraceEntry
+
+Pattern = Callable[..., str]
+NAMES = {".": Granularity.COMPUTE, "s": Granularity.STEP, "c": Granularity.CFG, "b": Granularity.BLOCK}
+
+
+def recorded(text: str, generation: int = 0, order: int = 0) -> Trace:
+    return Trace(
+        TraceEntry(
+            generation=generation,
+            step=index,
+            num_steps=len(text),
+            sigma=1 - index / len(text),
+            granularity=NAMES[letter],
+            order=order,
+            reason="recorded",
+        )
+        for index, letter in enumerate(text)
+    )
+
+
+def test_repeats_the_decisions(pattern: Pattern) -> None:
+    assert pattern(Replay(trace=recorded(".sc.b.s.")), 8) == ".sc.b.s."
+
+
+def test_keeps_only_what_the_trace_uses() -> None:
+    replay = Replay(trace=recorded("..c.b", order=1))
+    assert (replay.granularities, replay.max_order, replay.measures) == ((Granularity.CFG, Granularity.BLOCK), 1, False)
+    assert Replay(trace=recorded("...")).granularities == ()
+
+
+def test_steps_outside_the_trace_and_without_history_are_computed(pattern: Pattern) -> None:
+    assert pattern(Replay(trace=recorded(".s.s")), 6) == "......"  # another number of steps is another trajectory
+    assert pattern(Replay(trace=recorded("s.sc")), 4) == "..sc"
+    assert pattern(Replay(trace=recorded("..sc")), 4, absent=[Granularity.CFG]) == "..s."
+
+
+def test_the_first_of_several_generations_is_repeated(pattern: Pattern) -> None:
+    both = Trace([*recorded(".s.s", generation=3), *recorded(".ccc", generation=4)])
+    assert pattern(Replay(trace=both), 4) == ".s.s"
+    assert pattern(Replay(trace=both.generation(-1)), 4) == ".ccc"
+
+
+def test_empty_trace_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"trace= is empty; give a Trace, such as Trace.load\('trace.jsonl'\)"):
+        Replay()

@@ -1,0 +1,156 @@
+"""The command line: its errors are one line and exit code 2, and it leaves what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mixcache import cli, generation
+from mixcache.trace import Trace
+
+CAPTION = "a small red circle moving left on a plain black background"
+runner = CliRunner()
+
+
+def failed(arguments: list[str]) -> str:
+    """The error text of a call that must end with exit code 2 and without a traceback."""
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--policy", "mixcach"], "mixcache: unknown policy 'mixcach'; did you mean 'mixcache'?"),
+        (["demo", "--set", "delta_3=0.1"], "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_2'?"),
+        (["demo", "--set", "delta_1=0.5"], "thresholds must be finite with 0 <= delta_1 <= delta_2"),
+        (["demo", "--set", "delta_1"], "--set 'delta_1' is not NAME=VALUE"),
+        (["generate", CAPTION, "--size", "64"], "--size '64' is not WIDTHxHEIGHT, such as 832x480"),
+        (["generate", CAPTION, "--out", "clip.avi"], "clip.avi must end in .mp4"),
+        (["generate", CAPTION, "--plain", "--trace", "t.jsonl"], "--trace needs the cache, which --plain leaves out"),
+        (["generate", CAPTION, "--policy", "replay"], "trace= is empty"),
+        (
+            ["generate", CAPTION, "--policy", "replay", "--set", "trace=none.jsonl"],
+            "the trace none.jsonl cannot be read",
+        ),
+        (["generate", CAPTION, "--model", "shapes-won"], "did you mean 'shapes-wan'?"),
+        (["demo", "--stepz", "3"], "No such option"),
+        (["demo", "--prompts", "0"], "Invalid value for '--prompts'"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = failed(arguments)
+    assert message in text
+    assert list(tmp_path.rglob("*.mp4")) == []
+
+
+def test_an_own_error_is_exactly_one_line() -> None:
+    assert failed(["demo", "--policy", "mixcach"]).count("\n") == 1
+
+
+def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    out = str(tmp_path / "clip.mp4")
+    assert "is no diffusers pipeline: it has no model_index.json" in failed(
+        ["generate", CAPTION, "--model", str(tmp_path), "--out", out]
+    )
+    (tmp_path / "model_index.json").write_text("{}")
+    assert "cannot be loaded as a pipeline" in failed(["generate", CAPTION, "--model", str(tmp_path), "--out", out])
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("generation began")
+
+    monkeypatch.setattr(generation, "generate", never)
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in failed(["demo", "--out", str(tmp_path / "file" / "demo")])
+    assert "cannot be made" in failed(["generate", CAPTION, "--out", str(tmp_path / "file" / "clip.mp4")])
+    (tmp_path / "clip.mp4").write_bytes(b"precious")
+    assert "exists; --force overwrites it" in failed(["generate", CAPTION, "--out", str(tmp_path / "clip.mp4")])
+    assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
+
+
+def test_demo_writes_films_and_reports(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = runner.invoke(cli.app, ["demo", "--prompts", "2", "--steps", "10", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "speed-up" in result.output
+    assert str(out / "report.html") in result.output
+    report = json.loads((out / "report.json").read_text())
+    assert [clip["seed"] for clip in report["clips"]] == [0, 1]
+    assert sum(report["granularity_counts"].values()) == 20
+    assert report["interrupted"] is False
+    for key in ("speedup", "ssim", "adherence_plain", "adherence_cached", "peak_memory_bytes", "settings", "versions"):
+        assert report[key] is not None
+    for clip in report["clips"]:
+        assert [entry["step"] for entry in clip["trace"]] == list(range(10))
+        for kind in ("plain", "cached", "side_by_side"):
+            assert (out / clip[kind]).stat().st_size > 1000
+        assert clip["caption"] in (out / "report.html").read_text()
+    assert "exists; --force" in failed(["demo", "--out", str(out)])
+
+
+def test_an_interrupted_demo_keeps_the_finished_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    generate = generation.generate
+
+    def interrupted_at_the_second_clip(*arguments: Any, **settings: Any) -> Any:
+        if len(made) == 4:  # warm-up, plain and cached of the first clip, plain of the second
+            raise KeyboardInterrupt
+        made.append(generate(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(generation, "generate", interrupted_at_the_second_clip)
+    result = runner.invoke(cli.app, ["demo", "--prompts", "3", "--steps", "6", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert "Interrupted: 1 of 3 clips are finished." in result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["interrupted"] is True
+    assert len(report["clips"]) == 1
+    assert (tmp_path / report["clips"][0]["side_by_side"]).exists()
+    assert "interrupted" in (tmp_path / "report.html").read_text()
+
+
+def test_generate_writes_a_film_and_a_trace_that_replays(tmp_path: Path) -> None:
+    film, trace = tmp_path / "clip.mp4", tmp_path / "trace.jsonl"
+    common = ["generate", CAPTION, "--steps", "10", "--force", "--out", str(film)]
+    cached = ["--policy", "every_nth", "--set", "period=3", "--set", "num_warmup_steps=2", "--trace", str(trace)]
+    result = runner.invoke(cli.app, common + cached)
+    assert result.exit_code == 0, result.output
+    first = film.read_bytes()
+    granularities = [entry.granularity.value for entry in Trace.load(trace)]
+    assert granularities == [*["compute"] * 3, "step", "step", "compute", "step", "step", "compute", "compute"]
+    replayed = runner.invoke(cli.app, [*common, "--policy", "replay", "--set", f"trace={trace}"])
+    assert replayed.exit_code == 0, replayed.output
+    assert film.read_bytes() == first
+
+
+def test_generate_takes_a_pipeline_folder(tmp_path: Path, pipeline: Any) -> None:
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = ["--size", "16x16", "--frames", "5", "--steps", "3", "--out", str(tmp_path / "clip.mp4")]
+    result = runner.invoke(cli.app, ["generate", "a red circle", "--model", str(tmp_path / "model"), *arguments])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "clip.mp4").exists()
+
+
+def test_models_lists_what_is_supported() -> None:
+    result = runner.invoke(cli.app, ["models"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for name in ("WanTransformer3DModel", "WanPipeline", "step, cfg, block", "shapes-wan"):
+        assert name in result.output
+
+
+def test_parse_settings() -> None:
+    pairs = ["period=2.5", "granularity=cfg", "max-age=3", 'impacts={"step": 1}']
+    assert cli.parse_settings(pairs) == {"period": 2.5, "granularity": "cfg", "max_age": 3, "impacts": {"step": 1}}

@@ -1,0 +1,519 @@
+"""The engine on calls whose outputs are arithmetic. Sigma is 1, 0.9, 0.8, ...; tensors are 2 x 3 and full of one number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+import mixcache.engine
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.engine import CallInfo, Engine, Span, SpanMode
+from mixcache.policies import Policy
+from mixcache.trace import Trace
+
+C, S, G, B = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
+NUM_STEPS = 10
+TENSOR_BYTES = 24
+
+
+@dataclass
+class Seen:
+    """What a scripted policy was told."""
+
+    steps: list[Step] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    num_trajectories: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted(Policy):
+    """Answers by the index of the step; past the script it computes."""
+
+    script: Sequence[Granularity]
+    order: int = 0
+    kept: tuple[Granularity, ...] = (S, G, B)
+    measuring: bool = True
+    seen: Seen = field(default_factory=Seen)
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        return self.kept
+
+    @property
+    def max_order(self) -> int:
+        return self.order
+
+    @property
+    def measures(self) -> bool:
+        return self.measuring
+
+    def init(self) -> Seen:
+        self.seen.num_trajectories += 1
+        return self.seen
+
+    def decide(self, step: Step, state: Seen) -> Decision:
+        state.steps.append(step)
+        granularity = self.script[step.index] if step.index < len(self.script) else C
+        return Decision(granularity=granularity, order=self.order, reason="script")
+
+    def observe(self, measurement: Measurement, state: Seen) -> None:
+        state.measurements.append(measurement)
+
+
+class Host:
+    """Stands for the pipeline and its transformer of 4 blocks: block 0 doubles, the span (blocks 1 and 2) adds a residual, block 3
+    multiplies by 3."""
+
+    def __init__(self, policy: Policy, guidance: float | None = 5.0) -> None:
+        self.trace = Trace(num_blocks=4)
+        self.engine = Engine(policy, Span(1, 3, 4), lambda: guidance, self.trace)
+        self.num_computed = 0
+        self.num_spans = 0
+
+    def call(self, step: int, branch: str, compute: Callable[[], torch.Tensor], **info: Any) -> float:
+        settings: dict[str, Any] = {
+            "branch": branch,
+            "step": step,
+            "num_steps": NUM_STEPS,
+            "sigma": 1 - step / 10,
+            "signature": ((2, 3), torch.float32),
+        }
+
+        def counted() -> torch.Tensor:
+            self.num_computed += 1
+            return compute()
+
+        output = self.engine.call(CallInfo(**settings | info), counted)
+        assert output.shape == (2, 3)
+        first = float(output[0, 0])
+        assert torch.equal(output, torch.full((2, 3), first)) or first != first
+        return first
+
+    def out(self, step: int, branch: str, value: float, **info: Any) -> float:
+        """A call that would compute `value`; the span's residual is then 0."""
+        return self.call(step, branch, lambda: self.blocks(value / 6, 0.0), **info)
+
+    def both(self, step: int, cond: float, uncond: float, **info: Any) -> tuple[float, float]:
+        return self.out(step, "cond", cond, **info), self.out(step, "uncond", uncond, **info)
+
+    def spanned(self, step: int, branch: str, x: float, residual: float) -> float:
+        return self.call(step, branch, lambda: self.blocks(x, residual))
+
+    def blocks(self, x: float, residual: float) -> torch.Tensor:
+        hidden = torch.full((2, 3), x) * 2
+        after = self.engine.span_begins(hidden)
+        if after is None:
+            self.num_spans += 1
+            after = hidden + residual
+            self.engine.span_ends(after)
+        return after * 3
+
+
+def scripted(*script: Granularity, **settings: Any) -> Scripted:
+    return Scripted(script=script, **settings)
+
+
+def approx(*numbers: float) -> Any:
+    return pytest.approx(numbers, rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- what is predicted
+
+
+def test_step_repeats_the_last_computed_output() -> None:
+    host = Host(scripted(C, S, S, C, S))
+    assert host.both(0, 10, 4) == approx(10, 4)
+    assert host.both(1, 20, 8) == approx(10, 4)
+    assert host.both(2, 30, 12) == approx(10, 4)
+    assert host.both(3, 40, 16) == approx(40, 16)
+    assert host.both(4, 50, 20) == approx(40, 16)
+    assert host.num_computed == 4
+
+
+def test_step_of_order_1_extrapolates_from_computed_values_alone() -> None:
+    host = Host(scripted(C, S, C, S, S, order=1))
+    host.both(0, 10, 4)
+    assert host.both(1, 99, 99) == approx(10, 4)  # one value: order 0
+    host.both(2, 30, 5)
+    # 10 at sigma 1, 30 at 0.8: 40 at 0.7, 50 at 0.6; 4 and 5: 5.5 and 6
+    assert host.both(3, 99, 99) == approx(40, 5.5)
+    assert host.both(4, 99, 99) == approx(50, 6)
+
+
+def test_cfg_is_cond_plus_the_last_computed_difference() -> None:
+    host = Host(scripted(C, G, C, G))
+    host.both(0, 10, 4)
+    assert host.both(1, 20, 99) == approx(20, 14)
+    host.both(2, 30, 20)
+    assert host.both(3, 50, 99) == approx(50, 40)
+    assert host.num_computed == 6
+
+
+def test_cfg_of_order_1() -> None:
+    host = Host(scripted(C, C, G, order=1))
+    host.both(0, 10, 4)
+    host.both(1, 20, 12)
+    assert host.both(2, 40, 99) == approx(40, 30)  # difference -6 at 1, -8 at 0.9: -10 at 0.8
+
+
+def test_block_adds_the_last_computed_residual() -> None:
+    host = Host(scripted(C, B, C, B))
+    assert (host.spanned(0, "cond", 1, 5), host.spanned(0, "uncond", 1, 2)) == approx(21, 12)
+    # (2 x + r) 3 with x = 2 and the residuals of step 0
+    assert (host.spanned(1, "cond", 2, 99), host.spanned(1, "uncond", 2, 99)) == approx(27, 18)
+    assert (host.spanned(2, "cond", 3, 9), host.spanned(2, "uncond", 3, 4)) == approx(45, 30)
+    assert (host.spanned(3, "cond", 4, 99), host.spanned(3, "uncond", 4, 99)) == approx(51, 36)
+    assert (host.num_computed, host.num_spans) == (8, 4)
+    host.engine.reset()
+    assert [[c.num_blocks for c in entry.calls] for entry in host.trace] == [[4, 4], [2, 2], [4, 4], [2, 2]]
+    assert host.trace.computed_share() == (4 + 2 + 4 + 2) / 16
+
+
+def test_block_of_order_1() -> None:
+    host = Host(scripted(C, C, B, order=1))
+    host.spanned(0, "cond", 1, 5)
+    host.spanned(1, "cond", 1, 7)
+    assert host.spanned(2, "cond", 4, 99) == pytest.approx((8 + 9) * 3, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- what enters a history
+
+
+def ages_of(policy: Scripted) -> list[dict[Granularity, int]]:
+    return [dict(step.ages) for step in policy.seen.steps]
+
+
+def test_a_computed_step_refreshes_all() -> None:
+    policy = scripted(C, C, C)
+    host = Host(policy)
+    for step in range(3):
+        host.both(step, 10, 4)
+    assert ages_of(policy) == [{}, {S: 1, G: 1, B: 1}, {S: 1, G: 1, B: 1}]
+    assert [dict(step.history_lengths) for step in policy.seen.steps][1:] == [{S: 1, G: 1, B: 1}] * 2
+
+
+def test_a_step_step_refreshes_nothing() -> None:
+    policy = scripted(C, S, S, C, C)
+    host = Host(policy)
+    for step in range(5):
+        host.both(step, 10, 4)
+    assert ages_of(policy)[1:] == [{S: n, G: n, B: n} for n in (1, 2, 3, 1)]
+
+
+def test_a_cfg_step_refreshes_cond_and_nothing_else() -> None:
+    policy = scripted(C, G, G, S, G)
+    host = Host(policy)
+    host.both(0, 10, 4)
+    assert host.both(1, 20, 99) == approx(20, 14)
+    assert host.both(2, 31, 99) == approx(31, 25)
+    assert host.out(3, "cond", 99) == pytest.approx(31)  # computed at step 2
+    host.out(3, "uncond", 99)
+    assert host.both(4, 50, 99) == approx(50, 44)  # the difference is still that of step 0
+    # uncond, the difference and the residuals were last computed at step 0
+    assert ages_of(policy)[1:] == [{S: n, G: n, B: n} for n in (1, 2, 3, 4)]
+
+
+def test_a_block_step_refreshes_nothing() -> None:
+    policy = scripted(C, B, S, G)
+    host = Host(policy)
+    host.spanned(0, "cond", 1, 4)
+    host.spanned(0, "uncond", 1, 0)
+    assert host.spanned(1, "cond", 5, 99) == pytest.approx(42)
+    assert host.spanned(1, "uncond", 5, 99) == pytest.approx(30)
+    assert host.both(2, 99, 99) == approx(18, 6)
+    assert host.both(3, 20, 99) == approx(20, 8)
+    assert ages_of(policy)[1:] == [{S: n, G: n, B: n} for n in (1, 2, 3)]
+
+
+def test_a_granularity_the_policy_cannot_choose_keeps_nothing() -> None:
+    for kept, num_tensors in (((S,), 2), ((G,), 1), ((B,), 2), ((S, G, B), 5), ((), 0)):
+        policy = scripted(C, C, kept=kept, measuring=False)
+        host = Host(policy)
+        host.both(0, 10, 4)
+        host.out(1, "cond", 10)
+        assert host.engine.held_bytes == num_tensors * TENSOR_BYTES
+        assert set(policy.seen.steps[1].ages) == set(kept)
+
+
+@pytest.mark.parametrize("granularity", [S, G, B])
+def test_a_choice_without_history_is_computed_and_traced_so(granularity: Granularity) -> None:
+    host = Host(scripted(granularity, granularity))
+    assert host.both(0, 10, 4) == approx(10, 4)
+    host.engine.reset()
+    assert (host.num_computed, host.trace[0].granularity) == (2, C)
+    assert [call.computed for call in host.trace[0].calls] == [True, True]
+
+
+def test_the_histories_do_not_alias_what_the_host_gets() -> None:
+    host = Host(scripted(C, S, S))
+    info = CallInfo(branch="cond", step=0, num_steps=NUM_STEPS, sigma=1.0, signature=())
+    host.engine.call(info, lambda: torch.full((2, 3), 10.0)).zero_()
+    for step in (1, 2):
+        info = CallInfo(branch="cond", step=step, num_steps=NUM_STEPS, sigma=1 - step / 10, signature=())
+        predicted = host.engine.call(info, lambda: torch.full((2, 3), 99.0))
+        assert torch.equal(predicted, torch.full((2, 3), 10.0))
+        predicted.zero_()
+
+
+# ------------------------------------------------------------------------------------------------- what is measured
+
+
+def test_deviation_and_distances_by_hand() -> None:
+    policy = scripted(C, C)
+    host = Host(policy)
+    host.spanned(0, "cond", 1, 5)  # 21
+    host.spanned(0, "uncond", 1, 2)  # 12
+    host.spanned(1, "cond", 3, 8)  # 42
+    host.spanned(1, "uncond", 3, 4)  # 30
+    host.engine.reset()
+    first, second = policy.seen.measurements
+    assert (first.step, first.deviation, dict(first.distances)) == (0, None, {})
+    # guided: 12 + 5 * 9 = 57, then 30 + 5 * 12 = 90
+    assert second.deviation == pytest.approx(33 / 90)
+    # difference -9, then -12; residuals 5, then 8, and 2, then 4
+    assert second.distances == {
+        S: pytest.approx(33 / 90),
+        G: pytest.approx(3 / 12),
+        B: pytest.approx((3 / 8 + 2 / 4) / 2),
+    }
+    assert (host.trace[1].deviation, host.trace[1].distances) == (second.deviation, second.distances)
+    assert (second.step, second.sigma) == (1, 0.9)
+
+
+def test_deviation_uses_the_predictor_and_the_distance_does_not() -> None:
+    policy = scripted(C, C, C, order=1)
+    host = Host(policy, guidance=1.0)  # guided = cond
+    for step, value in enumerate((10, 20, 40)):
+        host.both(step, value, 0)
+    host.engine.reset()
+    third = policy.seen.measurements[2]
+    assert third.deviation == pytest.approx(10 / 40)  # the line through 10 and 20 says 30
+    assert third.distances[S] == pytest.approx(20 / 40)
+
+
+def test_without_a_guidance_scale_the_branches_are_measured_side_by_side() -> None:
+    policy = scripted(C, C)
+    host = Host(policy, guidance=None)
+    host.both(0, 10, 4)
+    host.both(1, 20, 8)
+    host.engine.reset()
+    assert policy.seen.measurements[1].deviation == pytest.approx(14 / 28)
+
+
+def test_one_branch_alone() -> None:
+    policy = scripted(C, C, S, G)
+    host = Host(policy)
+    for step, value in enumerate((10, 20)):
+        host.out(step, "cond", value)
+    assert host.out(2, "cond", 99) == pytest.approx(20)
+    assert host.out(3, "cond", 40) == pytest.approx(40)
+    host.engine.reset()
+    assert policy.seen.measurements[1].deviation == pytest.approx(10 / 20)
+    assert [G in step.ages for step in policy.seen.steps] == [False] * 4
+    assert [entry.granularity for entry in host.trace] == [C, C, S, C]
+
+
+def test_only_computed_steps_are_measured() -> None:
+    policy = scripted(C, S, G, B, C)
+    host = Host(policy)
+    for step in range(5):
+        host.both(step, 10 + step, 4)
+    host.engine.reset()
+    assert [measurement.step for measurement in policy.seen.measurements] == [0, 4]
+
+
+def test_at_most_one_transfer_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = mixcache.engine.to_floats
+
+    def counting(scalars: list[torch.Tensor]) -> list[float]:
+        sizes.append(len(scalars))
+        return real(scalars)
+
+    monkeypatch.setattr(mixcache.engine, "to_floats", counting)
+    host = Host(scripted(C, C, S, G, B, C, order=1))
+    for step in range(6):
+        before = len(sizes)
+        host.both(step, 10 + step, 4)
+        assert len(sizes) - before == (step > 0)
+    host.engine.reset()
+    # finite x 2; then also step, deviation, cfg, block; nothing; finite; nothing; all again
+    assert sizes == [2, 6, 0, 1, 0, 6]
+
+
+# ------------------------------------------------------------------------------------------------ new trajectories
+
+
+START = {"step": 2, "num_steps": NUM_STEPS, "sigma": 0.8, "signature": ((2, 3), torch.float32)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 0, "sigma": 1.0},
+        {"step": 3, "sigma": 0.85},
+        {"step": 3, "signature": ((4, 3), torch.float32)},
+        {"step": 3, "signature": ((2, 3), torch.bfloat16)},
+        {"step": 3, "num_steps": 9},
+        {"step": 2},  # the branch of this step again
+        {"step": 4},  # a step was left out
+        {"step": 1, "sigma": 0.8},
+    ],
+)
+def test_a_new_trajectory_drops_every_history(change: dict[str, Any]) -> None:
+    policy = scripted(C, C, C, S, S)
+    host = Host(policy)
+    for step in range(3):
+        host.both(step, 10, 4)
+    settings = {"step": 3, "num_steps": NUM_STEPS, "sigma": 0.7, "signature": START["signature"]} | change
+    step = settings.pop("step")
+    assert host.out(step, "cond", 77, **settings) == pytest.approx(77)
+    assert policy.seen.steps[-1].ages == {}
+    assert policy.seen.num_trajectories == 3  # at the start, at the first call, now
+    assert host.engine.held_bytes == 0
+    host.engine.reset()
+    assert [entry.generation for entry in host.trace] == [0, 0, 0, 1]
+
+
+def test_the_same_trajectory_goes_on() -> None:
+    policy = scripted(C, C, C, S)
+    host = Host(policy)
+    for step in range(3):
+        host.both(step, 10, 4)
+    # two steps at one noise level, as second-order schedulers make them
+    assert host.out(3, "cond", 77, sigma=0.8) == pytest.approx(10)
+    assert host.out(3, "uncond", 77, sigma=0.8) == pytest.approx(4)
+    assert policy.seen.num_trajectories == 2
+
+
+def test_an_exception_drops_everything_and_the_next_call_starts_afresh() -> None:
+    policy = scripted(C, C, C, S)
+    host = Host(policy)
+
+    def fail() -> torch.Tensor:
+        host.blocks(1.0, 2.0)
+        raise KeyboardInterrupt
+
+    for step in range(2):
+        host.both(step, 10, 4)
+    host.out(2, "cond", 10)
+    assert host.engine.held_bytes == 5 * TENSOR_BYTES
+    with pytest.raises(KeyboardInterrupt):
+        host.call(2, "uncond", fail)
+    assert (host.engine.held_bytes, host.engine.span_mode) == (0, SpanMode.RUN)
+    # even where the next step would have followed
+    assert host.both(3, 50, 20) == approx(50, 20)
+    assert policy.seen.steps[-1].ages == {}
+    host.engine.reset()
+    assert [(entry.generation, entry.step) for entry in host.trace] == [(0, 0), (0, 1), (1, 3)]
+
+
+def test_an_exception_in_a_skipped_span() -> None:
+    host = Host(scripted(C, B))
+    host.spanned(0, "cond", 1, 5)
+
+    def fail() -> torch.Tensor:
+        assert host.engine.span_mode is SpanMode.SKIP
+        raise ValueError("out of luck")
+
+    with pytest.raises(ValueError, match="out of luck"):
+        host.call(1, "cond", fail)
+    assert host.engine.span_mode is SpanMode.RUN
+    assert host.spanned(0, "cond", 1, 7) == pytest.approx(27)
+
+
+# --------------------------------------------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_never_cached(bad: float) -> None:
+    policy = scripted(C, C, S, C, S)
+    host = Host(policy)
+    host.both(0, 10, 4)
+    host.both(1, bad, 8)
+    assert host.out(2, "cond", 99) == pytest.approx(10)
+    assert host.out(2, "uncond", 99) in (pytest.approx(4), pytest.approx(8))
+    host.both(3, 40, 16)
+    assert host.both(4, 99, 99) == approx(40, 16)
+    host.engine.reset()
+    assert [entry.non_finite for entry in host.trace] == [0, 1, 0, 0, 0]
+    measured = {m.step: m for m in policy.seen.measurements}
+    assert (measured[1].deviation, dict(measured[1].distances)) == (None, {})
+    assert measured[3].deviation is not None
+    # the difference was last computed at step 0
+    assert policy.seen.steps[2].ages[G] == 2
+
+
+def test_a_difference_of_two_that_are_not_finite_is_not_cached() -> None:
+    host = Host(scripted(C, C, G))
+    host.both(0, 10, 4)
+    host.both(1, float("nan"), float("inf"))
+    assert host.both(2, 20, 99) == approx(20, 14)
+    host.engine.reset()
+    assert [entry.non_finite for entry in host.trace] == [0, 2, 0]
+
+
+def test_a_residual_is_not_cached_with_an_output_that_is_not_finite() -> None:
+    host = Host(scripted(C, C, B))
+    host.spanned(0, "cond", 1, 5)
+    host.spanned(1, "cond", 1, float("nan"))
+    assert host.spanned(2, "cond", 2, 99) == pytest.approx(27)
+
+
+def test_a_block_step_that_is_not_finite_is_counted() -> None:
+    host = Host(scripted(C, B, C))
+    host.spanned(0, "cond", 1, 5)
+    host.spanned(1, "cond", float("nan"), 5)
+    host.spanned(2, "cond", 1, 5)
+    host.engine.reset()
+    assert [entry.non_finite for entry in host.trace] == [0, 1, 0]
+
+
+# ---------------------------------------------------------------------------------------------- trace and memory
+
+
+def test_the_trace_says_what_ran() -> None:
+    host = Host(scripted(C, S, G, B, C))
+    for step in range(5):
+        host.both(step, 10, 4)
+    host.engine.reset()
+    assert [(e.step, e.granularity) for e in host.trace] == [(0, C), (1, S), (2, G), (3, B), (4, C)]
+    assert [[c.branch for c in e.calls] for e in host.trace] == [["cond", "uncond"]] * 5
+    assert [[c.num_blocks for c in e.calls] for e in host.trace] == [[4, 4], [0, 0], [4, 0], [2, 2], [4, 4]]
+    assert sum(call.computed for entry in host.trace for call in entry.calls) == host.num_computed == 7
+    assert [entry.sigma for entry in host.trace] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6])
+    assert host.trace.computed_share() == pytest.approx((8 + 0 + 4 + 4 + 8) / 40)
+
+
+def test_held_bytes() -> None:
+    host = Host(scripted(C, C, C, G, S, order=1))
+    for step in range(5):
+        host.both(step, 10, 4)
+    host.engine.reset()
+    # outputs and residuals of two branches and one difference: 5 tensors; two of each; no more with order 1
+    assert [entry.held_bytes for entry in host.trace] == [n * TENSOR_BYTES for n in (5, 10, 10, 10, 10)]
+    assert (host.engine.held_bytes, host.engine.peak_bytes) == (0, 10 * TENSOR_BYTES)
+
+
+def test_reset_twice_traces_once() -> None:
+    host = Host(scripted(C))
+    host.both(0, 10, 4)
+    host.engine.reset()
+    host.engine.reset()
+    assert len(host.trace) == 1
+
+
+def test_the_trace_of_a_server_stays_bounded() -> None:
+    policy = scripted(C, C)
+    trace = Trace(num_blocks=4)
+    engine = Engine(policy, Span(1, 3, 4), lambda: None, trace, max_traced_generations=3)
+    for _ in range(7):
+        for step in range(2):
+            info = CallInfo(branch="cond", step=step, num_steps=2, sigma=1.0 - step, signature=())
+            engine.call(info, lambda: torch.ones(2, 3))
+    engine.reset()
+    assert [entry.generation for entry in trace] == [4, 4, 5, 5, 6, 6]

@@ -1,0 +1,113 @@
+"""The drawn world and the built-in model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mixcache import zoo
+from mixcache.zoo import world
+from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
+
+
+def test_a_scene_is_drawn_the_same_from_the_same_seed_at_any_size() -> None:
+    first, second = (world.sample_scenes(5, 3, held_out=False) for _ in range(2))
+    assert first == second
+    clip = world.draw(first[0])
+    assert torch.equal(clip, world.draw(second[0]))
+    assert clip.shape == (17, 64, 64, 3)
+    assert clip.min() >= 0
+    assert clip.max() <= 1
+    assert world.draw(first[0], num_frames=5, height=32, width=48).shape == (5, 32, 48, 3)
+    batch = world.draw_batch(first, num_frames=2, height=16, width=16)
+    assert batch.shape == (5, 3, 2, 16, 16)
+    assert batch.min() >= -1
+
+
+def test_a_circle_of_known_radius_covers_its_area() -> None:
+    thing = world.Object(
+        colour="red",
+        shape="circle",
+        size="large",
+        motion="right",
+        anchor=(0.0, 0.0),
+        amplitude=0.5,
+        radius=0.4,
+        angle=0.0,
+        turn=0.0,
+    )
+    scene = world.Scene(objects=(thing,), pattern="plain", tone="black", angle=0.0, phase=(0.0, 0.0))
+    clip = world.draw(scene, num_frames=3)
+    red = (clip[..., 0] - world.TONES["black"]) / (world.COLOURS["red"][0] - world.TONES["black"])
+    area = np.pi * (0.4 * 32) ** 2
+    assert red.sum(dim=(1, 2)).tolist() == pytest.approx([area] * 3, rel=0.01)
+    columns = torch.arange(64) + 0.5
+    centres = [(frame.sum(0) * columns).sum() / frame.sum() for frame in red]
+    assert [float(c) for c in centres] == pytest.approx([32 - 16, 32, 32 + 16], abs=0.05)
+
+
+def test_held_out_captions_are_never_drawn_for_training() -> None:
+    held_out = set(world.held_out_captions(64, seed=2))
+    assert len(held_out) == 64
+    assert all(world.is_held_out(caption) for caption in held_out)
+    training = {scene.caption for scene in world.sample_scenes(2000, 1, held_out=False)}
+    assert not training & held_out
+    share = np.mean([world.is_held_out(world.sample_scene(np.random.default_rng(s)).caption) for s in range(2000)])
+    assert 0.07 < share < 0.13
+
+
+def test_every_caption_is_made_of_known_words() -> None:
+    tokenizer = build_tokenizer()
+    captions = [scene.caption for scene in world.sample_scenes(500, 5, held_out=False)]
+    tokens = tokenizer(captions)["input_ids"]
+    assert max(len(row) for row in tokens) <= MAX_SEQUENCE_LENGTH
+    assert not any(tokenizer.unk_token_id in row for row in tokens)
+    assert all(row[-1] == tokenizer.eos_token_id for row in tokens)
+    assert tokenizer("a heptagon")["input_ids"][1] == tokenizer.unk_token_id
+
+
+def test_the_built_in_model_is_an_ordinary_pipeline_folder() -> None:
+    from diffusers import WanPipeline
+
+    folder = zoo.folder("shapes-wan")
+    pipeline = WanPipeline.from_pretrained(folder, local_files_only=True)
+    assert [type(part).__name__ for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder)] == [
+        "WanTransformer3DModel",
+        "AutoencoderKLWan",
+        "UMT5EncoderModel",
+    ]
+    assert len(pipeline.transformer.blocks) == 12
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 16 * 2**20
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "UniPCMultistepScheduler"]
+    with pytest.raises(ValueError, match="unknown built-in model 'shapes-won'"):
+        zoo.load("shapes-won")
+
+
+def test_the_autoencoder_brings_held_out_clips_back() -> None:
+    pipeline = zoo.load()
+    clips = world.draw_batch(world.sample_scenes(24, 79, held_out=True))
+    with torch.no_grad():
+        decoded = torch.cat(
+            [pipeline.vae.decode(pipeline.vae.encode(c).latent_dist.mode()).sample for c in clips.split(6)]
+        )
+    mse = (((decoded - clips) / 2) ** 2).mean(dim=(1, 2, 3, 4))
+    assert (-10 * mse.log10()).mean() >= 27.0
+
+
+def test_the_built_in_model_shows_what_the_caption_says() -> None:
+    """A few held-out captions in few steps; the model card has the figures for 64 captions in 50 steps."""
+    from mixcache.generation import generate
+    from mixcache.metrics import adherence
+
+    pipeline, arguments = zoo.load(), zoo.call_defaults() | {"num_inference_steps": 20}
+    captions = world.held_out_captions(6, seed=2)
+    readings = [
+        adherence(generate(pipeline, caption, seed=70 + index, **arguments).clip, caption)
+        for index, caption in enumerate(captions)
+    ]
+    assert np.mean([reading.colour for reading in readings]) >= 0.8
+    assert np.mean([reading.motion for reading in readings]) >= 0.7
