@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/mixcache demo
+	$(BIN)/mixcache demo --force
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest

@@ -28,8 +28,8 @@ def one_step_trace() -> Trace:
         (
             "every_nth",
             {"perod": 2},
-            "unknown setting of policy every_nth 'perod'; did you mean 'period'? (there are: granularity, period, order, "
-            "num_warmup_steps, num_cooldown_steps, max_age, max_cached_run, span_first, span_after)",
+            "unknown setting of policy every_nth 'perod'; did you mean 'period'? (there are: granularity, period, "
+            "order, num_warmup_steps, num_cooldown_steps, max_age, max_cached_run, span_first, span_after)",
         ),
         ("always_compute", {"period": 2}, "unknown setting of policy always_compute 'period'"),
         ("mixcache", {"delta_3": 0.1}, "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_"),

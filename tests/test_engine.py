@@ -1,4 +1,4 @@
-"""The engine on calls whose outputs are arithmetic. Sigma is 1, 0.9, 0.8, ...; tensors are 2 x 3 and full of one number."""
+"""The engine on calls whose outputs are arithmetic; sigma is 1, 0.9, 0.8, ...; tensors are full of one number."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ class Scripted(Policy):
 
 
 class Host:
-    """Stands for the pipeline and its transformer of 4 blocks: block 0 doubles, the span (blocks 1 and 2) adds a residual, block 3
-    multiplies by 3."""
+    """Stands for the pipeline and its transformer of 4 blocks.
+
+    Block 0 doubles, the span (blocks 1 and 2) adds a residual, block 3 multiplies by 3.
+    """
 
     def __init__(self, policy: Policy, guidance: float | None = 5.0) -> None:
         self.trace = Trace(num_blocks=4)
@@ -341,8 +343,8 @@ def test_at_most_one_transfer_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         host.both(step, 10 + step, 4)
         assert len(sizes) - before == (step > 0)
     host.engine.reset()
-    # finite x 2; then also step, deviation, cfg, block; nothing; finite; nothing; all again
-    assert sizes == [2, 6, 0, 1, 0, 6]
+    # finite x 2; then also step, deviation, cfg, block; nothing; cond finite; finite x 2; all again
+    assert sizes == [2, 6, 0, 1, 2, 6]
 
 
 # ------------------------------------------------------------------------------------------------ new trajectories
@@ -517,3 +519,27 @@ def test_the_trace_of_a_server_stays_bounded() -> None:
             engine.call(info, lambda: torch.ones(2, 3))
     engine.reset()
     assert [entry.generation for entry in trace] == [4, 4, 5, 5, 6, 6]
+
+
+def test_a_step_after_a_cfg_step_keeps_cond_and_uncond_of_one_age() -> None:
+    """Guidance multiplies the mismatch of a new cond and an old uncond; uncond is the new cond plus the difference."""
+    host = Host(Scripted(script=[C, G, S, C]))
+    assert host.both(0, 10, 4) == (10, 4)  # the difference is -6
+    assert host.both(1, 20, -99) == (20, 14)
+    assert host.both(2, -99, -99) == (20, 14)
+    host.both(3, 40, 34)
+    host.engine.reset()
+    # guided: 14 + 5 * 6 = 44 against 34 + 5 * 6 = 64
+    assert host.trace[3].deviation == pytest.approx(20 / 64)
+    assert host.trace[3].distances[S] == pytest.approx(20 / 64)
+
+
+def test_a_granularity_that_the_model_does_not_allow_is_never_offered() -> None:
+    policy = Scripted(script=[C, S, G, B])
+    host = Host(policy)
+    host.engine = Engine(policy, Span(1, 3, 4), lambda: 5.0, host.trace, granularities=("step",))
+    for step in range(4):
+        host.both(step, 10.0 + step, 4.0)
+    host.engine.reset()
+    assert [entry.granularity for entry in host.trace] == [C, S, C, C]
+    assert all(set(told.ages) <= {S} for told in policy.seen.steps)

@@ -35,9 +35,17 @@ def test_generate_gives_a_clip_and_tells_every_step(pipeline: Any) -> None:
 
 
 def test_the_pipeline_gets_its_own_progress_bar_back(pipeline: Any) -> None:
-    with pytest.raises(RuntimeError, match="half way"), watched_loop(pipeline):
+    with watched_loop(pipeline):
         assert "progress_bar" in vars(pipeline)
+    assert "progress_bar" not in vars(pipeline)
+
+
+def test_the_pipeline_gets_it_back_after_an_error(pipeline: Any) -> None:
+    def fails(*_: Any) -> None:
         raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        generate(pipeline, "a circle", seed=3, on_step=fails, **ARGUMENTS)
     assert "progress_bar" not in vars(pipeline)
 
 

@@ -39,6 +39,7 @@ def main() -> None:
         print(f"{index + 1} of {len(captions)}: {caption}: {readings[-1]}", flush=True)
     figures = {
         "num_captions": len(captions),
+        "num_difficulty": len(halves),
         **{name: fmean(getattr(r, name) for r in readings) for name in ("colour", "motion", "shape", "background")},
         "psnr_25_against_50_steps_db": fmean(halves),
         "seconds_per_clip_50_steps": sorted(seconds)[len(seconds) // 2],

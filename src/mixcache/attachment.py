@@ -1,8 +1,7 @@
 """enable() and disable(): puts the engine behind diffusers' hooks and takes it away again, leaving nothing.
 
 One root hook on the transformer owns context, decision and state; block hooks, on the span only and only where the
-policy may choose
-`block`, ask the engine. The only room that imports diffusers' hooks.
+policy may choose `block`, ask the engine. The only room that imports diffusers' hooks.
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ class RootHook(ModelHook):
         self.engine = engine
         self.state_manager = StateManager(_NoState)
         self.num_calls_without_step = 0
+        self.installed_forward: Any = None
         self._known_lengths: set[int] = set()
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -119,6 +119,7 @@ class SpanHook(ModelHook):
         super().__init__()
         self.engine, self.row, self.is_first, self.is_last = engine, row, is_first, is_last
         self.name = row.hidden_argument
+        self.installed_forward: Any = None
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         hidden = kwargs[self.name] if self.name in kwargs else args[0]
@@ -143,7 +144,13 @@ class Handle:
         self.policy = config.build()
         blocks = getattr(pipeline.transformer, row.blocks)
         self.trace = Trace(num_blocks=len(blocks))
-        self.engine = engine_class(self.policy, _span(row, config, len(blocks)), self._guidance_scale, self.trace)
+        self.engine = engine_class(
+            self.policy,
+            _span(row, config, len(blocks)),
+            self._guidance_scale,
+            self.trace,
+            granularities=row.granularities,
+        )
         self._root = RootHook(self.engine)
 
     def _guidance_scale(self) -> float | None:
@@ -155,12 +162,14 @@ class Handle:
         transformer = self._transformer
         registry = HookRegistry.check_if_exists_or_initialize(transformer)
         registry.register_hook(self._root, HOOK)
-        if Granularity.BLOCK in self.policy.granularities:
+        self._root.installed_forward = registry._module_ref.forward
+        if Granularity.BLOCK in self.policy.granularities and Granularity.BLOCK.value in self.row.granularities:
             span, blocks = self.engine.span, getattr(transformer, self.row.blocks)
             for index in range(span.first, span.end):
                 is_first, is_last = index == span.first, index == span.end - 1
                 hook = SpanHook(self.engine, self.row, is_first=is_first, is_last=is_last)
                 HookRegistry.check_if_exists_or_initialize(blocks[index]).register_hook(hook, HOOK)
+                hook.installed_forward = blocks[index].forward
                 self._hooked.append(blocks[index])
         registry.invalidate_child_registries_cache()
 
@@ -185,10 +194,9 @@ class Handle:
         """What the cache did, over the generations in the trace (the newest 100).
 
         Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
-        of the same
-        calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls), num_calls_without_step
-        (calls that said
-        neither step nor sigma, computed in full), held_bytes (now) and peak_bytes (after any step).
+        of the same calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls),
+        num_calls_without_step (calls that did not say their step, computed in full), held_bytes (of all histories now)
+        and peak_bytes (of all histories after any step).
         """
         share = self.trace.computed_share()
         return {
@@ -229,7 +237,9 @@ def _remove_hook(module: torch.nn.Module) -> None:
     """Takes the hook out and, where it was the only one, every trace of the registry.
 
     `HookRegistry.remove_hook` of an inner hook overwrites the forward of the hook around it, which then never runs
-    again (diffusers 0.42.1); the outer hook gets its own back here, over the forward that was under ours.
+    again (diffusers 0.42.1); the outer hook gets its own back here, over the forward that was under ours. Where
+    something else, such as accelerate's offloading, has wrapped the module's forward since, its wrapper stays, and what
+    it calls is then a link that passes everything through.
     """
     registry = getattr(module, "_diffusers_hook", None)
     if registry is None or HOOK not in registry.hooks:
@@ -238,7 +248,12 @@ def _remove_hook(module: torch.nn.Module) -> None:
     inner_forward = registry._fn_refs[index].original_forward
     outer = registry._fn_refs[index + 1] if index + 1 < len(registry._fn_refs) else None
     outer_forward = outer.forward if outer is not None and outer.original_forward is not None else None
+    wrapper = module.forward
+    is_wrapped = outer is None and wrapper is not registry.hooks[HOOK].installed_forward
+    registry._fn_refs[index].forward = inner_forward
     registry.remove_hook(HOOK, recurse=False)
+    if is_wrapped:
+        module.forward = wrapper
     if outer is not None and outer_forward is not None:
         outer.forward, outer.original_forward = outer_forward, inner_forward
     if not registry.hooks:
@@ -251,14 +266,12 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
     """Makes a diffusers pipeline cache, until `disable`.
 
     `policy` is a name of `mixcache.POLICIES`, a policy object, or a whole `MixCacheConfig`; `settings` are those of
-    the policy, of
-    the bounds around it and of the block span (see `MixCacheConfig`). Returns the handle: `.summary()`, `.trace`,
-    `.disable()`; it
-    is also a context manager. Impacts that are not given come from the model's profile, where mixcache ships one.
+    the policy, of the bounds around it and of the block span (see `MixCacheConfig`). Returns the handle: `.summary()`,
+    `.trace`, `.disable()`; it is also a context manager. Impacts that are not given come from the model's profile,
+    where mixcache ships one.
 
     Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one
-    that is not
-    supported. Nothing is attached then.
+    that is not supported. Nothing is attached then.
     """
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
     if isinstance(policy, MixCacheConfig) and settings:
@@ -303,8 +316,6 @@ def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCa
     if config.policy != "mixcache" or "impacts" in config.settings:
         return config
     impacts = impacts_for(transformer)
-    return (
-        config
-        if impacts is None
-        else MixCacheConfig(policy=config.policy, settings={**config.settings, "impacts": impacts})
-    )
+    if impacts is None:
+        return config
+    return MixCacheConfig(policy=config.policy, settings={**config.settings, "impacts": impacts})

@@ -30,9 +30,8 @@ class MixCacheConfig:
     """A policy by name, its settings, and the bounds around it.
 
     `settings` holds fields of the policy (see `mixcache.policies`), of the bounds (`num_warmup_steps`,
-    `num_cooldown_steps`,
-    `max_age`, `max_cached_run`) and of the block span (`span_first`, `span_after`). ValueError for an unknown or
-    wrong one.
+    `num_cooldown_steps`, `max_age`, `max_cached_run`) and of the block span (`span_first`, `span_after`). ValueError
+    for an unknown or wrong one.
     """
 
     policy: str | Policy = "mixcache"

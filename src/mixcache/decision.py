@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Granularity(str, Enum):
-    """What is left out of one denoising step; METHOD: one granularity per step, followed by all its calls."""
+    """What is left out of one denoising step; all calls of the step follow it."""
 
     COMPUTE = "compute"
     """Everything runs and every history is refreshed."""

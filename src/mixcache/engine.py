@@ -70,13 +70,19 @@ class StepRecord:
     """Outputs computed in full, by branch."""
     residuals: dict[str, torch.Tensor] = field(default_factory=dict)
     """Span residuals computed, by branch."""
+    finite: dict[str, torch.Tensor] = field(default_factory=dict)
+    """1.0 or 0.0 for every output that the transformer gave, by branch, still on the device."""
 
     def has(self, branch: str) -> bool:
         return any(call.branch == branch for call in self.calls)
 
 
 class Engine:
-    """State and flow of one transformer; `guidance` gives the scale in force now, or None where there is none."""
+    """State and flow of one transformer.
+
+    `guidance` gives the scale in force now, or None where there is none; `granularities` are those that the model
+    allows.
+    """
 
     def __init__(
         self,
@@ -85,13 +91,14 @@ class Engine:
         guidance: Callable[[], float | None],
         trace: Trace,
         *,
+        granularities: tuple[str, ...] = ("step", "cfg", "block"),
         max_traced_generations: int = 100,
     ) -> None:
         self.policy, self.span, self.trace = policy, span, trace
         self._guidance = guidance
         self._max_traced_generations = max_traced_generations
         self._length = policy.max_order + 1
-        self._kept = set(policy.granularities)
+        self._kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
         self._keeps_outputs = Granularity.STEP in self._kept or policy.measures
         self._outputs: dict[str, History] = {}
         self._residuals: dict[str, History] = {}
@@ -141,6 +148,8 @@ class Engine:
         finally:
             self.span_mode, self._span_input = SpanMode.RUN, None
         record.calls.append(Call(branch=info.branch, computed=True, num_blocks=num_blocks))
+        if self._kept:
+            record.finite[info.branch] = all_finite(output)
         if is_full and self._kept:
             record.outputs[info.branch] = output.detach().clone()
         return output
@@ -148,10 +157,22 @@ class Engine:
     def _predicted_output(self, record: StepRecord, info: CallInfo) -> torch.Tensor | None:
         decision, branch = record.decision, info.branch
         if decision.granularity is Granularity.STEP and len(self._outputs.get(branch, ())):
-            return self._outputs[branch].predict(info.sigma, decision.order)
+            return self._predict(branch, info.sigma, decision.order)
         if decision.granularity is Granularity.CFG and branch == UNCONDITIONAL and CONDITIONAL in record.outputs:
             return record.outputs[CONDITIONAL] + self._difference.predict(info.sigma, decision.order)
         return None
+
+    def _predict(self, branch: str, sigma: float, order: int) -> torch.Tensor:
+        """The output that a branch's history predicts.
+
+        After a `cfg` step cond is younger than uncond. Guidance would multiply the mismatch of the two, so uncond is
+        then predicted as cond plus the predicted difference, as it was in the `cfg` step.
+        """
+        history, conditional = self._outputs[branch], self._outputs.get(CONDITIONAL)
+        is_behind = branch == UNCONDITIONAL and conditional is not None and conditional.is_younger_than(history)
+        if is_behind and conditional is not None and len(self._difference):
+            return conditional.predict(sigma, order) + self._difference.predict(sigma, order)
+        return history.predict(sigma, order)
 
     # --------------------------------------------------------------------------------------------------- blocks
 
@@ -185,6 +206,8 @@ class Engine:
         ages, lengths = self._usable(info.step)
         step = Step(index=info.step, num_steps=info.num_steps, sigma=info.sigma, ages=ages, history_lengths=lengths)
         decision = self.policy.decide(step, self._state)
+        if decision.granularity is not Granularity.COMPUTE and decision.granularity not in ages:
+            decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
         self._record = StepRecord(info=info, decision=decision)
         return self._record
 
@@ -208,20 +231,20 @@ class Engine:
         if record is None:
             return
         is_full = record.decision.granularity is Granularity.COMPUTE
-        names: list[Granularity | str] = list(record.outputs)
-        scalars = [all_finite(output) for output in record.outputs.values()]
+        names: list[Granularity | str] = list(record.finite)
+        scalars = list(record.finite.values())
         if is_full and self.policy.measures:
             signals = self._signals(record)
             names += signals
             scalars += signals.values()
         values = dict(zip(names, to_floats(scalars), strict=True))
-        finite = {branch for branch in record.outputs if values[branch] == 1.0}
+        finite = {branch for branch in record.finite if values[branch] == 1.0}
         measurement = None
         if is_full and self.policy.measures:
-            measurement = self._measurement(record, values if len(finite) == len(record.outputs) else {})
+            measurement = self._measurement(record, values if len(finite) == len(record.finite) else {})
             self.policy.observe(measurement, self._state)
-        self._refresh(record, finite)
-        self._append(record, measurement, num_non_finite=len(record.outputs) - len(finite))
+        self._refresh(record, finite & record.outputs.keys())
+        self._append(record, measurement, num_non_finite=len(record.finite) - len(finite))
 
     def _signals(self, record: StepRecord) -> dict[Granularity | str, torch.Tensor]:
         """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
@@ -230,10 +253,10 @@ class Engine:
         behind = {branch: self._outputs[branch] for branch in outputs if len(self._outputs.get(branch, ()))}
         if outputs and len(behind) == len(outputs):
             guided = self._guided(outputs)
-            last = self._guided({branch: history.last for branch, history in behind.items()})
-            signals[Granularity.STEP] = relative_l1(last, guided)
+            reused = self._guided({branch: self._predict(branch, sigma, 0) for branch in outputs})
+            signals[Granularity.STEP] = relative_l1(reused, guided)
             if self.policy.max_order:
-                predicted = {b: history.predict(sigma, self.policy.max_order) for b, history in behind.items()}
+                predicted = {branch: self._predict(branch, sigma, self.policy.max_order) for branch in outputs}
                 signals["deviation"] = relative_l1(self._guided(predicted), guided)
         difference = self._computed_difference(outputs)
         if Granularity.CFG in self._kept and difference is not None and self._difference.last is not None:

@@ -1,6 +1,6 @@
 """The last computed values of one quantity, and what they predict at the present noise level.
 
-Only computed values are pushed (METHOD section 2, rule 2), so a prediction never stands on a prediction.
+Only computed values are pushed (docs/method.md, boundaries, rule 2), so a prediction never stands on a prediction.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class History:
         if not self._values:
             raise ValueError("an empty history has no age")
         return step - self._values[-1].step
+
+    def is_younger_than(self, other: History) -> bool:
+        """True if the last value here was computed after the last one there; neither may be empty."""
+        return self._values[-1].step > other._values[-1].step
 
     def push(self, step: int, sigma: float, value: torch.Tensor) -> None:
         self._values.append(Computed(step, sigma, value))

@@ -1,4 +1,4 @@
-"""Drives a policy on lists of floats, as the engine would: a computed step refreshes everything, a cached one nothing."""
+"""Drives a policy on lists of floats, as the engine would: only a computed step refreshes, and it refreshes all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ def drive(
     distances: Sequence[Mapping[Granularity, float]] = (),
     absent: Sequence[Granularity] = (),
 ) -> list[Decision]:
-    """Decisions for one trajectory. `deviations` and `distances` belong to the computed steps after the first, in turn; the last
-    ones are repeated. Granularities in `absent` never have a history."""
+    """Decisions for one trajectory.
+
+    `deviations` and `distances` belong to the computed steps after the first, in turn; the last ones are repeated.
+    Granularities in `absent` never have a history.
+    """
     state, decisions = policy.init(), []
     last_computed: int | None = None
     num_computed = 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -84,5 +85,5 @@ def test_computes_one_step_in_period(pattern: Pattern, period: float, num_steps:
     assert computed[0] == 0
     # k = 0 and every k at which floor(k / period) moves: 1 + floor((n - 1) / period) of n steps
     assert len(computed) == 1 + int((num_steps - 1) / period)
-    gaps = [b - a for a, b in zip(computed, computed[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(computed)]
     assert all(int(period) <= gap <= int(period) + 1 for gap in gaps)

@@ -26,7 +26,7 @@ def test_warm_up_ends_when_the_deviation_is_under_delta_2(pattern: Pattern) -> N
 
 def test_interval_grows_and_shrinks_between_0_and_its_maximum(pattern: Pattern) -> None:
     policy = step_only(first_interval=1, max_interval=2)
-    #  warm-up ..|. 0.15 warm, N=1 |s. 0.05 N=2 |ss. 0.05 stays 2 |ss. 0.3 N=1 |s. 0.3 N=0 |. 0.3 stays 0 |. 0.15 stays |. 0.05 N=1 |s
+    # N after each measurement: 1 (warm), 2, 2 (its maximum), 1, 0, 0 (its minimum), 0, 1
     deviations = [0.15, 0.05, 0.05, 0.3, 0.3, 0.3, 0.15, 0.05]
     assert pattern(policy, 16, deviations, ONE) == "..s.ss.ss.s....s"
 

@@ -1,6 +1,6 @@
 """every_nth: one granularity, cached on a fixed cadence; one step in `period` is computed.
 
-Source: the single-granularity baseline of METHOD section 5.
+Source: ours, the baseline that a mixture has to beat.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """mixcache: when the measured deviation allows it, the granularity with the smallest distance times impact.
 
-Source: arXiv 2508.12691, "Adaptive Hybrid Caching for Efficient Text-to-Video Diffusion Model Acceleration"; METHOD
-sections 3 and 4.
-The paper's: three granularities, P = D * I with penalty 5 on the last choice, an interval between two thresholds of
-the deviation.
-Ours, where the paper is silent: D as relative L1, the values of the thresholds and limits, the end of the warm-up by
-measurement.
+Source: arXiv 2508.12691, "Adaptive Hybrid Caching for Efficient Text-to-Video Diffusion Model Acceleration".
+The paper's: three granularities, P = D * I with penalty 5 on the last choice, an interval between two thresholds of the
+deviation. Ours, where the paper is silent: D as relative L1, the values of the thresholds and limits, the end of the
+warm-up by measurement. docs/method.md says it in formulas.
 """
 
 from __future__ import annotations
@@ -26,6 +24,8 @@ class Cycle:
     """N: cached steps that may follow a computed one."""
     num_cached: int = 0
     is_warm: bool = False
+    """True if the last deviation was under delta_2, or once caching has begun."""
+    has_cached: bool = False
     last_choice: Granularity | None = None
     distances: dict[Granularity, float] = field(default_factory=dict)
 
@@ -100,6 +100,7 @@ class MixCache(Policy):
             return Decision(granularity=Granularity.COMPUTE, reason="no history")
         chosen = min(scores, key=scores.__getitem__)
         state.num_cached += 1
+        state.has_cached = True
         state.last_choice = chosen
         reason = "smallest of " + ", ".join(f"{g} {score:.3g}" for g, score in scores.items())
         return Decision(granularity=chosen, order=min(self.order, step.history_lengths[chosen] - 1), reason=reason)
@@ -109,7 +110,7 @@ class MixCache(Policy):
         state.distances.update(measurement.distances)
         if measurement.deviation is None:
             return
-        if not state.is_warm:
+        if not state.has_cached:
             state.is_warm = measurement.deviation < self.delta_2
         elif measurement.deviation > self.delta_2:
             state.interval = max(0, state.interval - 1)

@@ -1,0 +1,676 @@
+"""enable() and disable() on a real WanPipeline, tiny and with random weights: 4 blocks, 2 of them in the span."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from diffusers import HookRegistry
+from diffusers.hooks import ModelHook
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+import mixcache
+from mixcache.decision import Granularity
+from mixcache.policies import Bounded, EveryNth
+from mixcache.trace import Trace
+
+PROMPT = "a small red circle moving left"
+OTHER_PROMPT = "a big blue square moving right"
+ALWAYS_WARM = {"delta_1": 50.0, "delta_2": 100.0}
+"""Thresholds for random weights: the deviation is always small enough, so the interval grows to its maximum."""
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "always_compute": ("always_compute", {}),
+    "step": ("every_nth", {"granularity": "step", "period": 2}),
+    "step, order 1": ("every_nth", {"granularity": "step", "period": 2.5, "order": 1}),
+    "cfg": ("every_nth", {"granularity": "cfg", "period": 3}),
+    "cfg, order 1": ("every_nth", {"granularity": "cfg", "period": 2, "order": 1}),
+    "block": ("every_nth", {"granularity": "block", "period": 2}),
+    "block, order 2": ("every_nth", {"granularity": "block", "period": 3, "order": 2}),
+    "mixcache": ("mixcache", ALWAYS_WARM),
+    "mixcache, order 1": ("mixcache", {**ALWAYS_WARM, "order": 1, "num_warmup_steps": 2, "num_cooldown_steps": 0}),
+}
+MIXED = ["step, order 1", "cfg", "block", "mixcache"]
+Generate = Callable[..., torch.Tensor]
+
+
+def letters(trace: Trace) -> str:
+    """`.` computed, `s` step, `c` cfg, `b` block."""
+    return "".join("." if e.granularity is Granularity.COMPUTE else e.granularity.value[0] for e in trace)
+
+
+def inputs(transformer: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "hidden_states": torch.randn(1, 4, 2, 4, 4, generator=generator),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 24, 16, generator=generator),
+    }
+
+
+def call(
+    transformer: Any,
+    step: int,
+    arguments: dict[str, Any],
+    branch: str = "cond",
+    num_steps: int | None = 10,
+    **more: Any,
+) -> Any:
+    """One call as a pipeline makes it."""
+    context = {"step_index": step, "num_inference_steps": num_steps, "sigma": 1 - step / 10}
+    with torch.no_grad(), transformer.cache_context(branch, **context):
+        return transformer(**arguments, **more)
+
+
+class Outputs:
+    """Every output of the transformer in a generation, cond and uncond in turn, seen from outside."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.all: list[torch.Tensor] = []
+        transformer.register_forward_hook(lambda module, args, output: self.all.append(output[0].clone()))
+
+    @property
+    def cond(self) -> list[torch.Tensor]:
+        return self.all[0::2]
+
+    @property
+    def uncond(self) -> list[torch.Tensor]:
+        return self.all[1::2]
+
+
+# ----------------------------------------------------------------------------------------------- nothing is changed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
+def test_always_compute_and_detached_are_bit_identical_to_plain(
+    make_pipeline: Callable[..., Any], generate: Generate, scheduler: str, dtype: str
+) -> None:
+    pipeline = make_pipeline(scheduler, dtype)
+    plain = generate(pipeline)
+    assert plain.shape == (1, 4, 2, 2, 2)
+    with mixcache.enable(pipeline, "always_compute") as handle:
+        assert torch.equal(generate(pipeline), plain)
+        assert (handle.summary()["num_steps"], handle.summary()["computed_share"]) == (12, 1.0)
+    assert torch.equal(generate(pipeline), plain)
+    with mixcache.enable(pipeline, "every_nth", period=2):
+        assert not torch.equal(generate(pipeline), plain)
+    assert torch.equal(generate(pipeline), plain)
+
+
+def test_computing_every_step_with_every_hook_in_place_is_bit_identical(pipeline: Any, generate: Generate) -> None:
+    plain = generate(pipeline)
+    # histories are kept, residuals recorded and deviations measured, but the threshold lets nothing be cached
+    with mixcache.enable(pipeline, "mixcache", delta_1=0.0, delta_2=0.0) as handle:
+        assert torch.equal(generate(pipeline), plain)
+    assert letters(handle.trace) == "." * 12
+    assert handle.summary()["peak_bytes"] > 0
+
+
+# ------------------------------------------------------------------------------------------- the trace tells the truth
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_calls_and_blocks_that_ran_are_those_of_the_trace(
+    pipeline: Any, generate: Generate, counted: Callable[..., Any], case: str
+) -> None:
+    policy, settings = CASES[case]
+    with mixcache.enable(pipeline, policy, **settings) as handle, counted(pipeline.transformer) as work:
+        generate(pipeline)
+    calls = [c for entry in handle.trace for c in entry.calls]
+    assert len(calls) == 24
+    assert work.num_calls == sum(c.computed for c in calls)
+    assert work.num_blocks == sum(c.num_blocks for c in calls)
+    assert handle.summary()["computed_share"] == work.num_blocks / (24 * 4)
+    assert [entry.step for entry in handle.trace] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("case", "pattern", "num_blocks"),
+    [
+        ("always_compute", "............", 96),
+        ("step", ".....s.s.s..", 96 - 3 * 8),
+        ("step, order 1", ".....ss.s.s.", 96 - 4 * 8),
+        ("cfg", ".....cc.cc..", 96 - 4 * 4),
+        ("block", ".....b.b.b..", 96 - 3 * 4),
+        ("block, order 2", ".....bb.bb..", 96 - 4 * 4),
+    ],
+)
+def test_schedules_by_hand(
+    pipeline: Any, generate: Generate, counted: Callable[..., Any], case: str, pattern: str, num_blocks: int
+) -> None:
+    policy, settings = CASES[case]
+    with mixcache.enable(pipeline, policy, **settings) as handle, counted(pipeline.transformer) as work:
+        generate(pipeline)
+    assert (letters(handle.trace), work.num_blocks) == (pattern, num_blocks)
+
+
+def test_mixcache_caches_in_cycles_with_more_than_one_granularity(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "mixcache", **ALWAYS_WARM) as handle:
+        generate(pipeline, num_steps=20)
+    pattern = letters(handle.trace)
+    assert pattern.startswith("....")
+    assert pattern.endswith(".")
+    assert len(set(pattern) - {"."}) >= 2
+    assert 1 <= max(len(run) for run in pattern.split(".")) <= 3
+    for entry in handle.trace:
+        assert (entry.deviation is not None) == (entry.granularity is Granularity.COMPUTE and entry.step > 0)
+
+
+# --------------------------------------------------------------------------------------------- cond, uncond, blocks
+
+
+def test_step_repeats_both_branches(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="step", period=3):
+        outputs = Outputs(pipeline.transformer)
+        generate(pipeline)
+    for cached, computed in ((5, 4), (6, 4), (8, 7), (9, 7)):
+        assert torch.equal(outputs.cond[cached], outputs.cond[computed])
+        assert torch.equal(outputs.uncond[cached], outputs.uncond[computed])
+    assert not torch.equal(outputs.cond[4], outputs.uncond[4])
+
+
+def test_cfg_adds_the_last_difference_to_cond(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="cfg", period=3) as handle:
+        outputs = Outputs(pipeline.transformer)
+        generate(pipeline)
+    assert letters(handle.trace) == ".....cc.cc.."
+    for cached, computed in ((5, 4), (6, 4), (8, 7), (9, 7)):
+        difference = outputs.uncond[computed] - outputs.cond[computed]
+        assert torch.equal(outputs.uncond[cached], outputs.cond[cached] + difference)
+        assert not torch.equal(outputs.cond[cached], outputs.cond[computed])
+
+
+def test_step_of_order_1_extrapolates_in_sigma(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="step", period=3, order=1) as handle:
+        outputs = Outputs(pipeline.transformer)
+        generate(pipeline)
+    sigma = [entry.sigma for entry in handle.trace]
+    for cached, last, earlier in ((5, 4, 3), (6, 4, 3), (8, 7, 4), (9, 7, 4)):
+        slope = (outputs.cond[last] - outputs.cond[earlier]) / (sigma[last] - sigma[earlier])
+        line = outputs.cond[last] + slope * (sigma[cached] - sigma[last])
+        torch.testing.assert_close(outputs.cond[cached], line, rtol=1e-4, atol=1e-5)
+
+
+def test_sigma_in_the_trace_is_the_schedulers(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth") as handle:
+        generate(pipeline)
+    assert [entry.sigma for entry in handle.trace] == [float(sigma) for sigma in pipeline.scheduler.sigmas[:12]]
+
+
+@pytest.mark.parametrize("span", [{}, {"span_first": 0, "span_after": 0}, {"span_first": 2, "span_after": 1}])
+def test_block_with_identical_inputs_gives_the_computed_output(
+    pipeline: Any, counted: Callable[..., Any], span: dict[str, int]
+) -> None:
+    transformer = pipeline.transformer
+    num_skipped = 4 - span.get("span_first", 1) - span.get("span_after", 1)
+    cond, uncond = inputs(transformer, seed=1), inputs(transformer, seed=2)
+    with mixcache.enable(pipeline, "every_nth", granularity="block", period=2, num_warmup_steps=1, **span) as handle:
+        computed = [call(transformer, s, x, b)[0] for s in (0, 1) for x, b in ((cond, "cond"), (uncond, "uncond"))]
+        with counted(transformer) as work:
+            cached = [call(transformer, 2, x, b)[0] for x, b in ((cond, "cond"), (uncond, "uncond"))]
+        assert (work.num_calls, work.num_blocks) == (2, 2 * (4 - num_skipped))
+    torch.testing.assert_close(cached[0], computed[2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cached[1], computed[3], rtol=1e-5, atol=1e-5)
+    assert (cached[0] - cached[1]).abs().mean() > 0.01
+    assert letters(handle.trace) == "..b"
+
+
+def test_block_adds_the_old_residual_to_a_new_input(pipeline: Any) -> None:
+    transformer = pipeline.transformer
+    old, new = inputs(transformer, seed=1), inputs(transformer, seed=2)
+    states: list[torch.Tensor] = []
+    inner = transformer.blocks[0].register_forward_hook(lambda module, args, output: states.append(output.clone()))
+    outer = transformer.blocks[3].register_forward_pre_hook(lambda module, args: states.append(args[0].clone()))
+    with mixcache.enable(pipeline, "every_nth", granularity="block", period=2, num_warmup_steps=1):
+        for step, arguments in enumerate((old, old, new)):
+            call(transformer, step, arguments)
+    inner.remove()
+    outer.remove()
+    before, after = states[0::2], states[1::2]
+    assert not torch.equal(before[2], before[1])
+    torch.testing.assert_close(after[2] - before[2], after[1] - before[1], rtol=1e-5, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- one after another
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_every_run_of_one_handle_is_that_of_a_fresh_pipeline(
+    make_pipeline: Callable[..., Any], generate: Generate, case: str
+) -> None:
+    policy, settings = CASES[case]
+    runs: list[dict[str, Any]] = [
+        {"prompt": PROMPT},
+        {"prompt": OTHER_PROMPT},
+        {"prompt": [PROMPT, OTHER_PROMPT]},
+        {"prompt": PROMPT, "width": 32},
+        {"prompt": PROMPT, "num_steps": 9},
+        {"prompt": PROMPT, "guidance_scale": 1.0},
+        {"prompt": PROMPT},
+    ]
+    pipeline = make_pipeline()
+    with mixcache.enable(pipeline, policy, **settings) as handle:
+        together = [generate(pipeline, **run) for run in runs]
+    assert handle.trace.num_generations == len(runs)
+    for run, latents in zip(runs, together, strict=True):
+        fresh = make_pipeline()
+        mixcache.enable(fresh, policy, **settings)
+        assert torch.equal(generate(fresh, **run), latents)
+    assert torch.equal(together[0], together[-1])
+    assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("case", MIXED)
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_run_broken_off_leaves_nothing_behind(
+    make_pipeline: Callable[..., Any], generate: Generate, case: str, error: type[BaseException]
+) -> None:
+    def stop(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if step == 6:
+            raise error("enough")
+        return values
+
+    policy, settings = CASES[case]
+    fresh = make_pipeline()
+    mixcache.enable(fresh, policy, **settings)
+    expected = generate(fresh, OTHER_PROMPT)
+    pipeline = make_pipeline()
+    handle = mixcache.enable(pipeline, policy, **settings)
+    with pytest.raises(error):
+        generate(pipeline, PROMPT, callback_on_step_end=stop)
+    assert torch.equal(generate(pipeline, OTHER_PROMPT), expected)
+    assert [len(handle.trace.generation(g)) for g in (0, 1)] == [7, 12]
+    handle.disable()
+    assert torch.equal(generate(pipeline), generate(make_pipeline()))
+
+
+def test_an_error_inside_the_transformer_leaves_nothing_behind(
+    make_pipeline: Callable[..., Any], generate: Generate
+) -> None:
+    pipeline, seen = make_pipeline(), []
+
+    def fail(*_: Any) -> None:
+        seen.append(1)
+        if len(seen) == 15:
+            raise RuntimeError("out of memory")
+
+    handle = mixcache.enable(pipeline, "every_nth", granularity="block")
+    hook = pipeline.transformer.blocks[0].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate(pipeline)
+    assert handle.summary()["held_bytes"] == 0
+    hook.remove()
+    fresh = make_pipeline()
+    mixcache.enable(fresh, "every_nth", granularity="block")
+    assert torch.equal(generate(pipeline), generate(fresh))
+
+
+@pytest.mark.parametrize("case", [*MIXED, "block, order 2", "mixcache, order 1"])
+def test_a_trace_replays_to_the_same_bits(pipeline: Any, generate: Generate, tmp_path: Path, case: str) -> None:
+    policy, settings = CASES[case]
+    with mixcache.enable(pipeline, policy, **settings) as handle:
+        recorded = generate(pipeline)
+    path = tmp_path / "trace.jsonl"
+    handle.trace.save(path)
+    assert set(letters(handle.trace)) != {"."}
+    for trace in (handle.trace, Trace.load(path), path):
+        with mixcache.enable(pipeline, "replay", trace=trace) as again:
+            assert torch.equal(generate(pipeline), recorded)
+        decisions = [[(e.step, e.granularity, e.order, e.calls) for e in t] for t in (handle.trace, again.trace)]
+        assert decisions[0] == decisions[1]
+
+
+# ------------------------------------------------------------------------------------------------ without guidance
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_uncond_branch(pipeline: Any, generate: Generate, counted: Callable[..., Any], case: str) -> None:
+    policy, settings = CASES[case]
+    with mixcache.enable(pipeline, policy, **settings) as handle, counted(pipeline.transformer) as work:
+        latents = generate(pipeline, guidance_scale=1.0)
+    assert bool(latents.isfinite().all())
+    assert handle.trace.counts()["cfg"] == 0
+    assert {c.branch for entry in handle.trace for c in entry.calls} == {"cond"}
+    assert work.num_blocks == sum(c.num_blocks for entry in handle.trace for c in entry.calls)
+    if case not in ("always_compute", "cfg", "cfg, order 1"):
+        assert work.num_blocks < 48
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+def test_enable_twice(pipeline: Any) -> None:
+    handle = mixcache.enable(pipeline)
+    with pytest.raises(ValueError, match=r"enabled on this transformer already; call handle.disable\(\) or mixcache"):
+        mixcache.enable(pipeline)
+    mixcache.disable(pipeline)
+    assert not handle.is_enabled
+    handle.disable()
+    with pytest.raises(ValueError, match="mixcache is not enabled on this pipeline"):
+        mixcache.disable(pipeline)
+    mixcache.enable(pipeline).disable()
+
+
+def test_disable_what_was_never_a_pipeline() -> None:
+    with pytest.raises(ValueError, match="mixcache is not enabled on this pipeline"):
+        mixcache.disable(object())
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "message"),
+    [
+        ("every_nht", {}, "unknown policy 'every_nht'; did you mean 'every_nth'?"),
+        ("every_nth", {"periode": 2}, "unknown setting of policy every_nth 'periode'; did you mean 'period'?"),
+        ("every_nth", {"period": 0}, "period=0 must be a number of at least 1"),
+        (
+            "every_nth",
+            {"granularity": "block", "span_first": 3, "span_after": 1},
+            "span_first=3 and span_after=1 leave none of the 4 blocks to skip",
+        ),
+        (mixcache.MixCacheConfig(policy="always_compute"), {"max_age": 2}, "settings max_age beside a MixCacheConfig"),
+    ],
+)
+def test_wrong_settings_attach_nothing(pipeline: Any, policy: Any, settings: dict[str, Any], message: str) -> None:
+    before = dict(pipeline.transformer.__dict__)
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        mixcache.enable(pipeline, policy, **settings)
+    assert pipeline.transformer.__dict__ == before
+    mixcache.enable(pipeline)
+
+
+def test_a_span_too_large_matters_only_to_block(pipeline: Any) -> None:
+    mixcache.enable(pipeline, "every_nth", granularity="step", span_first=9, span_after=9).disable()
+
+
+class OddTransformer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(1, 1)])
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(1, 1) for _ in range(3)])
+
+
+class OddPipeline:
+    transformer = OddTransformer()
+
+
+def test_an_unsupported_transformer_is_told_which_row_to_write() -> None:
+    with pytest.raises(TypeError) as error:
+        mixcache.enable(OddPipeline())
+    text = str(error.value)
+    assert text.startswith("OddPipeline with OddTransformer is not supported (supported: WanPipeline with Wan")
+    assert 'ModelRow(transformer="OddTransformer", pipelines=("OddPipeline",), blocks="layers")' in text
+    with pytest.raises(TypeError, match="object has no transformer to attach to"):
+        mixcache.enable(object())
+
+
+def test_two_experts(pipeline: Any) -> None:
+    pipeline.transformer_2 = pipeline.transformer
+    with pytest.raises(
+        TypeError, match=r"has two experts \(transformer and transformer_2\), which is not supported yet"
+    ):
+        mixcache.enable(pipeline)
+    assert "forward" not in pipeline.transformer.__dict__
+
+
+# ---------------------------------------------------------------------------------------------------- attach, detach
+
+
+@pytest.mark.parametrize("case", ["always_compute", "step", "block", "mixcache"])
+@pytest.mark.parametrize("after_a_run", [False, True])
+def test_disable_restores(pipeline: Any, generate: Generate, case: str, after_a_run: bool) -> None:
+    policy, settings = CASES[case]
+    modules = [pipeline.transformer, *pipeline.transformer.blocks]
+    names = [set(module.__dict__) for module in modules]
+    handle = mixcache.enable(pipeline, policy, **settings)
+    assert "forward" in pipeline.transformer.__dict__
+    hooked = ["forward" in block.__dict__ for block in pipeline.transformer.blocks]
+    assert hooked == ([False, True, True, False] if case in ("block", "mixcache") else [False] * 4)
+    if after_a_run:
+        generate(pipeline)
+    handle.disable()
+    assert [set(module.__dict__) for module in modules] == names
+    assert not any("forward" in module.__dict__ or hasattr(module, "_diffusers_hook") for module in modules)
+    assert pipeline.transformer.forward.__func__ is type(pipeline.transformer).forward
+
+
+def test_attaching_after_a_plain_run_reaches_the_hooks(
+    pipeline: Any, generate: Generate, counted: Callable[..., Any]
+) -> None:
+    generate(pipeline)  # diffusers now has a registry, with a list of hooked children that is stale
+    with mixcache.enable(pipeline, "every_nth", granularity="block"), counted(pipeline.transformer) as work:
+        generate(pipeline)
+    assert (work.num_calls, work.num_blocks) == (24, 96 - 3 * 4)
+
+
+def test_a_with_block_detaches_after_an_error(pipeline: Any) -> None:
+    with pytest.raises(ZeroDivisionError), mixcache.enable(pipeline) as handle:
+        raise ZeroDivisionError
+    assert not handle.is_enabled
+    assert "forward" not in pipeline.transformer.__dict__
+
+
+def test_an_enabled_pipeline_that_nobody_holds_is_freed(make_pipeline: Callable[..., Any], generate: Generate) -> None:
+    pipeline = make_pipeline()
+    mixcache.enable(pipeline, "every_nth", granularity="block")
+    generate(pipeline)
+    transformer = weakref.ref(pipeline.transformer)
+    del pipeline
+    gc.collect()
+    assert transformer() is None
+
+
+def test_the_handle_is_not_needed(pipeline: Any, generate: Generate, counted: Callable[..., Any]) -> None:
+    mixcache.enable(pipeline, "every_nth", granularity="step")
+    gc.collect()
+    with counted(pipeline.transformer) as work:
+        generate(pipeline)
+    assert work.num_calls == 24 - 3 * 2
+    with pytest.raises(ValueError, match="enabled on this transformer already"):
+        mixcache.enable(pipeline)
+    mixcache.disable(pipeline)
+
+
+class CountingHook(ModelHook):
+    """Somebody else's hook: counts, and doubles what it stands before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.num_calls += 1
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        return (output[0] * 2,) if isinstance(output, tuple) else output * 2
+
+
+class WatchingHook(ModelHook):
+    """Somebody else's hook with the two small callbacks alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
+
+    def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
+        self.num_calls += 1
+        return output
+
+
+@pytest.mark.parametrize("kind", [CountingHook, WatchingHook])
+@pytest.mark.parametrize("where", ["transformer", "block"])
+@pytest.mark.parametrize("order", ["before", "after", "both"])
+def test_the_hooks_of_others_outlive_ours(
+    pipeline: Any, kind: type[CountingHook | WatchingHook], where: str, order: str
+) -> None:
+    transformer = pipeline.transformer
+    module = transformer if where == "transformer" else transformer.blocks[2]
+    arguments = inputs(transformer)
+
+    def plain() -> torch.Tensor:
+        with torch.no_grad():
+            return transformer(**arguments, return_dict=False)[0]
+
+    without = plain()
+    hooks = {name: kind() for name in (["before", "after"] if order == "both" else [order])}
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    if "before" in hooks:
+        registry.register_hook(hooks["before"], "before")
+    handle = mixcache.enable(pipeline, "every_nth", granularity="block")
+    if "after" in hooks:
+        registry.register_hook(hooks["after"], "after")
+    attached = plain()
+    handle.disable()
+    counts = [hook.num_calls for hook in hooks.values()]
+    assert counts == [1] * len(hooks)
+    assert torch.equal(plain(), attached)
+    assert [hook.num_calls for hook in hooks.values()] == [2] * len(hooks)
+    assert list(registry.hooks) == list(hooks)
+    for name in reversed(hooks):
+        registry.remove_hook(name, recurse=False)
+    assert torch.equal(plain(), without)
+    assert torch.equal(attached, without) == (kind is WatchingHook)
+    assert [hook.num_calls for hook in hooks.values()] == [2] * len(hooks)
+
+
+class OffloadLike(accelerate.hooks.ModelHook):
+    """What accelerate's offloading is to us: a wrapper around the forward of the moment."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.num_calls += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("where", ["transformer", "block"])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_hook_of_accelerate_outlives_ours(pipeline: Any, generate: Generate, where: str, is_before: bool) -> None:
+    plain = generate(pipeline)
+    module = pipeline.transformer if where == "transformer" else pipeline.transformer.blocks[2]
+    offload = OffloadLike()
+    if is_before:
+        accelerate.hooks.add_hook_to_module(module, offload)
+    handle = mixcache.enable(pipeline, "every_nth", granularity="block")
+    if not is_before:
+        accelerate.hooks.add_hook_to_module(module, offload)
+    generate(pipeline)
+    assert handle.trace.counts()["block"] == 3
+    handle.disable()
+    offload.num_calls = 0
+    assert torch.equal(generate(pipeline), plain)
+    assert (offload.num_calls, len(handle.trace)) == (24, 12)
+    accelerate.hooks.remove_hook_from_module(module)
+    assert torch.equal(generate(pipeline), plain)
+    assert (offload.num_calls, len(handle.trace), handle.summary()["num_calls_without_step"]) == (24, 12, 0)
+
+
+# ------------------------------------------------------------------------------------------------ memory and words
+
+
+@pytest.mark.parametrize(
+    ("settings", "peak_bytes"),
+    [
+        # latents of 4 x 2 x 2 x 2 floats: 128 bytes; hidden states of 2 tokens x 24 floats: 192 bytes
+        ({"granularity": "step"}, 2 * 128),
+        ({"granularity": "step", "order": 2}, 3 * 2 * 128),
+        ({"granularity": "cfg"}, 128),
+        ({"granularity": "block"}, 2 * 192),
+        ({"granularity": "block", "order": 1}, 2 * 2 * 192),
+    ],
+)
+def test_memory(pipeline: Any, generate: Generate, settings: dict[str, Any], peak_bytes: int) -> None:
+    with mixcache.enable(pipeline, "every_nth", **settings) as handle:
+        generate(pipeline)
+        assert (handle.summary()["held_bytes"], handle.summary()["peak_bytes"]) == (0, peak_bytes)
+
+
+def test_too_few_steps_are_all_computed_with_one_warning(
+    pipeline: Any, generate: Generate, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = generate(pipeline, num_steps=5)
+    with caplog.at_level(logging.WARNING, "mixcache"), mixcache.enable(pipeline, "every_nth") as handle:
+        assert torch.equal(generate(pipeline, num_steps=5), plain)
+        generate(pipeline, num_steps=5)
+        generate(pipeline, num_steps=8)
+    assert [record.getMessage() for record in caplog.records if record.name == "mixcache"] == [
+        "5 steps are no more than the 4 of the warm-up and the 1 of the cool-down: everything is computed"
+    ]
+    assert letters(handle.trace.generation(0)) == "....."
+
+
+def test_a_prediction_has_the_type_the_caller_asked_for(pipeline: Any) -> None:
+    transformer = pipeline.transformer
+    arguments = inputs(transformer)
+    positional = tuple(arguments.values())
+    with mixcache.enable(pipeline, "every_nth", granularity="step", period=9, num_warmup_steps=1) as handle:
+        computed = [call(transformer, step, arguments) for step in (0, 1)][-1]
+        predicted = call(transformer, 2, arguments)
+        assert type(predicted) is type(computed) is Transformer2DModelOutput
+        assert torch.equal(predicted.sample, computed.sample)
+        as_tuple = call(transformer, 3, arguments, return_dict=False)
+        assert isinstance(as_tuple, tuple)
+        assert torch.equal(as_tuple[0], computed.sample)
+        context = {"step_index": 4, "num_inference_steps": 10, "sigma": 0.6}
+        with torch.no_grad(), transformer.cache_context("cond", **context):
+            by_position = transformer(*positional, None, False)
+        assert isinstance(by_position, tuple)
+        assert torch.equal(by_position[0], computed.sample)
+    assert letters(handle.trace) == "..sss"
+
+
+def test_calls_that_say_too_little_pass_through(pipeline: Any, caplog: pytest.LogCaptureFixture) -> None:
+    transformer = pipeline.transformer
+    arguments = inputs(transformer)
+    with torch.no_grad():
+        plain = transformer(**arguments).sample
+    with mixcache.enable(pipeline, "every_nth", granularity="step", num_warmup_steps=1) as handle:
+        with torch.no_grad():
+            for _ in range(3):
+                assert torch.equal(transformer(**arguments).sample, plain)
+            with transformer.cache_context("cond"):
+                assert torch.equal(transformer(**arguments).sample, plain)
+        assert torch.equal(call(transformer, 0, arguments, num_steps=None).sample, plain)
+        with transformer.cache_context("cond", step_index=0, num_inference_steps=10, sigma=1.0):
+            output = transformer(**arguments).sample
+        assert output.requires_grad
+        assert handle.summary()["num_calls_without_step"] == 6
+        assert len(handle.trace) == 0
+    messages = [record.getMessage() for record in caplog.records if record.name == "mixcache"]
+    assert len(messages) == 1
+    assert messages[0].startswith("a call of the transformer is computed in full: no cache context with step_index")
+
+
+def test_summary_by_hand(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="step", period=2) as handle:
+        generate(pipeline)
+        generate(pipeline)
+    assert handle.summary() == {
+        "policy": "every_nth",
+        "num_generations": 2,
+        "num_steps": 24,
+        "granularity_counts": {"compute": 18, "block": 0, "cfg": 0, "step": 6},
+        "computed_share": 0.75,
+        "ideal_speedup": pytest.approx(4 / 3),
+        "num_non_finite": 0,
+        "num_calls_without_step": 0,
+        "held_bytes": 0,
+        "peak_bytes": 256,
+    }
+
+
+def test_a_policy_object_and_a_bounded_one(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, EveryNth(period=3), num_warmup_steps=1) as handle:
+        generate(pipeline)
+    assert letters(handle.trace) == "..ss.ss.ss.."
+    own = Bounded(policy=EveryNth(period=3), num_warmup_steps=2, num_cooldown_steps=0)
+    with mixcache.enable(pipeline, own) as handle:
+        generate(pipeline)
+    assert letters(handle.trace) == "...ss.ss.ss."

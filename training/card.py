@@ -1,0 +1,106 @@
+"""Writes the model card and the figures beside the weights, from what the trainings and the evaluation left in their
+files.
+
+python training/card.py --runs training/runs --out src/mixcache/zoo/shapes-wan --hardware "2 CPU cores"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+CARD = """# shapes-wan
+
+A small text-to-video model of drawn shapes, real in every part: `WanPipeline.from_pretrained` of diffusers loads this
+folder without mixcache. It exists so that caching can be shown, tested and measured anywhere.
+
+## Data
+
+Clips drawn by `mixcache.zoo.world`: one or two of four shapes in six colours and two sizes, seven motions, on plain,
+gradient or chequered backgrounds in three tones, anti-aliased, 17 frames of 64x64 pixels, with a caption from its
+grammar. A tenth of all captions, chosen by their SHA-256, is held out of every training.
+
+## Architecture
+
+| part | class | weights |
+|---|---|---|
+| denoiser | WanTransformer3DModel, 12 blocks of width 160, patch (1,2,2), 80 tokens | {transformer:.2f} M |
+| autoencoder | AutoencoderKLWan, 8x8 in space and 4x in time, 20 channels | {vae:.2f} M |
+| text encoder | UMT5EncoderModel, 2 layers of width 128, trained with the denoiser | {text_encoder:.2f} M |
+| tokenizer | one token a word of the grammar | |
+| scheduler | UniPCMultistepScheduler, flow prediction, shift 3 | |
+
+All weights together: {mib:.2f} MiB in bfloat16. Call it with `max_sequence_length=24`, as it was trained: the pipeline's
+default of 512 padded tokens gives worse clips, slower. `mixcache.zoo.call_defaults()` has all arguments.
+
+## Training
+
+`training/train_vae.py` ({vae_frame_steps} steps on frames, {vae_clip_steps} on clips, {vae_minutes:.0f} minutes), then
+`training/train_transformer.py` ({steps} steps of 32 clips out of {clips}, {minutes:.0f} minutes), seed 0, on {hardware}, shared
+with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
+
+## Figures
+
+`training/evaluate.py`: {num_captions} held-out captions, 50 steps, guidance 5, seeds not used in training, read from the clips by
+`mixcache.metrics`, which is right on every drawn clip of its test.
+
+| | |
+|---|---|
+| colour right | {colour:.1%} |
+| motion right | {motion:.1%} |
+| shape right | {shape:.1%} |
+| background right | {background:.1%} |
+| difficulty: PSNR of 25 against 50 steps, {num_difficulty} captions | {difficulty:.1f} dB |
+| autoencoder: PSNR of held-out clips, `training/train_vae.py` | {vae_psnr:.1f} dB (lowest {vae_lowest:.1f}) |
+| seconds for a clip of 50 steps, whole call | {seconds:.1f} |
+
+## Limits
+
+It knows this world and these words only; another word is `<unk>`. Clips longer or larger than it was trained on are
+drawn, and are worse. Fine texture is soft, from the autoencoder.
+"""
+
+
+def last_row(path: Path) -> dict[str, float]:
+    """The last line of a training's log."""
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("training/runs"))
+    parser.add_argument("--out", type=Path, default=Path("src/mixcache/zoo/shapes-wan"))
+    parser.add_argument("--hardware", required=True)
+    args = parser.parse_args()
+    evaluation = json.loads((args.runs / "evaluation.json").read_text())
+    vae = json.loads((args.runs / "vae" / "figures.json").read_text())
+    frames, clips = (last_row(args.runs / "vae" / f"{stage}.log.jsonl") for stage in ("frames", "clips"))
+    denoiser = last_row(args.runs / "transformer" / "checkpoint.log.jsonl")
+    sizes = {part: (args.out / part).glob("*.safetensors") for part in ("transformer", "vae", "text_encoder")}
+    num_bytes = {part: sum(path.stat().st_size for path in paths) for part, paths in sizes.items()}
+    card = CARD.format(
+        **{part: size / 2 / 1e6 for part, size in num_bytes.items()},
+        mib=sum(num_bytes.values()) / 2**20,
+        vae_frame_steps=frames["step"],
+        vae_clip_steps=clips["step"],
+        vae_minutes=(frames["seconds"] + clips["seconds"]) / 60,
+        steps=denoiser["step"],
+        clips=int((args.runs / "transformer" / "latents.done").read_text()),
+        minutes=denoiser["seconds"] / 60,
+        loss=denoiser["loss"],
+        ema=0.998,
+        hardware=args.hardware,
+        difficulty=evaluation["psnr_25_against_50_steps_db"],
+        vae_psnr=vae["held_out_psnr_db"],
+        vae_lowest=vae["held_out_psnr_db_lowest"],
+        seconds=evaluation["seconds_per_clip_50_steps"],
+        **{k: evaluation[k] for k in ("num_captions", "num_difficulty", "colour", "motion", "shape", "background")},
+    )
+    (args.out / "README.md").write_text(card)
+    figures = {"evaluation": evaluation, "autoencoder": vae}
+    (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
