@@ -31,19 +31,19 @@ grammar. A tenth of all captions, chosen by their SHA-256, is held out of every 
 | tokenizer | one token a word of the grammar | |
 | scheduler | UniPCMultistepScheduler, flow prediction, shift 3 | |
 
-All weights together: {mib:.2f} MiB in bfloat16. Call it with `max_sequence_length=24`, as it was trained: the pipeline's
-default of 512 padded tokens gives worse clips, slower. `mixcache.zoo.call_defaults()` has all arguments.
+All weights together: {mib:.2f} MiB in bfloat16. Call it with `max_sequence_length=24`, as it was trained: the
+pipeline's default of 512 padded tokens gives worse clips, slower. `mixcache.zoo.call_defaults()` has all arguments.
 
 ## Training
 
-`training/train_vae.py` ({vae_frame_steps} steps on frames, {vae_clip_steps} on clips, {vae_minutes:.0f} minutes), then
-`training/train_transformer.py` ({steps} steps of 32 clips out of {clips}, {minutes:.0f} minutes), seed 0, on {hardware}, shared
-with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
+`training/train_vae.py` ({vae_frame_steps} steps on frames, {vae_clip_steps} on clips, {vae_minutes:.0f} minutes),
+then `training/train_transformer.py` ({steps} steps of 32 clips out of {clips}, {minutes:.0f} minutes),
+seed 0, on {hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
 
 ## Figures
 
-`training/evaluate.py`: {num_captions} held-out captions, 50 steps, guidance 5, seeds not used in training, read from the clips by
-`mixcache.metrics`, which is right on every drawn clip of its test.
+`training/evaluate.py`: {num_captions} held-out captions, 50 steps, guidance 5, seeds not used in training,
+read from the clips by `mixcache.metrics`, which is right on every drawn clip of its test.
 
 | | |
 |---|---|
