@@ -37,8 +37,9 @@ pipeline's default of 512 padded tokens gives worse clips, slower. `mixcache.zoo
 ## Training
 
 `training/train_vae.py` ({vae_frame_steps} steps on frames, {vae_clip_steps} on clips, {vae_minutes:.0f} minutes),
-then `training/train_transformer.py` ({steps} steps of 32 clips out of {clips}, {minutes:.0f} minutes),
-seed 0, on {hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
+then `training/train_transformer.py` ({steps} steps of 32 clips out of {clips}, {minutes:.0f} minutes), seed 0, on
+{hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged
+loss {loss:.3f}.
 
 ## Figures
 

@@ -17,16 +17,18 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalised(matrices: torch.Tensor, num_iterations: int = 5) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrices, by a quintic Newton-Schulz iteration; shape (number, rows, columns)
-    kept."""
+    """The nearest (semi-)orthogonal matrices, roughly; shape (number, rows, columns) and dtype are kept.
+
+    A quintic Newton-Schulz iteration in bfloat16, which is good enough for it and takes half the time of float32.
+    """
     a, b, c = NEWTON_SCHULZ
-    x = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    x = (matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)).bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     for _ in range(num_iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices)
 
 
 class Muon(torch.optim.Optimizer):

@@ -34,9 +34,9 @@ def measured(results: Path) -> str:
     num_prompts = len({record["prompt"] for record in quick["records"]})
     lines = [
         f"`make bench-quick`: `shapes-wan`, {num_prompts} held-out captions, {arguments['num_inference_steps']} steps,",
-        f"guidance {arguments['guidance_scale']:g}, {quick['scheduler']}; one run, {machine['threads']} CPU threads,",
-        f"torch {versions['torch']}, diffusers {versions['diffusers']}. Wall-clock of the denoising loop; PSNR and SSIM",
-        "against the plain clip of the same seed.",
+        f"guidance {arguments['guidance_scale']:g}, {quick['scheduler']}; {machine['threads']} CPU threads,",
+        f"torch {versions['torch']}, diffusers {versions['diffusers']}. Wall-clock of the denoising loop; PSNR, SSIM",
+        "against the plain clip of the same seed. All rows are of one run.",
         "",
         table(rows),
         "",
