@@ -72,7 +72,7 @@ class RootHook(ModelHook):
             return forms[0][0]
 
         sample = self.engine.call(info, compute)
-        if forms:
+        if forms and sample is forms[0][0]:
             return forms[0]
         return (sample,) if _wants_tuple(args, kwargs) else _model_output(sample)
 
