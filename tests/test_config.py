@@ -53,7 +53,9 @@ def test_wrong_names_and_values(policy: Any, settings: dict[str, Any], message: 
 def test_settings_reach_policy_bounds_and_span() -> None:
     settings = {"granularity": "block", "period": 3, "max_age": 2, "num_warmup_steps": 1, "span_first": 0}
     config = MixCacheConfig(policy="every_nth", settings=settings)
-    expected = Bounded(policy=EveryNth(granularity="block", period=3), max_age=2, num_warmup_steps=1)
+    expected = Bounded(
+        policy=EveryNth(granularity="block", period=3), max_age=2, num_warmup_steps=1, max_cached_run=10**9
+    )
     assert config.build() == expected
     assert config.span == {"span_first": 0}
     assert config.policy_name == "every_nth"
@@ -66,7 +68,7 @@ def test_default_is_the_paper() -> None:
 
 def test_a_policy_object_keeps_its_settings_and_takes_bounds() -> None:
     config = MixCacheConfig(policy=EveryNth(period=3), settings={"max_cached_run": 2})
-    assert config.build() == Bounded(policy=EveryNth(period=3), max_cached_run=2)
+    assert config.build() == Bounded(policy=EveryNth(period=3), max_cached_run=2, max_age=10**9)
     assert config.policy_name == "every_nth"
 
 

@@ -1,9 +1,8 @@
 """Muon: momentum made orthogonal, for weight matrices and convolution kernels (Jordan et al. 2024,
 kellerjordan.github.io/posts/muon).
 
-`torch.optim.Muon` takes two-dimensional weights only; the autoencoder is made of convolutions, where Adam stood still
-at 18 dB while
-this reached 28 dB in the same 300 steps.
+`torch.optim.Muon` takes two-dimensional weights only; the autoencoder is made of convolutions, on which Adam
+hardly moved in the steps in which this learnt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""mixcache: makes video diffusion transformers about twice as fast, by caching what is safe to cache at each step.
+"""mixcache: makes video diffusion transformers faster, by caching what is safe to cache at each step.
 
     handle = mixcache.enable(pipe)        # a diffusers video pipeline
     pipe("a cat on a skateboard")

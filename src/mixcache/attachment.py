@@ -16,7 +16,7 @@ from diffusers import HookRegistry
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 
-from mixcache.config import MixCacheConfig
+from mixcache.config import BOUNDS, MixCacheConfig, setting_names
 from mixcache.decision import Granularity
 from mixcache.engine import CallInfo, Engine, Span, SpanMode
 from mixcache.models import ModelRow, row_for
@@ -182,13 +182,24 @@ class Handle:
         transformer, self._transformer = self._transformer, None
         if transformer is None:
             return
-        self.engine.reset()
-        for module in [*self._hooked, transformer]:
-            _remove_hook(module)
-        transformer_registry = getattr(transformer, "_diffusers_hook", None)
-        if transformer_registry is not None:
-            transformer_registry.invalidate_child_registries_cache()
-        _HANDLES.pop(transformer, None)
+        try:
+            self.engine.reset()
+        finally:
+            for module in [*self._hooked, transformer]:
+                _remove_hook(module)
+            transformer_registry = getattr(transformer, "_diffusers_hook", None)
+            if transformer_registry is not None:
+                transformer_registry.invalidate_child_registries_cache()
+            _HANDLES.pop(transformer, None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting in force, those that were not given too: of the policy, of its bounds and of the block span."""
+        bounds = {name: getattr(self.policy, name) for name in BOUNDS}
+        own = {name: getattr(self.policy.policy, name) for name in setting_names(type(self.policy.policy))}
+        own.pop("trace", None)
+        span = self.engine.span
+        return own | bounds | {"span_first": span.first, "span_after": span.num_blocks - span.end}
 
     def summary(self) -> dict[str, Any]:
         """What the cache did, over the generations in the trace (the newest 100).
@@ -196,7 +207,7 @@ class Handle:
         Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
         of the same calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls),
         num_calls_without_step (calls that did not say their step, computed in full), held_bytes (of all histories now)
-        and peak_bytes (of all histories after any step).
+        and peak_bytes (the most that histories and the values set aside for them ever took).
         """
         share = self.trace.computed_share()
         return {
@@ -287,6 +298,11 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
             f"this {type(pipeline).__name__} has two experts (transformer and transformer_2), which is not supported "
             "yet; a pipeline with one transformer is"
         )
+    if getattr(pipeline, "_all_hooks", None):
+        raise ValueError(
+            "this pipeline offloads its models already, and would drop the cache after the first clip; call "
+            "mixcache.enable before pipe.enable_model_cpu_offload"
+        )
     if transformer in _HANDLES:
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
@@ -317,5 +333,6 @@ def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCa
         return config
     impacts = impacts_for(transformer)
     if impacts is None:
+        logger.info("no profile for this %s: the impact of every granularity is 1", type(transformer).__name__)
         return config
     return MixCacheConfig(policy=config.policy, settings={**config.settings, "impacts": impacts})

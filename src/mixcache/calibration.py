@@ -3,9 +3,12 @@ clip.
 
     python -m mixcache.calibration --out src/mixcache/profiles/shapes-wan.json
 
-For one step of one trajectory, one quantity q (v of both branches, d, or the span residual r) is replaced by
-q + strength * rms(q) * noise; everything after runs in full. I = rms(change of the final latents) / rms(final
-latents) / strength,
+For one step of one trajectory, one quantity q (v, d, or the span residual r) is replaced by
+q + strength * rms(q) * noise, with the same noise in both branches: their errors are alike in a cached step too, and
+guidance would multiply the difference of two. Everything after runs in full. Then
+
+    I = rms(change of the final latents) / rms(final latents) / strength
+
 averaged over calibration prompts and steps. The paper names the analysis; strength, steps and norm are ours.
 """
 
@@ -15,7 +18,7 @@ import argparse
 import datetime
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -66,19 +69,18 @@ class PerturbingEngine(Engine):
         return hidden + self._noise(hidden - self._span_input)
 
     def _noise(self, quantity: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.noise_seed + (self._branch == UNCONDITIONAL))
+        generator = torch.Generator().manual_seed(self.noise_seed)
         noise = torch.randn(quantity.shape, generator=generator).to(quantity)
         return self.strength * quantity.float().square().mean().sqrt().to(quantity) * noise
 
 
 def measure_impacts(
-    pipeline: Any, prompts: Iterable[str], steps: Iterable[int], arguments: dict[str, Any], seed: int = CALIBRATION_SEED
+    pipeline: Any, prompts: Sequence[str], steps: Sequence[int], arguments: dict[str, Any], seed: int = CALIBRATION_SEED
 ) -> dict[str, dict[int, float]]:
     """Impact of each granularity at each of `steps`, averaged over `prompts`; `arguments` go to the pipeline's call."""
     transformer = pipeline.transformer
     config = MixCacheConfig(policy=MixCache())
     handle = Handle(pipeline, config, row_for(transformer, pipeline), PerturbingEngine)
-    handle._attach()
     engine = cast(PerturbingEngine, handle.engine)
     found: dict[str, dict[int, list[float]]] = {g.value: {step: [] for step in steps} for g in CACHED}
 
@@ -87,6 +89,7 @@ def measure_impacts(
         return pipeline(prompt, generator=generator, output_type="latent", **arguments).frames.float()
 
     try:
+        handle._attach()
         with generation.watched_loop(pipeline):
             for index, prompt in enumerate(prompts):
                 engine.target, engine.noise_seed = None, seed + 1000 * index

@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+MAX_SEED = 2**63 - 1
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 Settings = Annotated[
     list[str] | None,
@@ -72,7 +73,10 @@ def prepare_folder(out: Path, names: list[str], force: bool) -> None:
         raise ValueError(f"the folder {out} cannot be written")
     existing = [name for name in names if (out / name).exists()]
     if existing and not force:
-        raise ValueError(f"{out / existing[0]} exists; --force overwrites it, --out names another folder")
+        raise ValueError(f"{out / existing[0]} exists; --force overwrites it, --out names another")
+    for name in existing:
+        if not (out / name).is_file() or not os.access(out / name, os.W_OK):
+            raise ValueError(f"{out / name} is in the way and cannot be overwritten")
 
 
 def prepare_file(path: Path, force: bool, suffix: str) -> None:
@@ -117,18 +121,21 @@ def progress_display() -> Progress:
 @app.command()
 def demo(
     prompts: Annotated[int, typer.Option(min=1, max=1000, help="Held-out captions to generate.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip; chooses the captions too.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first clip; chooses the captions too.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for films and report.")] = Path("mixcache-demo"),
     policy: Annotated[str, typer.Option(help="Caching policy.")] = "mixcache",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,
+    guidance: Annotated[float, typer.Option(min=0, max=1000, help="Guidance scale.")] = 5.0,
     settings: Settings = None,
     force: Force = False,
 ) -> None:
     """Generates a few captions twice, plain and cached, and writes films, report.html and report.json."""
     try:
         chosen = parse_config(policy, settings).settings
-        prepare_folder(out, ["report.json", "report.html"], force)
+        films = [f"clip-{index}-{kind}.mp4" for index in range(prompts) for kind in ("plain", "cached", "side-by-side")]
+        prepare_folder(out, ["report.json", "report.html", *films], force)
     except (ValueError, TypeError) as error:
         fail(error)
     quiet()
@@ -148,11 +155,19 @@ def demo(
             task = progress.add_task(f"clip {index + 1} of {prompts}, {kind:6}", total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
-        report = run_demo(config, out, watcher)
+        try:
+            report = run_demo(config, out, watcher)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            progress.stop()
+            fail(error)
     if report["interrupted"]:
         typer.echo(f"Interrupted: {len(report['clips'])} of {prompts} clips are finished.", err=True)
     if report["clips"]:
         _say_figures(report)
+    if report["num_non_finite"]:
+        typer.echo(
+            f"warning   {report['num_non_finite']} calls gave a NaN or an infinity; they were not cached", err=True
+        )
     typer.echo(f"report    {out / 'report.html'}")
     if report["interrupted"]:
         raise typer.Exit(130)
@@ -177,8 +192,8 @@ def generate(
     model: Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")] = "shapes-wan",
     policy: Annotated[str, typer.Option(help="Caching policy.")] = "mixcache",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first noise.")] = 0,
+    guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first noise.")] = 0,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Number of frames.")] = None,
     out: Annotated[Path, typer.Option(help="The film to write.")] = Path("clip.mp4"),
@@ -211,8 +226,13 @@ def generate(
     }
     try:
         pipeline, arguments = open_model(model)
-        arguments |= {name: value for name, value in asked.items() if value is not None}
-        handle = None if plain else attachment.enable(pipeline, config)
+        arguments = generation.accepted_arguments(
+            pipeline, arguments | {k: v for k, v in asked.items() if v is not None}
+        )
+        handle: attachment.Handle | None = attachment.enable(pipeline, config)
+        if plain and handle is not None:
+            handle.disable()
+            handle = None
     except (ValueError, TypeError) as error:
         fail(error)
     try:
@@ -220,18 +240,21 @@ def generate(
             task = progress.add_task("denoising", total=None)
             watch = {"on_step": lambda done, total: progress.update(task, completed=done, total=total)}
             made = generation.generate(pipeline, prompt, seed=seed, **watch, **arguments)
-    except (ValueError, TypeError) as error:
+        write_mp4(made.clip, out)
+        if trace and handle is not None:
+            handle.trace.save(trace)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         fail(error)
     except KeyboardInterrupt:
         typer.echo("Interrupted; nothing was written.", err=True)
         raise typer.Exit(130) from None
-    write_mp4(made.clip, out)
     typer.echo(f"film      {out} ({made.denoising_seconds:.1f} s of denoising)")
     if handle is not None:
         summary = handle.summary()
         typer.echo(f"steps     {counted(summary['granularity_counts'])}; {summary['computed_share']:.0%} of the work")
+        if summary["num_non_finite"]:
+            typer.echo(f"warning   {summary['num_non_finite']} calls gave a NaN or an infinity", err=True)
         if trace:
-            handle.trace.save(trace)
             typer.echo(f"trace     {trace}")
 
 
@@ -246,7 +269,10 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
 
 
 def open_model(name: str) -> tuple[Any, dict[str, Any]]:
-    """A built-in model with its call arguments, or the pipeline in a folder with none; ValueError if it is neither."""
+    """A built-in model with its call arguments, or the pipeline in a folder with none; ValueError if it is neither.
+
+    A folder is loaded in bfloat16 onto the GPU where there is one, else in float32.
+    """
     from mixcache import zoo
     from mixcache.config import unknown_name
 
@@ -257,12 +283,17 @@ def open_model(name: str) -> tuple[Any, dict[str, Any]]:
         raise ValueError(unknown_name("model or folder", name, zoo.BUILT_IN))
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
+    import torch
     from diffusers import DiffusionPipeline
 
+    has_gpu = torch.cuda.is_available()
     try:
-        return DiffusionPipeline.from_pretrained(folder, local_files_only=True), {}
+        dtype = torch.bfloat16 if has_gpu else torch.float32
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except Exception as error:  # a broken folder fails in as many ways as it has files
-        raise ValueError(f"{folder} cannot be loaded as a pipeline: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
+    return pipeline.to("cuda") if has_gpu else pipeline, {}
 
 
 @app.command()

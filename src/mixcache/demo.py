@@ -45,8 +45,12 @@ def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> d
     """Generates, measures and writes everything into `out`, which exists; returns what stands in report.json.
 
     A KeyboardInterrupt ends it early: the finished clips and a report of them are written, and `interrupted` is true.
+    Another error leaves the same, and goes on to the caller. ValueError for settings that do not fit the model, before
+    any work.
     """
     pipeline = load(MODEL)
+    with enable(pipeline, config.policy, **config.settings) as probe:
+        settings = probe.settings
     arguments = call_defaults(MODEL) | {
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
@@ -64,21 +68,28 @@ def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> d
             with enable(pipeline, config.policy, **config.settings) as handle:
                 cached = generation.generate(pipeline, caption, seed=seed, on_step=watch[1], **arguments)
             peak_bytes = max(peak_bytes, handle.engine.peak_bytes)
-            pairs.append(ClipPair(plain=plain.clip, cached=cached.clip))
-            clips.append(_clip_record(index, caption, seed, plain, cached, handle, out))
+            record = _clip_record(index, caption, seed, plain, cached, handle, out)
+            pairs, clips = [*pairs, ClipPair(plain=plain.clip, cached=cached.clip)], [*clips, record]
     except KeyboardInterrupt:
         interrupted = True
-    report = _report(config, arguments, clips, pipeline)
-    report |= {"interrupted": interrupted, "cache_peak_bytes": peak_bytes}
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    write_html(report, pairs, out / "report.html")
+    finally:
+        # also after an error: the finished clips are not lost
+        report = _report(config, settings, arguments, clips, pipeline)
+        report |= {"interrupted": interrupted, "cache_peak_bytes": peak_bytes}
+        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_html(report, pairs[: len(clips)], out / "report.html")
     return report
+
+
+def film_names(index: int) -> dict[str, str]:
+    """File names of a clip's films, by kind."""
+    return {kind: f"clip-{index}-{kind.replace('_', '-')}.mp4" for kind in ("plain", "cached", "side_by_side")}
 
 
 def _clip_record(
     index: int, caption: str, seed: int, plain: Generated, cached: Generated, handle: Handle, out: Path
 ) -> dict[str, Any]:
-    names = {kind: f"clip-{index}-{kind.replace('_', '-')}.mp4" for kind in ("plain", "cached", "side_by_side")}
+    names = film_names(index)
     films = {"plain": plain.clip, "cached": cached.clip, "side_by_side": side_by_side([plain.clip, cached.clip])}
     for kind, film in films.items():
         write_mp4(film, out / names[kind], fps=FRAMES_PER_SECOND, scale=FILM_SCALE)
@@ -102,7 +113,11 @@ def _clip_record(
 
 
 def _report(
-    config: DemoConfig, arguments: dict[str, Any], clips: list[dict[str, Any]], pipeline: Any
+    config: DemoConfig,
+    settings: dict[str, Any],
+    arguments: dict[str, Any],
+    clips: list[dict[str, Any]],
+    pipeline: Any,
 ) -> dict[str, Any]:
     def mean(values: list[float]) -> float | None:
         return fmean(values) if values else None
@@ -116,7 +131,7 @@ def _report(
         "format": FORMAT,
         "model": MODEL,
         "policy": config.policy,
-        "settings": config.settings,
+        "settings": settings,
         "num_inference_steps": config.num_inference_steps,
         "guidance_scale": config.guidance_scale,
         "seed": config.seed,
@@ -127,6 +142,7 @@ def _report(
         "ssim": mean([clip["ssim"] for clip in clips]),
         "adherence_plain": mean_adherence("adherence_plain"),
         "adherence_cached": mean_adherence("adherence_cached"),
+        "num_non_finite": sum(entry["non_finite"] for clip in clips for entry in clip["trace"]),
         "granularity_counts": {g: sum(c[g] for c in counts) for g in ("compute", "block", "cfg", "step")},
         "peak_memory_bytes": max((clip["peak_memory_bytes"] for clip in clips), default=0),
         "versions": generation.versions(),

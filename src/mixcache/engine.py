@@ -8,6 +8,7 @@ A step is finished when the next one begins, or at `reset`, since nothing says w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -21,6 +22,7 @@ from mixcache.policies.base import Policy
 from mixcache.signals import all_finite, relative_l1, to_floats
 from mixcache.trace import Call, Trace, TraceEntry
 
+logger = logging.getLogger("mixcache")
 CONDITIONAL, UNCONDITIONAL = "cond", "uncond"
 
 
@@ -73,6 +75,11 @@ class StepRecord:
     finite: dict[str, torch.Tensor] = field(default_factory=dict)
     """1.0 or 0.0 for every output that the transformer gave, by branch, still on the device."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what is set aside until the step is finished."""
+        return sum(t.numel() * t.element_size() for t in (*self.outputs.values(), *self.residuals.values()))
+
     def has(self, branch: str) -> bool:
         return any(call.branch == branch for call in self.calls)
 
@@ -106,9 +113,10 @@ class Engine:
         self._state = policy.init()
         self._record: StepRecord | None = None
         self._branch, self._span_input = "", None
-        self._generation = -1
+        self._generation = self._told_non_finite = -1
         self.span_mode = SpanMode.RUN
         self.peak_bytes = 0
+        """Most that histories and the values set aside for them ever took."""
 
     # ---------------------------------------------------------------------------------------------------- calls
 
@@ -148,9 +156,8 @@ class Engine:
         finally:
             self.span_mode, self._span_input = SpanMode.RUN, None
         record.calls.append(Call(branch=info.branch, computed=True, num_blocks=num_blocks))
-        if self._kept:
-            record.finite[info.branch] = all_finite(output)
-        if is_full and self._kept:
+        record.finite[info.branch] = all_finite(output)
+        if is_full and (self._keeps_outputs or Granularity.CFG in self._kept):
             record.outputs[info.branch] = output.detach().clone()
         return output
 
@@ -238,13 +245,24 @@ class Engine:
             names += signals
             scalars += signals.values()
         values = dict(zip(names, to_floats(scalars), strict=True))
-        finite = {branch for branch in record.finite if values[branch] == 1.0}
+        num_non_finite = sum(values[branch] != 1.0 for branch in record.finite)
         measurement = None
         if is_full and self.policy.measures:
-            measurement = self._measurement(record, values if len(finite) == len(record.finite) else {})
+            measurement = self._measurement(record, {} if num_non_finite else values)
             self.policy.observe(measurement, self._state)
-        self._refresh(record, finite & record.outputs.keys())
-        self._append(record, measurement, num_non_finite=len(record.finite) - len(finite))
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes + record.num_bytes)
+        if num_non_finite:
+            # a branch refreshed alone would be younger than the other
+            self._report_non_finite(record)
+        else:
+            self._refresh(record)
+        self._append(record, measurement, num_non_finite)
+
+    def _report_non_finite(self, record: StepRecord) -> None:
+        """Says once in a trajectory that the model gave a NaN or an infinity."""
+        if self._told_non_finite != self._generation:
+            self._told_non_finite = self._generation
+            logger.warning("the model's output has a NaN or an infinity at step %d; it is not cached", record.info.step)
 
     def _signals(self, record: StepRecord) -> dict[Granularity | str, torch.Tensor]:
         """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
@@ -273,19 +291,17 @@ class Engine:
         distances = {g: values[g] for g in Granularity if g in values and g in self._kept}
         return Measurement(step=record.info.step, sigma=record.info.sigma, deviation=deviation, distances=distances)
 
-    def _refresh(self, record: StepRecord, finite: set[str]) -> None:
-        """Pushes what was computed; nothing of a call whose output was not finite."""
+    def _refresh(self, record: StepRecord) -> None:
+        """Pushes what was computed; all of it is finite."""
         step, sigma = record.info.step, record.info.sigma
-        for branch in finite:
-            if self._keeps_outputs:
-                self._outputs.setdefault(branch, History(self._length)).push(step, sigma, record.outputs[branch])
-            if branch in record.residuals:
-                history = self._residuals.setdefault(branch, History(self._length))
-                history.push(step, sigma, record.residuals[branch])
-        if Granularity.CFG in self._kept and {CONDITIONAL, UNCONDITIONAL} <= finite:
-            difference = self._computed_difference(record.outputs)
-            if difference is not None:
-                self._difference.push(step, sigma, difference)
+        if self._keeps_outputs:
+            for branch, output in record.outputs.items():
+                self._outputs.setdefault(branch, History(self._length)).push(step, sigma, output)
+        for branch, residual in record.residuals.items():
+            self._residuals.setdefault(branch, History(self._length)).push(step, sigma, residual)
+        difference = self._computed_difference(record.outputs) if Granularity.CFG in self._kept else None
+        if difference is not None:
+            self._difference.push(step, sigma, difference)
 
     def _guided(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """v = v_u + g (v_c - v_u) where both branches and a scale are known, else the branches side by side."""
@@ -301,8 +317,6 @@ class Engine:
         return None
 
     def _append(self, record: StepRecord, measurement: Measurement | None, num_non_finite: int) -> None:
-        held = self.held_bytes
-        self.peak_bytes = max(self.peak_bytes, held)
         self.trace.append(
             TraceEntry(
                 generation=self._generation,
@@ -316,7 +330,7 @@ class Engine:
                 deviation=measurement.deviation if measurement else None,
                 distances=dict(measurement.distances) if measurement else {},
                 non_finite=num_non_finite,
-                held_bytes=held,
+                held_bytes=self.held_bytes,
             )
         )
 

@@ -74,8 +74,24 @@ def test_a_run_measures_every_method_on_every_prompt(pipeline: Any) -> None:
             "scheduler": "UniPC",
             "versions": {},
             "machine": {},
+            "bars": {"it runs": True, "it flies": False},
             "summary": summarise(records),
             "records": as_json(records),
         }
     )
     assert page.count("| every_nth step, period 2, order 0 |") == 1
+    assert "- yes: policy mixcache, it runs\n- NO: policy mixcache, it flies" in page
+
+
+def test_the_bars_are_read_off_the_row_of_the_policy() -> None:
+    row = {
+        "method": "mixcache",
+        "speedup": 2.0,
+        "margin_db": 0.1,
+        "of_ideal": 0.95,
+        "steps": {"step": 1, "cfg": 1, "block": 1},
+    }
+    assert all(quick.bars([row]).values())
+    for change in ({"speedup": 2.2}, {"margin_db": -0.1}, {"margin_db": None}, {"of_ideal": 0.9}):
+        assert list(quick.bars([row | change]).values()).count(False) == 1
+    assert not all(quick.bars([row | {"steps": {"step": 1, "cfg": 0, "block": 1}}]).values())

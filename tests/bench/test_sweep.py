@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mixcache.bench.sweep import margin, settings_of
+from mixcache.bench.run import margin
+from mixcache.bench.sweep import settings_of
 
 
 def test_margin_is_taken_on_the_line_between_two_plain_runs() -> None:

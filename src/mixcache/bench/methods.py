@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BOUNDLESS = {"max_age": 50, "max_cached_run": 50}
-"""A fixed cadence bounds its own age and run."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
@@ -35,7 +32,7 @@ def cadences(periods: Mapping[str, float], orders: tuple[int, ...] = (0, 1)) -> 
         Method(
             name=f"every_nth {granularity}, period {period:g}, order {order}",
             policy="every_nth",
-            settings={"granularity": granularity, "period": period, "order": order, **BOUNDLESS},
+            settings={"granularity": granularity, "period": period, "order": order},
         )
         for granularity, period in periods.items()
         for order in orders

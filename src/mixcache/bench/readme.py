@@ -19,6 +19,7 @@ COLUMNS = {
     "ideal": "ideal",
     "of_ideal": "of ideal",
     "psnr_db": "PSNR (dB)",
+    "margin_db": "over fewer steps (dB)",
     "ssim": "SSIM",
     "adherence": "caption right",
     "cache_kib": "cache (KiB)",

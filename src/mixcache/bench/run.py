@@ -3,9 +3,10 @@ really skipped."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median, pstdev
 from typing import Any
 
@@ -59,23 +60,29 @@ def run(
     arguments: dict[str, Any],
     *,
     seed: int,
-    on_record: Callable[[Record], None] | None = None,
+    on_clip: Callable[[], None] | None = None,
 ) -> list[Record]:
-    """Every method on every prompt, the plain clip first, the order of the others turning with the prompt."""
+    """Every method on every prompt, the order turning with the prompt.
+
+    The plain clip is made before and after the others; its time is the mean of the two. `on_clip` is called
+    after every clip.
+    """
     generation.generate(pipeline, prompts[0], seed=seed, **arguments | {"num_inference_steps": WARM_UP_STEPS})
     records = []
     for index, prompt in enumerate(prompts):
-        plain, _ = run_method(pipeline, PLAIN, prompt, seed + index, arguments)
         turn = index % max(1, len(methods))
-        for method in [PLAIN, *methods[turn:], *methods[:turn]]:
-            made, summary = (
-                (plain, None) if method is PLAIN else run_method(pipeline, method, prompt, seed + index, arguments)
-            )
-            records.append(
-                _record(method, prompt, seed + index, plain, made, summary, arguments["num_inference_steps"])
-            )
-            if on_record:
-                on_record(records[-1])
+        made: list[tuple[Method, Generated, dict[str, Any] | None]] = []
+        for method in [PLAIN, *methods[turn:], *methods[:turn], PLAIN]:
+            made.append((method, *run_method(pipeline, method, prompt, seed + index, arguments)))
+            if on_clip:
+                on_clip()
+        first, last = made[0][1], made.pop()[1]
+        plain = replace(first, denoising_seconds=(first.denoising_seconds + last.denoising_seconds) / 2)
+        made[0] = (PLAIN, plain, None)
+        num_steps = arguments["num_inference_steps"]
+        records += [
+            _record(method, prompt, seed + index, plain, clip, summary, num_steps) for method, clip, summary in made
+        ]
     return records
 
 
@@ -128,3 +135,16 @@ def summarise(records: Sequence[Record]) -> list[dict[str, Any]]:
 def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The records as plain data."""
     return [asdict(record) for record in records]
+
+
+def margin(speedup: float, psnr: float, fewer: Sequence[tuple[float, float]]) -> float | None:
+    """PSNR over that of fewer plain steps taking the same time: `fewer` holds (speed-up, PSNR), joined by lines.
+
+    None outside them.
+    """
+    points = sorted(fewer)
+    for (low, at_low), (high, at_high) in itertools.pairwise(points):
+        if low <= speedup <= high:
+            share = (speedup - low) / (high - low)
+            return psnr - (at_low + share * (at_high - at_low))
+    return None

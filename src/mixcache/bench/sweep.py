@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from mixcache import generation
 from mixcache.bench.methods import Method, fewer_steps
-from mixcache.bench.run import run, summarise
+from mixcache.bench.run import margin, run, summarise
 from mixcache.calibration import CALIBRATION_SEED
 from mixcache.report.markdown import table
 from mixcache.zoo import call_defaults, load, world
@@ -39,16 +39,6 @@ def settings_of(grid: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [c for c in combinations if c.get("delta_1", 0) <= c.get("delta_2", 1)]
 
 
-def margin(speedup: float, psnr: float, fewer: Sequence[tuple[float, float]]) -> float | None:
-    """PSNR over that of fewer steps at this speed-up, linear between their points; None outside them."""
-    points = sorted(fewer)
-    for (low, at_low), (high, at_high) in itertools.pairwise(points):
-        if low <= speedup <= high:
-            share = (speedup - low) / (high - low)
-            return psnr - (at_low + share * (at_high - at_low))
-    return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
@@ -63,14 +53,14 @@ def main() -> None:
     methods = [Method(name=json.dumps(s), policy="mixcache", settings=s) for s in settings]
     plain = [fewer_steps(n) for n in FEWER]
     with Progress() as progress:
-        task = progress.add_task("clips", total=len(prompts) * (len(methods) + len(plain) + 1))
+        task = progress.add_task("clips", total=len(prompts) * (len(methods) + len(plain) + 2))
         records = run(
             pipeline,
             [*plain, *methods],
             prompts,
             arguments,
             seed=CALIBRATION_SEED,
-            on_record=lambda _: progress.advance(task),
+            on_clip=lambda: progress.advance(task),
         )
     rows = {row["method"]: row for row in summarise(records)}
     fewer = [(rows[m.name]["speedup"], rows[m.name]["psnr_db"]) for m in plain]

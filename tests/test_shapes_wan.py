@@ -1,0 +1,75 @@
+"""The attachment on the built-in model: the same promises as on the tiny pipeline, on real weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import mixcache
+from mixcache import zoo
+from mixcache.decision import Granularity
+
+CAPTION = "a small red circle moving left and a large blue cross growing on a chequered grey background"
+MIXED: dict[str, Any] = {
+    # impacts and thresholds that make every granularity be chosen
+    "impacts": {"step": 1.0, "cfg": 0.05, "block": 1.0},
+    "delta_1": 0.5,
+    "delta_2": 1.0,
+    "num_warmup_steps": 2,
+    "first_interval": 3,
+    "max_interval": 3,
+}
+NUM_STEPS = 10
+
+
+def latents(pipeline: Any, **arguments: Any) -> torch.Tensor:
+    settings = zoo.call_defaults() | {"num_inference_steps": NUM_STEPS, "output_type": "latent"} | arguments
+    return pipeline(CAPTION, generator=torch.Generator().manual_seed(1), **settings).frames
+
+
+def load(scheduler: str, dtype: torch.dtype) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipeline = zoo.load(dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler == "euler":
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "dtype"), [("unipc", torch.float32), ("euler", torch.float32), ("unipc", torch.bfloat16)]
+)
+def test_attached_is_plain_and_a_trace_replays_to_the_same_bits(
+    scheduler: str, dtype: torch.dtype, counted: Callable[..., Any]
+) -> None:
+    pipeline = load(scheduler, dtype)
+    plain = latents(pipeline)
+    with mixcache.enable(pipeline, "always_compute"):
+        assert torch.equal(latents(pipeline), plain)
+    with mixcache.enable(pipeline, "mixcache", **MIXED) as handle, counted(pipeline.transformer) as work:
+        mixed = latents(pipeline)
+    chosen = {entry.granularity for entry in handle.trace}
+    assert chosen == set(Granularity)
+    assert work.num_calls == sum(call.computed for entry in handle.trace for call in entry.calls)
+    assert work.num_blocks == sum(call.num_blocks for entry in handle.trace for call in entry.calls)
+    assert not torch.equal(mixed, plain)
+    with mixcache.enable(pipeline, "replay", trace=handle.trace) as again:
+        assert torch.equal(latents(pipeline), mixed)
+    assert [entry.granularity for entry in again.trace] == [entry.granularity for entry in handle.trace]
+    assert torch.equal(latents(pipeline), plain)
+
+
+def test_one_handle_serves_other_sizes_batches_and_step_counts() -> None:
+    pipeline = load("unipc", torch.float32)
+    runs: list[dict[str, Any]] = [{}, {"width": 96}, {"num_frames": 9}, {"num_inference_steps": 8}, {}]
+    with mixcache.enable(pipeline, "mixcache", **MIXED) as handle:
+        served = [latents(pipeline, **arguments) for arguments in runs]
+    assert handle.trace.num_generations == len(runs)
+    assert torch.equal(served[0], served[-1])
+    for arguments, video in zip(runs, served, strict=True):
+        with mixcache.enable(pipeline, "mixcache", **MIXED):
+            assert torch.equal(latents(pipeline, **arguments), video)
