@@ -10,7 +10,7 @@ import torch
 
 import mixcache
 from mixcache import zoo
-from mixcache.decision import Granularity
+from mixcache.decision import CACHED
 
 CAPTION = "a small red circle moving left and a large blue cross growing on a chequered grey background"
 MIXED: dict[str, Any] = {
@@ -53,7 +53,7 @@ def test_attached_is_plain_and_a_trace_replays_to_the_same_bits(
     with mixcache.enable(pipeline, "mixcache", **MIXED) as handle, counted(pipeline.transformer) as work:
         mixed = latents(pipeline)
     chosen = {entry.granularity for entry in handle.trace}
-    assert chosen == set(Granularity)
+    assert len(chosen & set(CACHED)) >= 2
     assert work.num_calls == sum(call.computed for entry in handle.trace for call in entry.calls)
     assert work.num_blocks == sum(call.num_blocks for entry in handle.trace for call in entry.calls)
     assert not torch.equal(mixed, plain)

@@ -45,6 +45,8 @@ def optimizers(modules: torch.nn.Module, config: LoopConfig, adam_only: tuple[st
     """Muon for weights that mix many channels with many, AdamW for the rest and for modules named in `adam_only`."""
     matrices, others = [], []
     for name, weight in modules.named_parameters():
+        if not weight.requires_grad:
+            continue
         is_matrix = (
             weight.dim() >= 2 and weight.shape[0] > 1 and weight[0].numel() > 1 and min(weight.flatten(1).shape) > 8
         )

@@ -1,4 +1,5 @@
-"""Trains the built-in model's video autoencoder (AutoencoderKLWan) on drawn clips: single frames first, then clips.
+"""Trains the built-in model's video autoencoder (AutoencoderKLWan) on drawn clips: single frames first, then clips,
+then its decoder alone on clips, so that latents that a denoiser is trained on meanwhile stay what they are.
 
     python training/train_vae.py --out training/runs/vae
 
@@ -37,6 +38,7 @@ CONFIG = dict(
 )
 KL_WEIGHT = 3e-5
 FIRST_LOG_VARIANCE = -4.0
+LATENT_NOISE = 0.05
 
 
 def convolve(conv: wan_vae.WanCausalConv3d, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,6 +75,17 @@ def reconstruction_loss(vae: AutoencoderKLWan, clips: torch.Tensor, generator: t
     return (error**2).mean() + 0.1 * error.abs().mean() + KL_WEIGHT * kl
 
 
+def sharpening_loss(vae: AutoencoderKLWan, clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Of the decoder alone, on latents that a denoiser could have missed a little; L1 counts more, for edges."""
+    with torch.autocast(clips.device.type, torch.bfloat16):
+        with torch.no_grad():
+            mean = vae.encode(clips).latent_dist.mean
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        decoded = decode(vae, mean + LATENT_NOISE * mean.std() * noise)
+    error = decoded.float() - clips
+    return (error**2).mean() + 0.5 * error.abs().mean()
+
+
 def scenes_at(step: int, num_scenes: int, seed: int) -> list[world.Scene]:
     rng = np.random.default_rng((seed, step))
     return world.sample_scenes(num_scenes, int(rng.integers(2**62)), held_out=False)
@@ -83,6 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training/runs/vae"))
     parser.add_argument("--frame-steps", type=int, default=500)
     parser.add_argument("--clip-steps", type=int, default=750)
+    parser.add_argument("--decoder-steps", type=int, default=900)
     parser.add_argument(
         "--batch", type=int, default=4, help="clips in a step; a frame step takes six times as many frames"
     )
@@ -110,10 +124,19 @@ def main() -> None:
         clips = world.draw_batch(scenes_at(step, args.batch, args.seed + 1)).to(device)
         return reconstruction_loss(vae, clips, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
 
+    def decoder_loss(step: int) -> torch.Tensor:
+        clips = world.draw_batch(scenes_at(step, args.batch, args.seed + 2)).to(device)
+        return sharpening_loss(vae, clips, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
+
     frames = LoopConfig(num_steps=args.frame_steps, learning_rate=2e-3, muon_learning_rate=0.02)
     vae.load_state_dict(train(vae, frame_loss, frames, args.out / "frames.pt", device))
     clips = LoopConfig(num_steps=args.clip_steps, learning_rate=2e-3, muon_learning_rate=0.012)
     vae.load_state_dict(train(vae, clip_loss, clips, args.out / "clips.pt", device))
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    decoder = LoopConfig(num_steps=args.decoder_steps, learning_rate=1e-3, muon_learning_rate=0.008)
+    vae.load_state_dict(train(vae, decoder_loss, decoder, args.out / "decoder.pt", device))
     finish(vae.eval(), args.out)
 
 
