@@ -387,7 +387,8 @@ def test_wrong_settings_attach_nothing(pipeline: Any, policy: Any, settings: dic
 
 
 def test_a_span_too_large_matters_only_to_block(pipeline: Any) -> None:
-    mixcache.enable(pipeline, "every_nth", granularity="step", span_first=9, span_after=9).disable()
+    with mixcache.enable(pipeline, "every_nth", granularity="step", span_first=9, span_after=9) as handle:
+        assert handle.engine.span.num_skipped == 0
 
 
 class OddTransformer(torch.nn.Module):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import mixcache.engine
+from mixcache.calls import CallInfo, Span, SpanMode
 from mixcache.decision import Decision, Granularity, Measurement, Step
-from mixcache.engine import CallInfo, Engine, Span, SpanMode
+from mixcache.engine import Engine
 from mixcache.policies import Policy
 from mixcache.trace import Trace
 

@@ -16,9 +16,10 @@ from diffusers import HookRegistry
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 
+from mixcache.calls import CallInfo, Span, SpanMode
 from mixcache.config import BOUNDS, MixCacheConfig, setting_names
 from mixcache.decision import Granularity
-from mixcache.engine import CallInfo, Engine, Span, SpanMode
+from mixcache.engine import Engine
 from mixcache.models import ModelRow, row_for
 from mixcache.policies import Bounded, Policy
 from mixcache.profiles import impacts_for
@@ -241,7 +242,8 @@ def _span(row: ModelRow, config: MixCacheConfig, num_blocks: int) -> Span:
             f"span_first={first} and span_after={after} leave none of the {num_blocks} blocks to skip; "
             "take smaller numbers"
         )
-    return Span(min(first, num_blocks), max(first, num_blocks - after), num_blocks)
+    start = min(first, num_blocks)
+    return Span(start, max(start, num_blocks - after), num_blocks)
 
 
 def _remove_hook(module: torch.nn.Module) -> None:

@@ -27,9 +27,10 @@ import torch
 
 from mixcache import generation
 from mixcache.attachment import Handle
+from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
 from mixcache.config import MixCacheConfig
 from mixcache.decision import CACHED, Granularity
-from mixcache.engine import CONDITIONAL, UNCONDITIONAL, CallInfo, Engine, SpanMode
+from mixcache.engine import Engine
 from mixcache.models import row_for
 from mixcache.policies import MixCache
 from mixcache.profiles import FORMAT, fingerprint

@@ -1,5 +1,4 @@
-"""The command line: few verbs, each one call into the library. Errors are one line on standard error and exit code
-2."""
+"""The command line: few verbs, each one call into the library. An error is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from mixcache.attachment import Handle
     from mixcache.config import MixCacheConfig
 
 app = typer.Typer(
@@ -214,25 +214,13 @@ def generate(
     except (ValueError, TypeError) as error:
         fail(error)
     quiet()
-    from mixcache import attachment, generation
+    from mixcache import generation
     from mixcache.report.video import write_mp4
 
-    asked = {
-        "height": height,
-        "width": width,
-        "num_frames": frames,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-    }
+    asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
+    asked |= {"num_inference_steps": steps, "guidance_scale": guidance}
     try:
-        pipeline, arguments = open_model(model)
-        arguments = generation.accepted_arguments(
-            pipeline, arguments | {k: v for k, v in asked.items() if v is not None}
-        )
-        handle: attachment.Handle | None = attachment.enable(pipeline, config)
-        if plain and handle is not None:
-            handle.disable()
-            handle = None
+        pipeline, arguments, handle = prepare_pipeline(model, config, plain, asked)
     except (ValueError, TypeError) as error:
         fail(error)
     try:
@@ -256,6 +244,24 @@ def generate(
             typer.echo(f"warning   {summary['num_non_finite']} calls gave a NaN or an infinity", err=True)
         if trace:
             typer.echo(f"trace     {trace}")
+
+
+def prepare_pipeline(
+    model: str, config: MixCacheConfig, plain: bool, asked: dict[str, Any]
+) -> tuple[Any, dict[str, Any], Handle | None]:
+    """The pipeline, the arguments of its call, and the handle, which a plain run has not.
+
+    ValueError or TypeError for what is no pipeline or is not supported, plain or not.
+    """
+    from mixcache.attachment import enable
+    from mixcache.generation import accepted_arguments
+
+    pipeline, arguments = open_model(model)
+    given = {name: value for name, value in asked.items() if value is not None}
+    handle = enable(pipeline, config)
+    if plain:
+        handle.disable()
+    return pipeline, accepted_arguments(pipeline, arguments | given), None if plain else handle
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Any
 
 import torch
 
+from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, Span, SpanMode
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.history import History
 from mixcache.policies.base import Policy
@@ -23,42 +22,6 @@ from mixcache.signals import all_finite, relative_l1, to_floats
 from mixcache.trace import Call, Trace, TraceEntry
 
 logger = logging.getLogger("mixcache")
-CONDITIONAL, UNCONDITIONAL = "cond", "uncond"
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Blocks `first` to `end - 1` of `num_blocks`: what the block granularity leaves out."""
-
-    first: int
-    end: int
-    num_blocks: int
-
-    @property
-    def num_skipped(self) -> int:
-        return self.end - self.first
-
-
-@dataclass(frozen=True, slots=True)
-class CallInfo:
-    """What the host says about one call of the transformer."""
-
-    branch: str
-    step: int
-    num_steps: int
-    sigma: float
-    signature: tuple[Any, ...]
-    """Shape, dtype and device of the input: histories of another signature are of no use."""
-
-
-class SpanMode(Enum):
-    """What the span of blocks does in the present call."""
-
-    RUN = auto()
-    RECORD = auto()
-    """Runs, and its residual is kept."""
-    SKIP = auto()
-    """Is replaced by its predicted residual."""
 
 
 @dataclass(slots=True)

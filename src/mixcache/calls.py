@@ -1,0 +1,44 @@
+"""What the engine is told of a call of the transformer and of its span of blocks. Plain Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+CONDITIONAL, UNCONDITIONAL = "cond", "uncond"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Blocks `first` to `end - 1` of `num_blocks`: what the block granularity leaves out."""
+
+    first: int
+    end: int
+    num_blocks: int
+
+    @property
+    def num_skipped(self) -> int:
+        return self.end - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class CallInfo:
+    """What the host says about one call of the transformer."""
+
+    branch: str
+    step: int
+    num_steps: int
+    sigma: float
+    signature: tuple[Any, ...]
+    """Shape, dtype and device of the input: histories of another signature are of no use."""
+
+
+class SpanMode(Enum):
+    """What the span of blocks does in the present call."""
+
+    RUN = auto()
+    RECORD = auto()
+    """Runs, and its residual is kept."""
+    SKIP = auto()
+    """Is replaced by its predicted residual."""
