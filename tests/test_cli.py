@@ -29,7 +29,7 @@ def failed(arguments: list[str]) -> str:
     [
         (["demo", "--policy", "mixcach"], "mixcache: unknown policy 'mixcach'; did you mean 'mixcache'?"),
         (["demo", "--set", "delta_3=0.1"], "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_2'?"),
-        (["demo", "--set", "delta_1=0.5"], "thresholds must be finite with 0 <= delta_1 <= delta_2"),
+        (["demo", "--set", "delta_1=50"], "thresholds must be finite with 0 <= delta_1 <= delta_2"),
         (["demo", "--set", "delta_1"], "--set 'delta_1' is not NAME=VALUE"),
         (["generate", CAPTION, "--size", "64"], "--size '64' is not WIDTHxHEIGHT, such as 832x480"),
         (["generate", CAPTION, "--out", "clip.avi"], "clip.avi must end in .mp4"),
