@@ -15,7 +15,7 @@ from transformers import UMT5EncoderModel
 from mixcache.zoo.tokenizer import build_tokenizer
 
 FLOW_SHIFT = 12.0
-"""As Wan 2.2 text to video samples. Of 3, 5, 8 and 12 the one at which half the steps cost most; captions are shown as well."""
+"""Of 3, 5, 8 and 12 the one at which half the steps cost most; captions are shown as well."""
 
 
 def main() -> None:

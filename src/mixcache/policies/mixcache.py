@@ -38,11 +38,11 @@ class MixCache(Policy):
 
     delta_1: float = 0.03
     """A deviation under it lengthens the interval by one step."""
-    delta_2: float = 0.08
+    delta_2: float = 0.6
     """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
-    first_interval: int = 1
+    first_interval: int = 2
     """N at the end of the warm-up."""
-    max_interval: int = 3
+    max_interval: int = 2
     """N never grows over it."""
     penalty: float = 5.0
     """Factor on the score of the granularity chosen last (paper: 5)."""
