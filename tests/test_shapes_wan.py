@@ -14,10 +14,11 @@ from mixcache.decision import CACHED
 
 CAPTION = "a small red circle moving left and a large blue cross growing on a chequered grey background"
 MIXED: dict[str, Any] = {
-    # impacts and thresholds that make every granularity be chosen
-    "impacts": {"step": 1.0, "cfg": 0.05, "block": 1.0},
-    "delta_1": 0.5,
-    "delta_2": 1.0,
+    # thresholds that let everything be cached, and a penalty that never takes one granularity twice running
+    "impacts": {"step": 1.0, "cfg": 1.0, "block": 1.0},
+    "penalty": 1000.0,
+    "delta_1": 50.0,
+    "delta_2": 100.0,
     "num_warmup_steps": 2,
     "first_interval": 3,
     "max_interval": 3,

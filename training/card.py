@@ -37,8 +37,8 @@ pipeline's default of 512 padded tokens is slower, and not what it was trained o
 
 ## Training
 
-`training/train_vae.py` ({vae_frame_steps} steps on frames, {vae_clip_steps} on clips, {vae_decoder_steps} of the decoder
-alone, {vae_minutes:.0f} minutes), then `training/train_transformer.py` ({steps} steps of 32 clips out of {clips},
+`training/train_vae.py` ({vae_frame_steps} steps on frames, {vae_clip_steps} on clips, {vae_decoder_steps} of the
+decoder alone, {vae_minutes:.0f} minutes), then `training/train_transformer.py` ({steps} steps of 32 clips out of {clips},
 {minutes:.0f} minutes), seed 0, on
 {hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged
 loss {loss:.3f}.

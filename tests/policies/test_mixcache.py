@@ -59,7 +59,7 @@ def test_penalty_of_5_makes_the_choice_alternate(pattern: Pattern) -> None:
     policy = MixCache(first_interval=3, max_interval=3)
     assert pattern(policy, 14, [0.05], distances) == "..csc.scs.csc."
     # without the penalty the smallest is taken again and again
-    assert pattern(MixCache(first_interval=3, penalty=1.0), 6, [0.05], distances) == "..ccc."
+    assert pattern(MixCache(first_interval=3, max_interval=3, penalty=1.0), 6, [0.05], distances) == "..ccc."
     # a choice more than 5 times cheaper is repeated all the same: 5 * 0.03 = 0.15 < 0.2
     assert pattern(policy, 6, [0.05], [{STEP: 0.2, CFG: 0.03}]) == "..ccc."
 
@@ -79,7 +79,7 @@ def test_granularity_without_history_distance_or_impact_is_never_chosen(pattern:
 
 
 def test_deviation_of_an_unmeasured_step_changes_nothing() -> None:
-    policy = step_only()
+    policy = step_only(first_interval=1)
     state = policy.init()
     policy.observe(Measurement(step=1, sigma=0.9, deviation=0.01, distances={STEP: 0.5}), state)
     before = (state.interval, state.is_warm, dict(state.distances))
