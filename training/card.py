@@ -37,11 +37,10 @@ pipeline's default of 512 padded tokens is slower, and not what it was trained o
 
 ## Training
 
-`training/train_vae.py` ({vae_frame_steps} steps on frames, {vae_clip_steps} on clips, {vae_decoder_steps} of the
-decoder alone, {vae_minutes:.0f} minutes), then `training/train_transformer.py` ({steps} steps of 32 clips out of {clips},
-{minutes:.0f} minutes), seed 0, on
-{hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged
-loss {loss:.3f}.
+`training/train_vae.py` ({vae_frames_steps} steps on frames, {vae_clips_steps} on clips, {vae_decoder_steps} of
+the decoder alone, {vae_minutes:.0f} minutes), then `training/train_transformer.py` ({steps} steps of 32 clips out of
+{clips}, {minutes:.0f} minutes), seed 0, on {hardware}, shared with other work. Flow matching with Muon and AdamW,
+caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
 
 ## Figures
 
@@ -85,7 +84,7 @@ def main() -> None:
     card = CARD.format(
         **{part: size / 2 / 1e6 for part, size in num_bytes.items()},
         mib=sum(num_bytes.values()) / 2**20,
-        **{f"vae_{name[:-1] if name.endswith('s') else name}_steps": row["step"] for name, row in stages.items()},
+        **{f"vae_{name}_steps": row["step"] for name, row in stages.items()},
         vae_minutes=sum(row["seconds"] for row in stages.values()) / 60,
         steps=denoiser["step"],
         clips=int((args.runs / "transformer" / "latents.done").read_text()),
