@@ -147,7 +147,7 @@ class Handle:
         self.trace = Trace(num_blocks=len(blocks))
         self.engine = engine_class(
             self.policy,
-            _span(row, config, len(blocks)),
+            _span(row, config, self.policy, len(blocks)),
             self._guidance_scale,
             self.trace,
             granularities=row.granularities,
@@ -233,11 +233,11 @@ class Handle:
         self.disable()
 
 
-def _span(row: ModelRow, config: MixCacheConfig, num_blocks: int) -> Span:
+def _span(row: ModelRow, config: MixCacheConfig, policy: Policy, num_blocks: int) -> Span:
     """Blocks F to L-B; ValueError where nothing is left of them."""
     first = config.span.get("span_first", row.span_first)
     after = config.span.get("span_after", row.span_after)
-    if Granularity.BLOCK in config.build().granularities and first + after >= num_blocks:
+    if Granularity.BLOCK in policy.granularities and first + after >= num_blocks:
         raise ValueError(
             f"span_first={first} and span_after={after} leave none of the {num_blocks} blocks to skip; "
             "take smaller numbers"

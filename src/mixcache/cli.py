@@ -132,9 +132,11 @@ def demo(
     force: Force = False,
 ) -> None:
     """Generates a few captions twice, plain and cached, and writes films, report.html and report.json."""
+    from mixcache.report.video import film_names
+
     try:
         chosen = parse_config(policy, settings).settings
-        films = [f"clip-{index}-{kind}.mp4" for index in range(prompts) for kind in ("plain", "cached", "side-by-side")]
+        films = [name for index in range(prompts) for name in film_names(index).values()]
         prepare_folder(out, ["report.json", "report.html", *films], force)
     except (ValueError, TypeError) as error:
         fail(error)

@@ -8,16 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any
 
-from mixcache.policies import POLICIES, Bounded, EveryNth, MixCache, Policy, Replay
+from mixcache.policies import POLICIES, Bounded, Policy
 from mixcache.trace import Trace
 
 BOUNDS = ("num_warmup_steps", "num_cooldown_steps", "max_age", "max_cached_run")
-REPLAY_BOUNDS = {"num_warmup_steps": 1, "num_cooldown_steps": 0, "max_age": 10**9, "max_cached_run": 10**9}
-"""A trace that is replayed was bounded when it was recorded."""
-CADENCE_BOUNDS = {"max_age": 10**9, "max_cached_run": 10**9}
-"""A cadence bounds its own age and run by its period."""
-MIXCACHE_BOUNDS = {"num_warmup_steps": 3}
-"""The policy's own measurement may make the warm-up longer."""
 SPAN = ("span_first", "span_after")
 
 
@@ -59,13 +53,7 @@ class MixCacheConfig:
         if isinstance(self.policy, Bounded):
             return replace(self.policy, **bounds)
         policy = self.policy if isinstance(self.policy, Policy) else self._named_policy(self.policy, own)
-        if isinstance(policy, Replay):
-            bounds = REPLAY_BOUNDS | bounds
-        if isinstance(policy, MixCache):
-            bounds = MIXCACHE_BOUNDS | bounds
-        if isinstance(policy, EveryNth):
-            bounds = CADENCE_BOUNDS | bounds
-        return Bounded(policy=policy, **bounds)
+        return Bounded(policy=policy, **policy.default_bounds | bounds)
 
     def _named_policy(self, name: str, own: tuple[str, ...]) -> Policy:
         given = {name: self.settings[name] for name in own if name in self.settings}

@@ -16,7 +16,7 @@ from mixcache.attachment import Handle, enable
 from mixcache.generation import Generated, OnStep
 from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.report.html import write_html
-from mixcache.report.video import ClipPair, side_by_side, write_mp4
+from mixcache.report.video import ClipPair, film_names, side_by_side, write_mp4
 from mixcache.zoo import call_defaults, load, world
 
 FORMAT = 1
@@ -79,11 +79,6 @@ def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> d
         (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         write_html(report, pairs[: len(clips)], out / "report.html")
     return report
-
-
-def film_names(index: int) -> dict[str, str]:
-    """File names of a clip's films, by kind."""
-    return {kind: f"clip-{index}-{kind.replace('_', '-')}.mp4" for kind in ("plain", "cached", "side_by_side")}
 
 
 def _clip_record(

@@ -50,7 +50,8 @@ def overhead_line(overhead: dict[str, Any]) -> str:
     """One sentence on what the attachment itself costs."""
     attached, noise = overhead["always_compute over plain"], overhead["plain over plain"]
     return (
-        f"`make overhead`: attached with `always_compute` the loop takes {attached['median'] - 1:+.1%} (median of "
+        f"`{overhead['command']}`: attached with `always_compute` the loop takes "
+        f"{attached['median'] - 1:+.1%} (median of "
         f"{len(attached['pairs'])} interleaved pairs; the plain pipeline against itself: {noise['median'] - 1:+.1%})."
     )
 

@@ -21,6 +21,8 @@ class Policy:
     out."""
 
     name: ClassVar[str]
+    default_bounds: ClassVar[dict[str, int]] = {}
+    """Settings of `Bounded` that suit this policy better than its own defaults."""
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:

@@ -25,6 +25,8 @@ class EveryNth(Policy):
     """Computes the steps where `k / period` passes a whole number, caches the others."""
 
     name: ClassVar[str] = "every_nth"
+    # a cadence bounds age and run by its period
+    default_bounds: ClassVar[dict[str, int]] = {"max_age": 10**9, "max_cached_run": 10**9}
 
     granularity: str = "step"
     """step, cfg or block."""

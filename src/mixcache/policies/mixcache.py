@@ -35,6 +35,8 @@ class MixCache(Policy):
     """The paper's policy."""
 
     name: ClassVar[str] = "mixcache"
+    # its own measurement may make the warm-up longer
+    default_bounds: ClassVar[dict[str, int]] = {"num_warmup_steps": 3}
 
     delta_1: float = 0.03
     """A deviation under it lengthens the interval by one step."""

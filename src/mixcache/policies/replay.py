@@ -18,6 +18,13 @@ class Replay(Policy):
     """Repeats one generation of `trace`; a step it does not hold, or whose history is missing, is computed."""
 
     name: ClassVar[str] = "replay"
+    # a trace was bounded when it was recorded
+    default_bounds: ClassVar[dict[str, int]] = {
+        "num_warmup_steps": 1,
+        "num_cooldown_steps": 0,
+        "max_age": 10**9,
+        "max_cached_run": 10**9,
+    }
 
     trace: Trace = field(default_factory=Trace)
     """Recorded entries; of several generations the first is repeated."""

@@ -117,3 +117,8 @@ def _check_equal_shapes(clips: Sequence[Clip]) -> None:
     shapes = {tuple(clip.shape) for clip in clips}
     if len(shapes) > 1:
         raise ValueError(f"the clips must have one shape, got {' and '.join(str(tuple(clip.shape)) for clip in clips)}")
+
+
+def film_names(index: int) -> dict[str, str]:
+    """File names of a clip's films, by kind."""
+    return {kind: f"clip-{index}-{kind.replace('_', '-')}.mp4" for kind in ("plain", "cached", "side_by_side")}
