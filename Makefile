@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check lint format bench-quick overhead clean
+.PHONY: demo test check lint format support bench-quick overhead clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -35,6 +35,9 @@ check: lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+support: .venv/installed-test
+	$(BIN)/python -m pytest -q tests/conformance --support-table docs/support.md
 
 bench-quick: .venv/installed
 	$(BIN)/python -m mixcache.bench.quick --out docs/results

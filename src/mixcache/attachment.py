@@ -6,8 +6,12 @@ policy may choose `block`, ask the engine. The only room that imports diffusers'
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +23,8 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from mixcache.calls import CallInfo, Span, SpanMode
 from mixcache.config import BOUNDS, MixCacheConfig, setting_names
 from mixcache.decision import Granularity
-from mixcache.engine import Engine
+from mixcache.engine import Engine, Streams
+from mixcache.host import Form, Reader, UnknownCallError, conditional_half, signature_of
 from mixcache.models import ModelRow, row_for
 from mixcache.policies import Bounded, Policy
 from mixcache.profiles import impacts_for
@@ -27,6 +32,8 @@ from mixcache.trace import Trace
 
 logger = logging.getLogger("mixcache")
 HOOK = "mixcache"
+EXPERTS = ("transformer", "transformer_2")
+"""Attributes under which pipelines keep their denoisers."""
 # The hook on the transformer keeps its handle alive; this table keeps neither, or no enabled model would ever be freed.
 _HANDLES: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
 
@@ -43,39 +50,78 @@ class RootHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reader: Reader, module: torch.nn.Module) -> None:
         super().__init__()
-        self.engine = engine
+        self.engine, self.reader = engine, reader
         self.state_manager = StateManager(_NoState)
-        self.num_calls_without_step = 0
+        self.num_calls_in_full = 0
+        self.owner: Handle | None = None
+        """The handle, which lives as long as the hook."""
         self.installed_forward: Any = None
+        self._signature = signature_of(module)
+        self._forms: dict[tuple[str, bool], Form] = {}
         self._known_lengths: set[int] = set()
+        self._has_told_half = False
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        context = self.state_manager._context
-        told = (context.step_index, context.num_inference_steps, context.sigma) if context is not None else (None,)
-        if None in told or torch.is_grad_enabled():
-            reason = "no cache context with step_index, num_inference_steps and sigma, or gradients are on"
-            return self._plain(args, kwargs, reason)
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        self._notice_length(context.num_inference_steps)
-        info = CallInfo(
-            branch=context.name,
-            step=context.step_index,
-            num_steps=context.num_inference_steps,
-            sigma=context.sigma,
-            signature=(hidden.shape, hidden.dtype, hidden.device),
-        )
-        forms: list[Any] = []
+        bound = self._signature.bind(*args, **kwargs)
+        returns_dict = bool(bound.arguments.get("return_dict", True))
+        try:
+            info = self._read(bound.arguments, returns_dict)
+        except UnknownCallError as reason:
+            self._notice_in_full(reason)
+            self.engine.reset()
+            return self.fn_ref.original_forward(*args, **kwargs)
+        self._notice_length(info.num_steps)
+        for denoiser in self.owner.denoisers if self.owner else ():
+            if denoiser.root is self:
+                denoiser.follow_compilation()
+            else:
+                denoiser.engine.settle()
+        computed: list[Any] = []
 
         def compute() -> torch.Tensor:
-            forms.append(self.fn_ref.original_forward(*args, **kwargs))
-            return forms[0][0]
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            form = self._forms[info.branch, returns_dict] = Form(output, keeps_batch=bool(info.parts))
+            computed.extend((form.pack(output), output))
+            return computed[0]
 
-        sample = self.engine.call(info, compute)
-        if forms and sample is forms[0][0]:
-            return forms[0]
-        return (sample,) if _wants_tuple(args, kwargs) else _model_output(sample)
+        packed = self.engine.call(info, compute, self._conditional_call(info, bound))
+        if computed and packed is computed[0]:
+            return computed[1]
+        return self._unpacked(packed, info.branch, returns_dict)
+
+    def _read(self, arguments: dict[str, Any], returns_dict: bool) -> CallInfo:
+        if torch.is_grad_enabled():
+            raise UnknownCallError("gradients are on")
+        info = self.reader.read(self.state_manager._context, arguments)
+        if returns_dict and (info.branch, False) in self._forms and (info.branch, True) not in self._forms:
+            raise UnknownCallError("return_dict=True after return_dict=False")
+        return info
+
+    def _conditional_call(self, info: CallInfo, bound: inspect.BoundArguments) -> Callable[[], torch.Tensor] | None:
+        """What runs the conditional part of a joined call alone, or None where that cannot be."""
+        if not info.parts or not self.engine.keeps(Granularity.CFG):
+            return None
+        half = conditional_half(self.reader.row, bound.arguments, batch=info.signature[0][0])
+        if half is None:
+            if not self._has_told_half:
+                self._has_told_half = True
+                logger.warning("an argument of the transformer may be batched or not: cfg steps are computed in full")
+            return None
+        arguments = inspect.BoundArguments(self._signature, OrderedDict(half))
+
+        def compute_conditional() -> torch.Tensor:
+            output = self.fn_ref.original_forward(*arguments.args, **arguments.kwargs)
+            return Form(output, keeps_batch=True).pack(output)
+
+        return compute_conditional
+
+    def _unpacked(self, packed: torch.Tensor, branch: str, returns_dict: bool) -> Any:
+        form = self._forms.get((branch, returns_dict))
+        if form is not None:
+            return form.unpack(packed)
+        return self._forms[branch, True].unpack(packed).to_tuple()
 
     def _notice_length(self, num_steps: int) -> None:
         """Says once for each step count that the bounds leave nothing to cache."""
@@ -91,45 +137,167 @@ class RootHook(ModelHook):
                 policy.num_cooldown_steps,
             )
 
-    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
-        if not self.num_calls_without_step:
+    def _notice_in_full(self, reason: UnknownCallError) -> None:
+        if not self.num_calls_in_full:
             logger.warning("a call of the transformer is computed in full: %s", reason)
-        self.num_calls_without_step += 1
-        return self.fn_ref.original_forward(*args, **kwargs)
+        self.num_calls_in_full += 1
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         self.engine.reset()
         return module
 
 
-def _wants_tuple(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """`return_dict` of a diffusers transformer: a keyword, or the fifth argument of WanTransformer3DModel."""
-    return not (args[4] if len(args) > 4 else kwargs.get("return_dict", True))
-
-
-def _model_output(sample: torch.Tensor) -> Any:
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=sample)
-
-
 class SpanHook(ModelHook):
-    """Stands before one block of the span: runs it, records around it, or leaves it out."""
+    """Stands before one block: the first of the span, one in it, or the one after it."""
 
-    def __init__(self, engine: Engine, row: ModelRow, *, is_first: bool, is_last: bool) -> None:
+    def __init__(
+        self, engine: Engine, streams: tuple[str, ...], block: torch.nn.Module, *, index: int, has_next: bool
+    ) -> None:
         super().__init__()
-        self.engine, self.row, self.is_first, self.is_last = engine, row, is_first, is_last
-        self.name = row.hidden_argument
+        self.engine = engine
+        self.is_first = index == engine.span.first
+        self.is_after = index == engine.span.end
+        self.is_very_last = index == engine.span.end - 1 and not has_next
+        names = list(signature_of(block).parameters)
+        self._places = [(name, names.index(name)) for name in streams if name in names]
         self.installed_forward: Any = None
+        self.compiled: Callable[..., Any] | None = None
+        """What runs the block where it is compiled on its own; this hook then stands around it."""
+        self.standing_outside: Callable[..., Any] | None = None
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the block itself."""
+        return (self.compiled or self.fn_ref.original_forward)(*args, **kwargs)
+
+    def put_on(self, block: torch.nn.Module) -> None:
+        """Stands before the block: in diffusers' registry, or around the compiled block, since python that changes
+        with every step has no place in a graph."""
+        if block._compiled_call_impl is None:
+            HookRegistry.check_if_exists_or_initialize(block).register_hook(self, HOOK)
+            self.installed_forward = block.forward
+            return
+        self.compiled = block._compiled_call_impl
+        self.standing_outside = functools.partial(self.new_forward, block)
+        block._compiled_call_impl = self.standing_outside
+
+    def is_on(self, block: torch.nn.Module) -> bool:
+        """False where the block was compiled, or compiled anew, since."""
+        return block._compiled_call_impl is self.standing_outside
+
+    def take_off(self, block: torch.nn.Module) -> None:
+        """Leaves the block as if this hook had never been there."""
+        if self.standing_outside is not None and self.is_on(block):
+            block._compiled_call_impl = self.compiled
+        self.compiled = self.standing_outside = None
+        _remove_hook(block)
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        hidden = kwargs[self.name] if self.name in kwargs else args[0]
-        if self.engine.span_mode is SpanMode.SKIP:
-            return self.engine.span_begins(hidden) if self.is_first else hidden
+        engine = self.engine
+        if engine.span_mode is SpanMode.RUN:
+            return self.run(*args, **kwargs)
+        values = [kwargs.get(name, args[place] if place < len(args) else None) for name, place in self._places]
         if self.is_first:
-            self.engine.span_begins(hidden)
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        return self.engine.span_ends(output) if self.is_last else output
+            engine.span_begins(tensors_in(values))
+        if self.is_after:
+            values = refilled(values, engine.span_ends(tensors_in(values)))
+            args, kwargs = self._with_values(values, args, kwargs)
+            return self.run(*args, **kwargs)
+        if engine.span_mode is SpanMode.SKIP:
+            output = tuple(values) if len(values) > 1 else values[0]
+        else:
+            output = self.run(*args, **kwargs)
+        if not self.is_very_last:
+            return output
+        values = list(output) if isinstance(output, tuple) else [output]
+        values = refilled(values, engine.span_ends(tensors_in(values)))
+        return tuple(values) if isinstance(output, tuple) else values[0]
+
+    def _with_values(
+        self, values: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The block's arguments with the streams replaced."""
+        positional, named = list(args), dict(kwargs)
+        for (name, place), value in zip(self._places, values, strict=True):
+            if name in named:
+                named[name] = value
+            else:
+                positional[place] = value
+        return tuple(positional), named
+
+
+def tensors_in(values: Sequence[Any]) -> Streams:
+    """Those streams that this model call has; a sound that is not made is None."""
+    return tuple(value for value in values if value is not None)
+
+
+def refilled(values: Sequence[Any], streams: Streams) -> list[Any]:
+    """`values` with its tensors replaced in order."""
+    remaining = iter(streams)
+    return [None if value is None else next(remaining) for value in values]
+
+
+class Denoiser:
+    """One transformer of a pipeline with the cache attached: its engine, its root hook and the hooks of its blocks."""
+
+    def __init__(
+        self,
+        pipeline: weakref.ref[Any],
+        attribute: str,
+        row: ModelRow,
+        config: MixCacheConfig,
+        trace: Trace,
+        engine_class: type[Engine],
+    ) -> None:
+        transformer: torch.nn.Module = getattr(pipeline(), attribute)
+        self.transformer: torch.nn.Module | None = transformer
+        self.row, self.policy = row, config.build()
+        self._blocks = blocks_of(transformer, row)
+        trace.num_blocks = len(self._blocks)
+        reader = Reader(row, pipeline, attribute)
+        self.engine = engine_class(
+            self.policy,
+            _span(row, config, self.policy, transformer, len(self._blocks)),
+            lambda: reader.guidance,
+            trace,
+            granularities=row.granularities,
+        )
+        self.root = RootHook(self.engine, reader, transformer)
+        self._hooked: list[tuple[torch.nn.Module, SpanHook]] = []
+
+    def attach(self) -> None:
+        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
+        registry.register_hook(self.root, HOOK)
+        self.root.installed_forward = registry._module_ref.forward
+        if self.engine.keeps(Granularity.BLOCK):
+            span, num_blocks = self.engine.span, len(self._blocks)
+            for index in range(span.first, min(span.end + 1, num_blocks)):
+                block = self._blocks[index]
+                hook = SpanHook(self.engine, self.row.streams, block, index=index, has_next=span.end < num_blocks)
+                hook.put_on(block)
+                self._hooked.append((block, hook))
+        registry.invalidate_child_registries_cache()
+
+    def follow_compilation(self) -> None:
+        """Moves the hooks of blocks that were compiled since out of what is compiled."""
+        for block, hook in self._hooked:
+            if not hook.is_on(block):
+                hook.take_off(block)
+                hook.put_on(block)
+
+    def detach(self) -> None:
+        transformer, self.transformer = self.transformer, None
+        if transformer is None:
+            return
+        try:
+            self.engine.reset()
+        finally:
+            for block, hook in self._hooked:
+                hook.take_off(block)
+            _remove_hook(transformer)
+            transformer_registry = getattr(transformer, "_diffusers_hook", None)
+            if transformer_registry is not None:
+                transformer_registry.invalidate_child_registries_cache()
+            _HANDLES.pop(transformer, None)
 
 
 class Handle:
@@ -139,59 +307,28 @@ class Handle:
         self, pipeline: Any, config: MixCacheConfig, row: ModelRow, engine_class: type[Engine] = Engine
     ) -> None:
         self.config, self.row = config, row
-        self._pipeline = weakref.ref(pipeline)
-        self._transformer: torch.nn.Module | None = pipeline.transformer
-        self._hooked: list[torch.nn.Module] = []
-        self.policy = config.build()
-        blocks = getattr(pipeline.transformer, row.blocks)
-        self.trace = Trace(num_blocks=len(blocks))
-        self.engine = engine_class(
-            self.policy,
-            _span(row, config, self.policy, len(blocks)),
-            self._guidance_scale,
-            self.trace,
-            granularities=row.granularities,
-        )
-        self._root = RootHook(self.engine)
-
-    def _guidance_scale(self) -> float | None:
-        pipeline = self._pipeline()
-        scale = getattr(pipeline, "guidance_scale", None)
-        return float(scale) if scale is not None else None
+        self.trace = Trace()
+        reference = weakref.ref(pipeline)
+        self.denoisers = [
+            Denoiser(reference, attribute, row, config, self.trace, engine_class)
+            for attribute in EXPERTS
+            if getattr(pipeline, attribute, None) is not None
+        ]
+        self.engine, self.policy = self.denoisers[0].engine, self.denoisers[0].policy
 
     def _attach(self) -> None:
-        transformer = self._transformer
-        registry = HookRegistry.check_if_exists_or_initialize(transformer)
-        registry.register_hook(self._root, HOOK)
-        self._root.installed_forward = registry._module_ref.forward
-        if Granularity.BLOCK in self.policy.granularities and Granularity.BLOCK.value in self.row.granularities:
-            span, blocks = self.engine.span, getattr(transformer, self.row.blocks)
-            for index in range(span.first, span.end):
-                is_first, is_last = index == span.first, index == span.end - 1
-                hook = SpanHook(self.engine, self.row, is_first=is_first, is_last=is_last)
-                HookRegistry.check_if_exists_or_initialize(blocks[index]).register_hook(hook, HOOK)
-                hook.installed_forward = blocks[index].forward
-                self._hooked.append(blocks[index])
-        registry.invalidate_child_registries_cache()
+        for denoiser in self.denoisers:
+            denoiser.root.owner = self
+            denoiser.attach()
 
     @property
     def is_enabled(self) -> bool:
-        return self._transformer is not None
+        return self.denoisers[0].transformer is not None
 
     def disable(self) -> None:
         """Detaches and frees all memory; the transformer's forward is what it was. Twice does nothing more."""
-        transformer, self._transformer = self._transformer, None
-        if transformer is None:
-            return
-        try:
-            self.engine.reset()
-        finally:
-            for module in [*self._hooked, transformer]:
-                _remove_hook(module)
-            transformer_registry = getattr(transformer, "_diffusers_hook", None)
-            if transformer_registry is not None:
-                transformer_registry.invalidate_child_registries_cache()
-            _HANDLES.pop(transformer, None)
+        for denoiser in self.denoisers:
+            denoiser.detach()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -207,8 +344,8 @@ class Handle:
 
         Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
         of the same calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls),
-        num_calls_without_step (calls that did not say their step, computed in full), held_bytes (of all histories now)
-        and peak_bytes (the most that histories and the values set aside for them ever took).
+        num_calls_in_full (calls that said too little to cache them), held_bytes (of all histories now) and peak_bytes
+        (the most that histories and the values set aside for them ever took).
         """
         share = self.trace.computed_share()
         return {
@@ -219,9 +356,9 @@ class Handle:
             "computed_share": share,
             "ideal_speedup": 1 / share if share else None,
             "num_non_finite": sum(entry.non_finite for entry in self.trace),
-            "num_calls_without_step": self._root.num_calls_without_step,
-            "held_bytes": self.engine.held_bytes,
-            "peak_bytes": self.engine.peak_bytes,
+            "num_calls_in_full": sum(denoiser.root.num_calls_in_full for denoiser in self.denoisers),
+            "held_bytes": sum(denoiser.engine.held_bytes for denoiser in self.denoisers),
+            "peak_bytes": sum(denoiser.engine.peak_bytes for denoiser in self.denoisers),
         }
 
     def __enter__(self) -> Handle:
@@ -233,10 +370,26 @@ class Handle:
         self.disable()
 
 
-def _span(row: ModelRow, config: MixCacheConfig, policy: Policy, num_blocks: int) -> Span:
+def blocks_of(transformer: torch.nn.Module, row: ModelRow) -> list[torch.nn.Module]:
+    """All blocks in the order in which they run."""
+    lists = [list(getattr(transformer, attribute)) for attribute in row.blocks]
+    if row.interleaved:
+        return [block for group in zip(*lists, strict=True) for block in group]
+    return [block for blocks in lists for block in blocks]
+
+
+def _first_expert(pipeline: Any) -> torch.nn.Module | None:
+    return next((t for name in EXPERTS if (t := getattr(pipeline, name, None)) is not None), None)
+
+
+def _span(row: ModelRow, config: MixCacheConfig, policy: Policy, transformer: torch.nn.Module, num_blocks: int) -> Span:
     """Blocks F to L-B; ValueError where nothing is left of them."""
-    first = config.span.get("span_first", row.span_first)
-    after = config.span.get("span_after", row.span_after)
+    width = len(row.blocks) if row.interleaved else 1
+    first = width * config.span.get("span_first", row.span_first)
+    after = width * config.span.get("span_after", row.span_after)
+    if row.tail:
+        # what leaves the span goes in where the next block takes it in: still a block of the same kind
+        after = max(after, 1) + int(transformer.config[row.tail] or 0)
     if Granularity.BLOCK in policy.granularities and first + after >= num_blocks:
         raise ValueError(
             f"span_first={first} and span_after={after} leave none of the {num_blocks} blocks to skip; "
@@ -289,23 +442,21 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
     if isinstance(policy, MixCacheConfig) and settings:
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
-    transformer = getattr(pipeline, "transformer", None)
+    transformer = _first_expert(pipeline)
     if transformer is None:
         raise TypeError(
             f"{type(pipeline).__name__} has no transformer to attach to; mixcache takes a diffusers video pipeline"
         )
     row = row_for(transformer, pipeline)
-    if getattr(pipeline, "transformer_2", None) is not None:
-        raise TypeError(
-            f"this {type(pipeline).__name__} has two experts (transformer and transformer_2), which is not supported "
-            "yet; a pipeline with one transformer is"
-        )
+    if row.unsafe:
+        raise TypeError(f"{type(pipeline).__name__} cannot be cached: {row.unsafe}")
     if getattr(pipeline, "_all_hooks", None):
         raise ValueError(
             "this pipeline offloads its models already, and would drop the cache after the first clip; call "
             "mixcache.enable before pipe.enable_model_cpu_offload"
         )
-    if transformer in _HANDLES:
+    experts = [getattr(pipeline, name) for name in EXPERTS if getattr(pipeline, name, None) is not None]
+    if any(expert in _HANDLES for expert in experts):
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
@@ -315,13 +466,14 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
     except BaseException:
         handle.disable()
         raise
-    _HANDLES[transformer] = weakref.ref(handle)
+    for expert in experts:
+        _HANDLES[expert] = weakref.ref(handle)
     return handle
 
 
 def disable(pipeline: Any) -> None:
     """Detaches what `enable` attached to this pipeline's transformer; ValueError if nothing is."""
-    transformer = getattr(pipeline, "transformer", None)
+    transformer = _first_expert(pipeline)
     reference = _HANDLES.get(transformer) if transformer is not None else None
     handle = reference() if reference is not None else None
     if handle is None:

@@ -18,7 +18,7 @@ import argparse
 import datetime
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -30,7 +30,7 @@ from mixcache.attachment import Handle
 from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
 from mixcache.config import MixCacheConfig
 from mixcache.decision import CACHED, Granularity
-from mixcache.engine import Engine
+from mixcache.engine import Compute, Engine, Streams
 from mixcache.models import row_for
 from mixcache.policies import MixCache
 from mixcache.profiles import FORMAT, fingerprint
@@ -49,10 +49,9 @@ class PerturbingEngine(Engine):
     strength: float = STRENGTH
     noise_seed: int = 0
 
-    def call(self, info: CallInfo, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
         """The computed output, disturbed if this is the step."""
         is_step = info.step == self.step
-        self._branch = info.branch
         self.span_mode = SpanMode.RECORD if is_step and self.target is Granularity.BLOCK else SpanMode.RUN
         output = compute()
         if info.branch == CONDITIONAL:
@@ -63,11 +62,11 @@ class PerturbingEngine(Engine):
             return output + self._noise(output - self._conditional)
         return output
 
-    def span_ends(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden state after the span, with its residual disturbed if this is the step."""
+    def span_ends(self, streams: Streams) -> Streams:
+        """What comes out of the span, with its residuals disturbed if this is the step."""
         if self.span_mode is not SpanMode.RECORD:
-            return hidden
-        return hidden + self._noise(hidden - self._span_input)
+            return streams
+        return tuple(end + self._noise(end - begin) for begin, end in zip(self._span_input, streams, strict=True))
 
     def _noise(self, quantity: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.noise_seed)

@@ -27,11 +27,19 @@ class CallInfo:
     """What the host says about one call of the transformer."""
 
     branch: str
+    """Name of the call within its step."""
     step: int
     num_steps: int
     sigma: float
     signature: tuple[Any, ...]
     """Shape, dtype and device of the input: histories of another signature are of no use."""
+    parts: tuple[str, ...] = ()
+    """Branches that a joined call returns, in the order in which they are stacked along dimension 0; empty where the
+    call is one branch."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return self.parts or (self.branch,)
 
 
 class SpanMode(Enum):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -22,6 +23,13 @@ from mixcache.signals import all_finite, relative_l1, to_floats
 from mixcache.trace import Call, Trace, TraceEntry
 
 logger = logging.getLogger("mixcache")
+Compute = Callable[[], torch.Tensor]
+Streams = tuple[torch.Tensor, ...]
+"""What runs through the blocks: the hidden state, and in some models that of the text or of the sound beside it."""
+
+
+StreamKey = tuple[str, int]
+"""Name of a call within its step, and index of a stream."""
 
 
 @dataclass(slots=True)
@@ -33,18 +41,18 @@ class StepRecord:
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     """Outputs computed in full, by branch."""
-    residuals: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Span residuals computed, by branch."""
+    residuals: dict[StreamKey, torch.Tensor] = field(default_factory=dict)
+    """Span residuals computed, by call and stream."""
     finite: dict[str, torch.Tensor] = field(default_factory=dict)
-    """1.0 or 0.0 for every output that the transformer gave, by branch, still on the device."""
+    """1.0 or 0.0 for every output that the transformer gave, by call, still on the device."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of what is set aside until the step is finished."""
         return sum(t.numel() * t.element_size() for t in (*self.outputs.values(), *self.residuals.values()))
 
-    def has(self, branch: str) -> bool:
-        return any(call.branch == branch for call in self.calls)
+    def has(self, branches: tuple[str, ...]) -> bool:
+        return any(call.branch in branches for call in self.calls)
 
 
 class Engine:
@@ -71,22 +79,29 @@ class Engine:
         self._kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
         self._keeps_outputs = Granularity.STEP in self._kept or policy.measures
         self._outputs: dict[str, History] = {}
-        self._residuals: dict[str, History] = {}
+        self._residuals: dict[StreamKey, History] = {}
+        self._signatures: dict[str, tuple[Any, ...]] = {}
         self._difference = History(self._length)
         self._state = policy.init()
         self._record: StepRecord | None = None
-        self._branch, self._span_input = "", None
+        self._call = ""
+        self._span_input: Streams = ()
         self._generation = self._told_non_finite = -1
         self.span_mode = SpanMode.RUN
         self.peak_bytes = 0
         """Most that histories and the values set aside for them ever took."""
 
+    def keeps(self, granularity: Granularity) -> bool:
+        """True where policy and model both allow it, so that there are histories for it."""
+        return granularity in self._kept
+
     # ---------------------------------------------------------------------------------------------------- calls
 
-    def call(self, info: CallInfo, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
         """The output of one call: `compute()` runs the transformer, and is not called where the cache answers.
 
-        Whatever `compute` raises drops every history and goes on to the caller.
+        `compute_conditional()` runs the conditional part of a joined call alone, where the host can. Whatever they
+        raise drops every history and goes on to the caller.
         """
         record = self._record
         if record is None or self._is_new_trajectory(record, info):
@@ -96,16 +111,35 @@ class Engine:
         elif record.info.step != info.step:
             self._finish()
             record = self._begin(info)
-        predicted = self._predicted_output(record, info)
-        if predicted is not None:
-            record.calls.append(Call(branch=info.branch, computed=False, num_blocks=0))
-            return predicted
+        self._signatures[info.branch] = info.signature
+        granularity = record.decision.granularity
+        if granularity is Granularity.STEP and all(len(self._outputs.get(b, ())) for b in info.branches):
+            order = record.decision.order
+            return self._answer(record, info, {b: self._predict(b, info.sigma, order) for b in info.branches})
+        if granularity is Granularity.CFG and UNCONDITIONAL in info.branches:
+            if info.branches == (UNCONDITIONAL,) and CONDITIONAL in record.outputs:
+                return self._answer(record, info, {UNCONDITIONAL: self._from_conditional(record)})
+            if info.parts and CONDITIONAL in info.parts and compute_conditional is not None:
+                conditional = replace(info, branch=CONDITIONAL, parts=())
+                outputs = {CONDITIONAL: self._computed_output(record, conditional, compute_conditional)}
+                outputs[UNCONDITIONAL] = self._from_conditional(record)
+                record.calls.append(Call(branch=UNCONDITIONAL, computed=False, num_blocks=0))
+                return torch.cat([outputs[branch] for branch in info.parts])
         return self._computed_output(record, info, compute)
 
-    def _computed_output(self, record: StepRecord, info: CallInfo, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _answer(self, record: StepRecord, info: CallInfo, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The predicted output of a call that is not computed."""
+        record.calls += [Call(branch=branch, computed=False, num_blocks=0) for branch in info.branches]
+        return torch.cat([outputs[branch] for branch in info.branches]) if info.parts else outputs[info.branch]
+
+    def _from_conditional(self, record: StepRecord) -> torch.Tensor:
+        """The unconditional output of a `cfg` step."""
+        return record.outputs[CONDITIONAL] + self._difference.predict(record.info.sigma, record.decision.order)
+
+    def _computed_output(self, record: StepRecord, info: CallInfo, compute: Compute) -> torch.Tensor:
         granularity = record.decision.granularity
-        self._branch = info.branch
-        if granularity is Granularity.BLOCK and len(self._residuals.get(info.branch, ())):
+        self._call = info.branch
+        if granularity is Granularity.BLOCK and len(self._residuals.get((info.branch, 0), ())):
             self.span_mode = SpanMode.SKIP
         elif granularity is Granularity.COMPUTE and Granularity.BLOCK in self._kept:
             self.span_mode = SpanMode.RECORD
@@ -117,20 +151,13 @@ class Engine:
             self.abandon()
             raise
         finally:
-            self.span_mode, self._span_input = SpanMode.RUN, None
-        record.calls.append(Call(branch=info.branch, computed=True, num_blocks=num_blocks))
+            self.span_mode, self._span_input = SpanMode.RUN, ()
+        record.calls += [Call(branch=branch, computed=True, num_blocks=num_blocks) for branch in info.branches]
         record.finite[info.branch] = all_finite(output)
         if is_full and (self._keeps_outputs or Granularity.CFG in self._kept):
-            record.outputs[info.branch] = output.detach().clone()
+            parts = output.detach().clone().chunk(len(info.branches)) if info.parts else (output.detach().clone(),)
+            record.outputs |= zip(info.branches, parts, strict=True)
         return output
-
-    def _predicted_output(self, record: StepRecord, info: CallInfo) -> torch.Tensor | None:
-        decision, branch = record.decision, info.branch
-        if decision.granularity is Granularity.STEP and len(self._outputs.get(branch, ())):
-            return self._predict(branch, info.sigma, decision.order)
-        if decision.granularity is Granularity.CFG and branch == UNCONDITIONAL and CONDITIONAL in record.outputs:
-            return record.outputs[CONDITIONAL] + self._difference.predict(info.sigma, decision.order)
-        return None
 
     def _predict(self, branch: str, sigma: float, order: int) -> torch.Tensor:
         """The output that a branch's history predicts.
@@ -146,30 +173,39 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------------- blocks
 
-    def span_begins(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """Asked before the span's first block: the hidden state after the whole span if it is left out, else None."""
-        if self.span_mode is SpanMode.SKIP and self._record is not None:
-            order = self._record.decision.order
-            return hidden + self._residuals[self._branch].predict(self._record.info.sigma, order)
-        if self.span_mode is SpanMode.RECORD:
-            self._span_input = hidden
-        return None
+    def span_begins(self, streams: Streams) -> None:
+        """Told what goes into the span's first block."""
+        if self.span_mode is not SpanMode.RUN:
+            self._span_input = streams
 
-    def span_ends(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Told the hidden state after the span's last block ran; what it returns goes on to the next block."""
-        if self.span_mode is SpanMode.RECORD and self._record is not None and self._span_input is not None:
-            self._record.residuals[self._branch] = (hidden - self._span_input).detach()
-            self._span_input = None
-        return hidden
+    def span_ends(self, streams: Streams) -> Streams:
+        """Told what comes out of the span; returns what goes on to the next block.
+
+        A span left out is replaced by what went into it plus its predicted residual, whatever the model added on the
+        way: that is in the residual.
+        """
+        record, before = self._record, self._span_input
+        if record is None or not before:
+            return streams
+        if self.span_mode is SpanMode.RECORD:
+            for index, (begin, end) in enumerate(zip(before, streams, strict=True)):
+                record.residuals[self._call, index] = (end - begin).detach()
+        if self.span_mode is SpanMode.SKIP:
+            sigma, order = record.info.sigma, record.decision.order
+            histories = [self._residuals[self._call, index] for index in range(len(before))]
+            streams = tuple(b + history.predict(sigma, order) for b, history in zip(before, histories, strict=True))
+        self._span_input = ()
+        return streams
 
     # ---------------------------------------------------------------------------------------------------- steps
 
     def _is_new_trajectory(self, record: StepRecord, info: CallInfo) -> bool:
         last = record.info
-        if (info.signature, info.num_steps) != (last.signature, last.num_steps):
+        known = self._signatures.get(info.branch, info.signature)
+        if (info.signature, info.num_steps) != (known, last.num_steps):
             return True
         if info.step == last.step:
-            return record.has(info.branch)
+            return record.has(info.branches)
         return info.step != last.step + 1 or info.sigma > last.sigma
 
     def _begin(self, info: CallInfo) -> StepRecord:
@@ -243,7 +279,7 @@ class Engine:
         if Granularity.CFG in self._kept and difference is not None and self._difference.last is not None:
             signals[Granularity.CFG] = relative_l1(self._difference.last, difference)
         residuals = [
-            (self._residuals[b].last, r) for b, r in record.residuals.items() if len(self._residuals.get(b, ()))
+            (self._residuals[key].last, r) for key, r in record.residuals.items() if len(self._residuals.get(key, ()))
         ]
         if residuals and len(residuals) == len(record.residuals):
             signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
@@ -255,13 +291,19 @@ class Engine:
         return Measurement(step=record.info.step, sigma=record.info.sigma, deviation=deviation, distances=distances)
 
     def _refresh(self, record: StepRecord) -> None:
-        """Pushes what was computed; all of it is finite."""
+        """Pushes what was computed; all of it is finite. A branch that a full step did not call is forgotten."""
         step, sigma = record.info.step, record.info.sigma
+        if record.decision.granularity is Granularity.COMPUTE:
+            called = {call.branch for call in record.calls}
+            self._outputs = {branch: history for branch, history in self._outputs.items() if branch in called}
+            self._residuals = {key: h for key, h in self._residuals.items() if key in record.residuals}
+            if UNCONDITIONAL not in called:
+                self._difference.clear()
         if self._keeps_outputs:
             for branch, output in record.outputs.items():
                 self._outputs.setdefault(branch, History(self._length)).push(step, sigma, output)
-        for branch, residual in record.residuals.items():
-            self._residuals.setdefault(branch, History(self._length)).push(step, sigma, residual)
+        for key, residual in record.residuals.items():
+            self._residuals.setdefault(key, History(self._length)).push(step, sigma, residual)
         difference = self._computed_difference(record.outputs) if Granularity.CFG in self._kept else None
         if difference is not None:
             self._difference.push(step, sigma, difference)
@@ -270,7 +312,7 @@ class Engine:
         """v = v_u + g (v_c - v_u) where both branches and a scale are known, else the branches side by side."""
         scale = self._guidance()
         if scale is None or set(outputs) != {CONDITIONAL, UNCONDITIONAL}:
-            return torch.stack([outputs[branch].float() for branch in sorted(outputs)])
+            return torch.cat([outputs[branch].float().flatten() for branch in sorted(outputs)])
         return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
 
     @staticmethod
@@ -311,6 +353,10 @@ class Engine:
         self._finish()
         self._drop()
 
+    def settle(self) -> None:
+        """Ends the step under way, where another denoiser takes over; the histories stay."""
+        self._finish()
+
     def abandon(self) -> None:
         """Ends the trajectory after an error: the step under way is not looked at."""
         self._record = None
@@ -320,6 +366,7 @@ class Engine:
         self._outputs.clear()
         self._residuals.clear()
         self._difference.clear()
+        self._signatures.clear()
         self._state = self.policy.init()
-        self.span_mode, self._span_input = SpanMode.RUN, None
+        self.span_mode, self._span_input = SpanMode.RUN, ()
         self.trace.keep_generations(self._max_traced_generations)

@@ -1,0 +1,301 @@
+"""What a call of the denoiser says, and what the pipeline around it says: step, noise level, branch, arguments.
+
+Reads attributes of diffusers' pipelines, schedulers and cache contexts; imports and patches nothing. Where an answer
+would be a guess there is none, and the call is computed in full.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from mixcache.calls import CONDITIONAL, CallInfo
+from mixcache.models import ModelRow
+
+GUIDER_PREFIX = "pred_"
+"""What guiders put before the names of branches."""
+JOINED_CONTEXT = "cond_uncond"
+
+
+class UnknownCallError(Exception):
+    """This call does not say enough for any of it to be cached; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where the denoising loop stands."""
+
+    step: int
+    """From 0, of the steps that this denoiser does."""
+    num_steps: int
+    sigma: float
+    """Noise level, falling from step to step."""
+
+
+class Clock:
+    """Tells the moment from the cache context where that says it all, else from the pipeline's scheduler.
+
+    `expert` is the attribute of the denoiser in a pipeline of two: steps are then counted within its own range.
+    """
+
+    def __init__(self, pipeline: Callable[[], Any], expert: str = "transformer") -> None:
+        self._pipeline, self._expert = pipeline, expert
+        self._timesteps: torch.Tensor | None = None
+        self._levels: list[float] = []
+        self._numbers: list[float] = []
+        self._range = (0, 0)
+        self._is_first_call = False
+
+    def now(self, context: Any, timestep: Any) -> Moment:
+        """The moment of a call; UnknownCallError where neither context nor scheduler tells."""
+        step = getattr(context, "step_index", None)
+        num_steps, sigma = getattr(context, "num_inference_steps", None), getattr(context, "sigma", None)
+        scheduler = getattr(self._pipeline(), "scheduler", None)
+        self.notice_schedule(scheduler)
+        if step is not None and num_steps is not None and sigma is not None:
+            first, end = self._range if self._is_split else (0, num_steps)
+            return self._moment(step, first, end, sigma)
+        if self._timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:
+            raise UnknownCallError("the scheduler has no timesteps yet, and the cache context does not tell the step")
+        step = self._index(scheduler, timestep)
+        if step >= len(self._numbers):
+            raise UnknownCallError("the scheduler is past its last step")
+        if self._is_first_call:
+            self._range = self._own_range(scheduler, step)
+            self._is_first_call = False
+        return self._moment(step, *self._range, self._levels[step])
+
+    @staticmethod
+    def _moment(step: int, first: int, end: int, sigma: float) -> Moment:
+        if not first <= step < end:
+            raise UnknownCallError(f"step {step} is outside of the loop's {first} to {end - 1}")
+        return Moment(step - first, end - first, sigma)
+
+    def notice_schedule(self, scheduler: Any) -> bool:
+        """True where the scheduler has got new timesteps, as it does at the start of every generation."""
+        timesteps = getattr(scheduler, "timesteps", None)
+        if timesteps is self._timesteps:
+            return False
+        self._timesteps = timesteps if isinstance(timesteps, torch.Tensor) else None
+        if self._timesteps is not None:
+            self._numbers = [float(t) for t in self._timesteps.flatten().tolist()]
+            self._levels = _noise_levels(scheduler, self._numbers)
+            self._range = self._own_range(scheduler, int(getattr(scheduler, "_begin_index", None) or 0))
+            self._is_first_call = self._boundary is None
+        return True
+
+    @property
+    def _is_split(self) -> bool:
+        return self._range != (0, len(self._numbers)) and self._boundary is not None
+
+    @property
+    def _boundary(self) -> float | None:
+        """Share of the timesteps from which on the first of two experts works; None where there is one."""
+        pipeline = self._pipeline()
+        if getattr(pipeline, "transformer", None) is None or getattr(pipeline, "transformer_2", None) is None:
+            return None
+        return getattr(pipeline.config, "boundary_ratio", None)
+
+    def _own_range(self, scheduler: Any, first: int) -> tuple[int, int]:
+        """First step and end of what this denoiser does."""
+        boundary, end = self._boundary, len(self._numbers)
+        if boundary is None:
+            return first, end
+        border = boundary * scheduler.config.num_train_timesteps
+        num_high = sum(number >= border for number in self._numbers)
+        return (first, num_high) if self._expert == "transformer" else (max(first, num_high), end)
+
+    def _index(self, scheduler: Any, timestep: Any) -> int:
+        index = getattr(scheduler, "_step_index", None)
+        if index is not None:
+            return int(index)
+        begin = getattr(scheduler, "_begin_index", None)
+        if begin is not None:
+            return int(begin)
+        place = self._position(timestep)
+        if place is None and not hasattr(scheduler, "_step_index"):
+            raise UnknownCallError("neither the scheduler nor the call's timestep says which step it is")
+        return place or 0
+
+    def _position(self, timestep: Any) -> int | None:
+        """Place of the call's timestep in the scheduler's list; without a device sync where it is a view of it."""
+        assert self._timesteps is not None
+        if not isinstance(timestep, torch.Tensor) or not timestep.numel():
+            return None
+        if timestep.untyped_storage().data_ptr() == self._timesteps.untyped_storage().data_ptr():
+            return timestep.storage_offset() - self._timesteps.storage_offset()
+        number = float(timestep.max())  # frames and tokens that are given have a smaller one
+        return self._numbers.index(number) if number in self._numbers else None
+
+
+def _noise_levels(scheduler: Any, numbers: list[float]) -> list[float]:
+    """Noise level of every step, falling; sigmas where the scheduler has them, else the share of training steps."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, torch.Tensor) and len(sigmas) >= len(numbers):
+        levels = [float(sigma) for sigma in sigmas.tolist()][: len(numbers)]
+    else:
+        levels = [number / scheduler.config.num_train_timesteps for number in numbers]
+    if len(levels) > 1 and levels[0] < levels[-1]:
+        return [1.0 - level for level in levels]
+    return levels
+
+
+class Reader:
+    """Turns a call into what the engine wants to know."""
+
+    def __init__(self, row: ModelRow, pipeline: Callable[[], Any], expert: str = "transformer") -> None:
+        self.row, self._pipeline = row, pipeline
+        self._clock = Clock(pipeline, expert)
+        self._step, self._num_calls = -1, 0
+        self._texts: dict[str, tuple[int, torch.Size]] = {}
+        self._joined: dict[torch.Size, bool] = {}
+
+    def read(self, context: Any, arguments: Mapping[str, Any]) -> CallInfo:
+        """What the engine is told of a call; UnknownCallError where that would be a guess."""
+        latents = first_tensor(arguments.get(self.row.latents))
+        if latents is None:
+            raise UnknownCallError(f"no tensor in the argument {self.row.latents}")
+        if self._clock.notice_schedule(getattr(self._pipeline(), "scheduler", None)):
+            self._step, self._num_calls = -1, 0
+            self._texts.clear()
+            self._joined.clear()
+        timestep = arguments.get("timestep")
+        if self.row.forcing and isinstance(timestep, torch.Tensor) and len(timestep[timestep > 0].unique()) > 1:
+            raise UnknownCallError("the frames are at different noise levels")
+        moment = self._clock.now(context, timestep)
+        name = getattr(context, "name", None)
+        branch = name.removeprefix(GUIDER_PREFIX) if name is not None else self._branch_by_order(moment.step, arguments)
+        parts: tuple[str, ...] = ()
+        if self.row.joined and name in (None, JOINED_CONTEXT):
+            parts = self.row.joined if self._is_joined(latents) else ()
+            branch = JOINED_CONTEXT if parts else CONDITIONAL
+        return CallInfo(
+            branch=branch,
+            step=moment.step,
+            num_steps=moment.num_steps,
+            sigma=moment.sigma,
+            signature=(latents.shape, latents.dtype, latents.device, self._num_guided_calls(name)),
+            parts=parts,
+        )
+
+    def _branch_by_order(self, step: int, arguments: Mapping[str, Any]) -> str:
+        """The branch of a call that has no context: its place within the step, held against the text of that branch."""
+        if self.row.joined:
+            return CONDITIONAL
+        self._num_calls = self._num_calls + 1 if step == self._step else 0
+        self._step = step
+        if self._num_calls >= len(self.row.order):
+            raise UnknownCallError(f"more than {len(self.row.order)} calls in a step and no cache context to name them")
+        branch = self.row.order[self._num_calls]
+        text = first_tensor(arguments.get(self.row.text))
+        if text is None:
+            return branch
+        seen = (text.data_ptr(), text.shape)
+        if self._texts.setdefault(branch, seen) != seen:
+            self._texts[branch] = seen
+            raise UnknownCallError(f"another text than before in the {branch} call of this step")
+        return branch
+
+    def _num_guided_calls(self, name: str | None) -> int | None:
+        """How many calls the pipeline's guider makes in this step, None without one: guidance may begin and end within
+        a generation."""
+        num_calls = getattr(getattr(self._pipeline(), "guider", None), "num_conditions", None)
+        if name is None and num_calls is not None and num_calls > len(self.row.order):
+            raise UnknownCallError(f"{num_calls} calls in a step and no cache context to name them")
+        return num_calls
+
+    def _is_joined(self, latents: torch.Tensor) -> bool:
+        """True where both halves of the batch are the same latents: looked at once in a generation (a device sync)."""
+        if getattr(self._pipeline(), "do_classifier_free_guidance", True) is False or latents.shape[0] % 2:
+            return False
+        if latents.shape not in self._joined:
+            self._joined[latents.shape] = torch.equal(*latents.chunk(2))
+        return self._joined[latents.shape]
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance scale in force, or None where there is none to be read."""
+        if self.row.guidance is None:
+            return None
+        try:
+            scale = attrgetter(self.row.guidance)(self._pipeline())
+        except AttributeError:
+            return None
+        return float(scale) + self.row.guidance_offset if isinstance(scale, (int, float)) else None
+
+
+def conditional_half(row: ModelRow, arguments: Mapping[str, Any], batch: int) -> dict[str, Any] | None:
+    """The arguments of the conditional part of a joined call alone; None where a tensor might be batched and the row
+    does not say."""
+    part, half = row.joined.index(CONDITIONAL), {}
+    for name, value in arguments.items():
+        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        if name in row.batched and tensors:
+            if any(tensor.dim() and tensor.shape[0] not in (1, batch) for tensor in tensors):
+                return None
+            half[name] = pytree.tree_map_only(
+                torch.Tensor,
+                lambda t: t.chunk(len(row.joined))[part] if t.dim() and t.shape[0] == batch else t,
+                value,
+            )
+        elif name in row.shared or not any(tensor.dim() and tensor.shape[0] == batch for tensor in tensors):
+            half[name] = value
+        else:
+            return None
+    return half
+
+
+def first_tensor(value: Any) -> torch.Tensor | None:
+    """The tensor, or the first one in a list or dictionary of them."""
+    if isinstance(value, torch.Tensor):
+        return value
+    return next((leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)), None)
+
+
+class Form:
+    """The type of a denoiser's output around its tensors, so that a predicted output is what a computed one would be.
+
+    `pack` makes one tensor of all that are in it, which the engine can add and compare; `unpack` undoes it.
+    """
+
+    def __init__(self, output: Any, *, keeps_batch: bool) -> None:
+        leaves, self._spec = pytree.tree_flatten(output)
+        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self._shapes = [leaf.shape if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
+        self._keeps_batch = keeps_batch
+
+    def pack(self, output: Any) -> torch.Tensor:
+        tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        if len(tensors) == 1:
+            return tensors[0]
+        if self._keeps_batch:
+            return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+        return torch.cat([tensor.flatten() for tensor in tensors])
+
+    def unpack(self, packed: torch.Tensor) -> Any:
+        shapes = [shape for shape in self._shapes if shape is not None]
+        if len(shapes) == 1:
+            values = [packed]
+        elif self._keeps_batch:
+            sizes = [shape[1:].numel() for shape in shapes]
+            values = [v.reshape(len(packed), *s[1:]) for v, s in zip(packed.split(sizes, 1), shapes, strict=True)]
+        else:
+            pieces = packed.split([shape.numel() for shape in shapes])
+            values = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        remaining = iter(values)
+        leaves = [
+            leaf if shape is None else next(remaining) for leaf, shape in zip(self._leaves, self._shapes, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self._spec)
+
+
+def signature_of(module: torch.nn.Module) -> inspect.Signature:
+    """The signature of the class's forward, without `self`, whatever stands in its place on this module."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())
+    return inspect.Signature(parameters[1:])

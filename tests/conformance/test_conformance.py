@@ -1,0 +1,356 @@
+"""Every row of MODELS on the real pipeline classes, built tiny: what is computed is bit-identical, what is left out is
+what the definition says, and nothing stays over."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from conformance.variant import Variant
+
+import mixcache
+from mixcache.attachment import EXPERTS, blocks_of
+from mixcache.calls import CallInfo, Span
+from mixcache.decision import Granularity
+from mixcache.models import row_for
+from mixcache.trace import TraceEntry
+
+FAMILIES = (
+    "wan",
+    "skyreels",
+    "hunyuan",
+    "motif",
+    "helios",
+    "cogvideox",
+    "ltx",
+    "ltx2",
+    "mochi",
+    "others",
+    "cosmos",
+    "kandinsky",
+    "easyanimate",
+    "sana",
+)
+VARIANTS: dict[str, Variant] = {
+    v.name: v for name in FAMILIES for v in importlib.import_module(f"conformance.{name}").VARIANTS
+}
+SAFE = [name for name, variant in VARIANTS.items() if variant.unsafe is None]
+IN_FULL = {
+    "wan-modular-skip-layer": "a third call in a step and no cache context to tell it from the first",
+    "helios-pyramid-distilled-two-chunks": "a scheduler that counts no steps, and timesteps that are not its own",
+    "skyreels-forcing-t2v-staggered": "frames at different noise levels",
+    "skyreels-forcing-i2v-staggered-last-image": "frames at different noise levels",
+    "skyreels-forcing-v2v-staggered": "frames at different noise levels",
+}
+"""Variants in which some calls do not say enough, so that those steps are computed, and why."""
+CACHED = [name for name in SAFE if name not in IN_FULL]
+SCHEDULE = {"period": 2, "num_warmup_steps": 1, "num_cooldown_steps": 0}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Any]:
+    """The pipeline under test and its plain output: variants come one after another."""
+    return {}
+
+
+@pytest.fixture
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return VARIANTS[request.param]
+
+
+def of_variants(names: list[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("variant", names, indirect=True)
+
+
+@pytest.fixture
+def pipeline(variant: Variant, built: dict[str, Any], record_property: Callable[[str, object], None]) -> Any:
+    if built.get("name") != variant.name:
+        torch.set_num_threads(1)
+        built.clear()
+        made = variant.build()
+        with recorded(made) as work:
+            built.update(name=variant.name, pipeline=made, plain=generate(variant, made), work=work)
+    record_property("pipeline", type(built["pipeline"]).__name__)
+    record_property("variant", variant.name)
+    return built["pipeline"]
+
+
+@pytest.fixture
+def plain(pipeline: Any, built: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    return built["plain"]
+
+
+def generate(variant: Variant, pipeline: Any, *, other: bool = False) -> tuple[torch.Tensor, ...]:
+    arguments = variant.other_arguments() if other else variant.arguments()
+    output = variant.output(pipeline(generator=torch.Generator("cpu").manual_seed(0), **arguments))
+    return tuple(output) if isinstance(output, (tuple, list)) else (output,)
+
+
+def assert_equal(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def denoisers(pipeline: Any) -> list[Any]:
+    return [module for name in EXPERTS if (module := getattr(pipeline, name, None)) is not None]
+
+
+def steps_of(variant: Variant) -> list[tuple[tuple[str, ...], ...]]:
+    return list(variant.expected_steps or (variant.calls,) * variant.num_steps)
+
+
+@contextmanager
+def recorded(pipeline: Any) -> Iterator[list[list[int]]]:
+    """For every call of a denoiser that is not left out, the blocks that ran; stands inside of our hooks."""
+    calls: list[list[int]] = []
+    undo: list[Callable[[], None]] = []
+    row = row_for(denoisers(pipeline)[0], pipeline)
+
+    def wrap(module: torch.nn.Module, note: Callable[[], None]) -> None:
+        inner = module.forward
+
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            note()
+            return inner(*args, **kwargs)
+
+        module.forward = forward
+        undo.append(lambda: module.__dict__.pop("forward", None))
+
+    for transformer in denoisers(pipeline):
+        wrap(transformer, lambda: calls.append([]))
+        for index, block in enumerate(blocks_of(transformer, row)):
+            wrap(block, lambda index=index: calls[-1].append(index))
+    try:
+        yield calls
+    finally:
+        for action in undo:
+            action()
+
+
+# ------------------------------------------------------------------------------------------------------- what is same
+
+
+@of_variants(SAFE)
+def test_what_is_computed_is_bit_identical(variant: Variant, pipeline: Any, plain: Any) -> None:
+    with mixcache.enable(pipeline, "always_compute") as handle:
+        assert_equal(generate(variant, pipeline), plain)
+        assert handle.summary()["num_calls_in_full"] == 0 or variant.name in IN_FULL
+    with mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1000) as handle:
+        assert_equal(generate(variant, pipeline), plain)
+    assert_equal(generate(variant, pipeline), plain)
+
+
+# ---------------------------------------------------------------------------------------------------- what is left out
+
+
+def expected_work(
+    variant: Variant, plain_work: list[list[int]], entries: list[TraceEntry], span: Span
+) -> list[list[int]]:
+    """The blocks that ought to run in every call that is not left out, by the definition of each granularity."""
+    expected = []
+    pending = iter(plain_work)
+    for calls, entry in zip(steps_of(variant), entries, strict=True):
+        for branches in calls:
+            blocks = next(pending)
+            if entry.granularity is Granularity.BLOCK:
+                is_whole = {span.first, span.end} <= set(blocks)  # else somebody else leaves blocks out here
+                blocks = [b for b in blocks if not (is_whole and span.first <= b < span.end)]
+            if entry.granularity is Granularity.STEP:
+                continue
+            if entry.granularity is Granularity.CFG and branches == ("uncond",):
+                continue
+            expected.append(blocks)
+    return expected
+
+
+class Reference:
+    """The definition of `step` and `cfg` of order 0, written out for a known list of calls."""
+
+    def __init__(self, variant: Variant, granularities: list[Granularity]) -> None:
+        self.granularities = granularities
+        self.pending = deque((step, branches) for step, calls in enumerate(steps_of(variant)) for branches in calls)
+        self.last: dict[tuple[int, str], list[torch.Tensor]] = {}
+        self.difference: list[torch.Tensor] = []
+        self.now: dict[str, list[torch.Tensor]] = {}
+
+    def call(self, expert: int, compute: Callable[[], Any]) -> Any:
+        step, branches = self.pending.popleft()
+        granularity = self.granularities[step]
+        output = compute()
+        leaves, spec = torch.utils._pytree.tree_flatten(output)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        values = {
+            branch: [leaves[i].chunk(len(branches))[k] if len(branches) > 1 else leaves[i] for i in places]
+            for k, branch in enumerate(branches)
+        }
+        if granularity is Granularity.STEP:
+            values = {branch: self.last[expert, branch] for branch in branches}
+        elif granularity is Granularity.CFG:
+            cond = values["cond"] if "cond" in values else self.now["cond"]
+            if "uncond" in values:
+                values["uncond"] = [c + d for c, d in zip(cond, self.difference, strict=True)]
+            self.last[expert, "cond"] = cond
+            self.last[expert, "uncond"] = values.get("uncond", [])
+        elif granularity is Granularity.COMPUTE:
+            for branch in branches:
+                self.last[expert, branch] = values[branch]
+            cond = values["cond"] if "cond" in values else self.now.get("cond")
+            if "uncond" in values and cond is not None:
+                self.difference = [u - c for u, c in zip(values["uncond"], cond, strict=True)]
+        if "cond" in values:
+            self.now["cond"] = values["cond"]
+        for k, i in enumerate(places):
+            pieces = [values[branch][k] for branch in branches]
+            leaves[i] = torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()
+        return torch.utils._pytree.tree_unflatten(leaves, spec)
+
+
+def generate_by_reference(variant: Variant, pipeline: Any, granularities: list[Granularity]) -> Any:
+    reference = Reference(variant, granularities)
+    modules = denoisers(pipeline)
+    for expert, module in enumerate(modules):
+        inner = module.forward
+
+        module.forward = functools.wraps(inner)(
+            lambda *args, _expert=expert, _inner=inner, **kwargs: reference.call(
+                _expert, lambda: _inner(*args, **kwargs)
+            )
+        )
+    try:
+        return generate(variant, pipeline)
+    finally:
+        for module in modules:
+            del module.forward
+
+
+@of_variants(CACHED)
+@pytest.mark.parametrize("granularity", ["step", "cfg"])
+def test_what_is_left_out_is_what_the_definition_says(
+    variant: Variant, pipeline: Any, plain: Any, built: dict[str, Any], granularity: str
+) -> None:
+    row = row_for(denoisers(pipeline)[0], pipeline)
+    if granularity not in row.granularities:
+        pytest.skip(f"the row allows {', '.join(row.granularities)}")
+    if granularity == "cfg" and not any("uncond" in branches for calls in steps_of(variant) for branches in calls):
+        pytest.skip("one branch")
+    with (
+        recorded(pipeline) as work,
+        mixcache.enable(pipeline, "every_nth", granularity=granularity, **SCHEDULE) as handle,
+    ):
+        cached = generate(variant, pipeline)
+    entries = list(handle.trace)
+    chosen = [entry.granularity for entry in entries]
+    assert len(entries) == len(steps_of(variant))
+    assert chosen.count(Granularity(granularity)) >= 2, chosen
+    assert work == expected_work(variant, built["work"], entries, handle.engine.span)
+    expected = generate_by_reference(variant, pipeline, chosen)
+    for a, b in zip(cached, expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-3, atol=1e-4)
+    assert not all(torch.equal(torch.as_tensor(a), torch.as_tensor(c)) for a, c in zip(cached, plain, strict=True))
+
+
+@of_variants(CACHED)
+def test_block_runs_are_left_out(variant: Variant, pipeline: Any, built: dict[str, Any]) -> None:
+    row = row_for(denoisers(pipeline)[0], pipeline)
+    if "block" not in row.granularities:
+        pytest.skip(f"the row allows {', '.join(row.granularities)}")
+    with recorded(pipeline) as work, mixcache.enable(pipeline, "every_nth", granularity="block", **SCHEDULE) as handle:
+        generate(variant, pipeline)
+    entries = list(handle.trace)
+    assert [entry.granularity for entry in entries].count(Granularity.BLOCK) >= 2
+    assert handle.engine.span.num_skipped > 0
+    assert work == expected_work(variant, built["work"], entries, handle.engine.span)
+
+
+@of_variants(CACHED)
+def test_a_span_left_out_at_identical_inputs_gives_the_computed_output(variant: Variant, pipeline: Any) -> None:
+    row = row_for(denoisers(pipeline)[0], pipeline)
+    if "block" not in row.granularities:
+        pytest.skip(f"the row allows {', '.join(row.granularities)}")
+    with mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1, period=9) as handle:
+        for denoiser in handle.denoisers:
+            repeat_every_call(denoiser, any(("cond_skip",) in calls for calls in steps_of(variant)))
+        generate(variant, pipeline)
+
+
+def repeat_every_call(denoiser: Any, has_skip_layers: bool) -> None:
+    """Makes each call of the denoiser twice, as two steps of a trajectory of its own: computed, and with the span left
+    out; both must agree. A call in which a guider leaves out an end of the span is computed."""
+    hook = denoiser.root
+    inner = hook.new_forward
+
+    def new_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = []
+        for step in range(3):
+            hook.reader.read = lambda *_, step=step: CallInfo(
+                branch="cond", step=step, num_steps=9, sigma=1 - step / 9, signature=((1,),)
+            )
+            outputs.append(inner(module, *args, **kwargs))
+        assert denoiser.engine._record.decision.granularity is Granularity.BLOCK or has_skip_layers
+        for a, b in zip(*(torch.utils._pytree.tree_leaves(o) for o in (outputs[0], outputs[2])), strict=True):
+            if isinstance(a, torch.Tensor):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        return outputs[0]
+
+    transformer = denoiser.transformer
+    transformer.forward = functools.wraps(transformer.forward)(partial(new_forward, transformer))
+
+
+@of_variants([name for name in VARIANTS if name not in SAFE])
+def test_what_is_unsafe_is_refused_with_the_reason(
+    variant: Variant, record_property: Callable[[str, object], None]
+) -> None:
+    pipeline = variant.build()
+    row = row_for(denoisers(pipeline)[0], pipeline)
+    record_property("pipeline", type(pipeline).__name__)
+    record_property("refused", row.unsafe)
+    with pytest.raises(TypeError, match=f"{type(pipeline).__name__} cannot be cached: {row.unsafe}"):
+        mixcache.enable(pipeline)
+
+
+# ----------------------------------------------------------------------------------------------- one after another
+
+
+@of_variants(SAFE)
+def test_one_run_leaves_nothing_for_the_next(variant: Variant, pipeline: Any) -> None:
+    settings = {"granularity": "step", **SCHEDULE}
+    with mixcache.enable(pipeline, "every_nth", **settings):
+        fresh = generate(variant, pipeline)
+    with mixcache.enable(pipeline, "every_nth", **settings):
+        fresh_other = generate(variant, pipeline, other=True)
+        assert_equal(generate(variant, pipeline), fresh)
+        assert_equal(generate(variant, pipeline, other=True), fresh_other)
+        break_off(variant, pipeline)
+        assert_equal(generate(variant, pipeline), fresh)
+
+
+def break_off(variant: Variant, pipeline: Any) -> None:
+    """A run that ends in an exception between two calls, in the middle of the loop."""
+    transformer = denoisers(pipeline)[0]
+    inner, num_left = transformer.forward, 4
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal num_left
+        num_left -= 1
+        if not num_left:
+            raise ZeroDivisionError
+        return inner(*args, **kwargs)
+
+    transformer.forward = forward
+    try:
+        with pytest.raises(ZeroDivisionError):
+            generate(variant, pipeline)
+    finally:
+        transformer.forward = inner

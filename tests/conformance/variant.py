@@ -1,0 +1,43 @@
+"""What the conformance suite knows of one way to call one pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Calls = tuple[tuple[str, ...], ...]
+"""The calls of the transformer in one step, in order; each is the tuple of the branches it returns, in the order in
+which they are stacked along dimension 0: (("cond",), ("uncond",)) for two calls, (("uncond", "cond"),) for one joined
+call, (("cond",),) where there is one branch."""
+
+
+def latents(output: Any) -> Any:
+    """What most pipelines return under `frames`."""
+    return output.frames
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A pipeline built tiny from config, and arguments of its call."""
+
+    name: str
+    """Kebab case: "wan-i2v", "wan-t2v-two-experts"."""
+    build: Callable[[], Any]
+    """The pipeline: real classes, every component, seeded, float32, on the CPU, progress bar off."""
+    arguments: Callable[[], dict[str, Any]]
+    """Arguments of the pipeline's call but `generator`, made afresh at each call; few steps, small frames, guidance
+    on, `output_type="latent"` where the pipeline knows it."""
+    other_arguments: Callable[[], dict[str, Any]]
+    """The same with another prompt and, where the pipeline allows it, another resolution."""
+    calls: Calls = (("cond",), ("uncond",))
+    num_steps: int = 8
+    """Steps of the loop that call the transformer."""
+    expected_steps: tuple[Calls, ...] | None = None
+    """Every step's calls, where they are not the same in all steps."""
+    transformers: tuple[str, ...] = ("transformer",)
+    """Attributes of the pipeline's denoisers: two for two experts."""
+    output: Callable[[Any], Any] = latents
+    """Takes the tensor, or the tuple of tensors, out of what the call returns."""
+    unsafe: str | None = None
+    """Why no call may be skipped here; None where caching is safe."""
