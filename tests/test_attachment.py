@@ -670,6 +670,31 @@ def test_a_policy_object_and_a_bounded_one(pipeline: Any, generate: Generate) ->
     assert letters(handle.trace) == "...ss.ss.ss."
 
 
+@pytest.mark.parametrize("replaced", ["another tensor", "in place", "an equal copy"])
+def test_a_callback_that_replaces_the_text_drops_what_was_cached(
+    pipeline: Any, generate: Generate, replaced: str
+) -> None:
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        embeds = tensors["prompt_embeds"]
+        if step == 6 and replaced == "in place":
+            embeds += 1
+        return {"prompt_embeds": embeds + 1 if step == 6 and replaced == "another tensor" else embeds.clone()}
+
+    inputs = ["prompt_embeds"]
+    arguments = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": inputs}
+    with mixcache.enable(pipeline, "every_nth", granularity="step", period=9, num_warmup_steps=2) as handle:
+        generate(pipeline, **arguments)
+    assert letters(handle.trace) == ("...ssssssss." if replaced == "an equal copy" else "...ssss.sss.")
+
+
+def test_inference_mode(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="step") as handle:
+        expected = generate(pipeline)
+        with torch.inference_mode():
+            assert torch.equal(generate(pipeline), expected)
+    assert handle.trace.counts()["step"] == 2 * 3
+
+
 # -------------------------------------------------------------------------------------------------------- compilation
 
 

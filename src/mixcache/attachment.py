@@ -144,6 +144,7 @@ class RootHook(ModelHook):
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         self.engine.reset()
+        self.reader.forget()
         return module
 
 

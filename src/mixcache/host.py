@@ -146,6 +146,29 @@ def _noise_levels(scheduler: Any, numbers: list[float]) -> list[float]:
     return levels
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The text embedding that a branch was called with; held, so that its memory is not another's meanwhile."""
+
+    value: torch.Tensor
+    version: int
+    number: int
+
+    def is_same(self, text: torch.Tensor) -> bool:
+        """By memory where that is the same and was not written to; else by value, with a device sync."""
+        seen = self.value
+        if text.shape != seen.shape or text.device != seen.device:
+            return False
+        if text.data_ptr() == seen.data_ptr() and text.stride() == seen.stride():
+            return _version(text) == self.version
+        return torch.equal(text, seen)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Counts what was written to a tensor in place; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class Reader:
     """Turns a call into what the engine wants to know."""
 
@@ -153,7 +176,8 @@ class Reader:
         self.row, self._pipeline = row, pipeline
         self._clock = Clock(pipeline, expert)
         self._step, self._num_calls = -1, 0
-        self._texts: dict[str, tuple[int, torch.Size]] = {}
+        self._texts: dict[str, Text] = {}
+        self._num_texts = 0
         self._joined: dict[torch.Size, bool] = {}
 
     def read(self, context: Any, arguments: Mapping[str, Any]) -> CallInfo:
@@ -180,7 +204,13 @@ class Reader:
             step=moment.step,
             num_steps=moment.num_steps,
             sigma=moment.sigma,
-            signature=(latents.shape, latents.dtype, latents.device, self._num_guided_calls(name)),
+            signature=(
+                latents.shape,
+                latents.dtype,
+                latents.device,
+                self._num_guided_calls(name),
+                self._number_of_text(branch, arguments),
+            ),
             parts=parts,
         )
 
@@ -194,13 +224,26 @@ class Reader:
             raise UnknownCallError(f"more than {len(self.row.order)} calls in a step and no cache context to name them")
         branch = self.row.order[self._num_calls]
         text = first_tensor(arguments.get(self.row.text))
-        if text is None:
-            return branch
-        seen = (text.data_ptr(), text.shape)
-        if self._texts.setdefault(branch, seen) != seen:
-            self._texts[branch] = seen
+        if text is not None and branch in self._texts and not self._texts[branch].is_same(text):
+            del self._texts[branch]
             raise UnknownCallError(f"another text than before in the {branch} call of this step")
         return branch
+
+    def _number_of_text(self, branch: str, arguments: Mapping[str, Any]) -> int:
+        """Another number for another text: a callback may replace it within a generation."""
+        text = first_tensor(arguments.get(self.row.text))
+        if text is None:
+            return 0
+        if branch not in self._texts or not self._texts[branch].is_same(text):
+            self._num_texts += 1
+            self._texts[branch] = Text(text, _version(text), self._num_texts)
+        return self._texts[branch].number
+
+    def forget(self) -> None:
+        """Drops what was seen of the generation that is over."""
+        self._step, self._num_calls = -1, 0
+        self._texts.clear()
+        self._joined.clear()
 
     def _num_guided_calls(self, name: str | None) -> int | None:
         """How many calls the pipeline's guider makes in this step, None without one: guidance may begin and end within
