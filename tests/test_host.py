@@ -97,9 +97,9 @@ def test_a_noise_level_that_rises_is_turned_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expert", "moments"), [("transformer", {0: (0, 2), 1: (1, 2)}), ("transformer_2", {2: (0, 1)})]
+    ("expert", "moments"), [("transformer", {0: (0, 2, 0), 1: (1, 2, 0)}), ("transformer_2", {2: (0, 1, 2)})]
 )
-def test_each_of_two_experts_counts_its_own_steps(expert: str, moments: dict[int, tuple[int, int]]) -> None:
+def test_each_of_two_experts_counts_its_own_steps(expert: str, moments: dict[int, tuple[int, int, int]]) -> None:
     pipeline = a_pipeline([900.0, 800.0, 100.0], [0.9, 0.8, 0.1, 0.0], boundary_ratio=0.5)
     pipeline.transformer_2 = object()
     clock = Clock(lambda: pipeline, expert)
@@ -107,7 +107,7 @@ def test_each_of_two_experts_counts_its_own_steps(expert: str, moments: dict[int
         context = a_context(step=step, num_steps=3, sigma=0.5)
         if step in moments:
             moment = clock.now(context, None)
-            assert (moment.step, moment.num_steps) == moments[step]
+            assert (moment.step, moment.num_steps, moment.offset) == moments[step]
         else:
             with pytest.raises(UnknownCallError, match="outside of the loop's"):
                 clock.now(context, None)

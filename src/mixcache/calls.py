@@ -33,6 +33,8 @@ class CallInfo:
     sigma: float
     signature: tuple[Any, ...]
     """Shape, dtype and device of the input: histories of another signature are of no use."""
+    offset: int = 0
+    """Steps of the loop that another denoiser does before: two experts count their own."""
     parts: tuple[str, ...] = ()
     """Branches that a joined call returns, in the order in which they are stacked along dimension 0; empty where the
     call is one branch."""

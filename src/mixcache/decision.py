@@ -37,6 +37,8 @@ class Step:
     """Steps of the whole loop."""
     sigma: float
     """Noise level, as the scheduler gives it."""
+    offset: int = 0
+    """Steps of the loop that another denoiser does before; `index` and `num_steps` count this one's own."""
     ages: Mapping[Granularity, int] = field(default_factory=dict)
     """Steps since the last computed value of what a granularity would predict from; a granularity that cannot be used
     is absent."""

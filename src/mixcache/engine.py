@@ -210,7 +210,14 @@ class Engine:
 
     def _begin(self, info: CallInfo) -> StepRecord:
         ages, lengths = self._usable(info.step)
-        step = Step(index=info.step, num_steps=info.num_steps, sigma=info.sigma, ages=ages, history_lengths=lengths)
+        step = Step(
+            index=info.step,
+            num_steps=info.num_steps,
+            sigma=info.sigma,
+            offset=info.offset,
+            ages=ages,
+            history_lengths=lengths,
+        )
         decision = self.policy.decide(step, self._state)
         if decision.granularity is not Granularity.COMPUTE and decision.granularity not in ages:
             decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
@@ -325,8 +332,8 @@ class Engine:
         self.trace.append(
             TraceEntry(
                 generation=self._generation,
-                step=record.info.step,
-                num_steps=record.info.num_steps,
+                step=record.info.offset + record.info.step,
+                num_steps=record.info.offset + record.info.num_steps,
                 sigma=record.info.sigma,
                 granularity=record.decision.granularity,
                 order=record.decision.order,

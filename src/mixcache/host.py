@@ -36,6 +36,8 @@ class Moment:
     num_steps: int
     sigma: float
     """Noise level, falling from step to step."""
+    offset: int = 0
+    """Steps of the loop that the other of two experts does before."""
 
 
 class Clock:
@@ -51,6 +53,7 @@ class Clock:
         self._numbers: list[float] = []
         self._range = (0, 0)
         self._is_first_call = False
+        self._begin = 0
 
     def now(self, context: Any, timestep: Any) -> Moment:
         """The moment of a call; UnknownCallError where neither context nor scheduler tells."""
@@ -60,6 +63,7 @@ class Clock:
         self.notice_schedule(scheduler)
         if step is not None and num_steps is not None and sigma is not None:
             first, end = self._range if self._is_split else (0, num_steps)
+            self._begin = self._begin if self._is_split else 0
             return self._moment(step, first, end, sigma)
         if self._timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:
             raise UnknownCallError("the scheduler has no timesteps yet, and the cache context does not tell the step")
@@ -71,11 +75,10 @@ class Clock:
             self._is_first_call = False
         return self._moment(step, *self._range, self._levels[step])
 
-    @staticmethod
-    def _moment(step: int, first: int, end: int, sigma: float) -> Moment:
+    def _moment(self, step: int, first: int, end: int, sigma: float) -> Moment:
         if not first <= step < end:
             raise UnknownCallError(f"step {step} is outside of the loop's {first} to {end - 1}")
-        return Moment(step - first, end - first, sigma)
+        return Moment(step - first, end - first, sigma, first - self._begin)
 
     def notice_schedule(self, scheduler: Any) -> bool:
         """True where the scheduler has got new timesteps, as it does at the start of every generation."""
@@ -105,6 +108,7 @@ class Clock:
     def _own_range(self, scheduler: Any, first: int) -> tuple[int, int]:
         """First step and end of what this denoiser does."""
         boundary, end = self._boundary, len(self._numbers)
+        self._begin = first
         if boundary is None:
             return first, end
         border = boundary * scheduler.config.num_train_timesteps
@@ -204,6 +208,7 @@ class Reader:
             step=moment.step,
             num_steps=moment.num_steps,
             sigma=moment.sigma,
+            offset=moment.offset,
             signature=(
                 latents.shape,
                 latents.dtype,

@@ -34,7 +34,9 @@ class TraceEntry:
     generation: int
     """Counts trajectories served by the handle, from 0."""
     step: int
+    """Position in the loop, from 0."""
     num_steps: int
+    """Position in the loop at which this denoiser is done: the loop's length, but for the first of two experts."""
     sigma: float
     granularity: Granularity
     order: int

@@ -335,6 +335,16 @@ def test_one_run_leaves_nothing_for_the_next(variant: Variant, pipeline: Any) ->
         assert_equal(generate(variant, pipeline), fresh)
 
 
+@of_variants([name for name in CACHED if "two-experts" in name])
+def test_a_trace_of_two_experts_replays_to_the_same_bits(variant: Variant, pipeline: Any) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="step", **SCHEDULE) as handle:
+        expected = generate(variant, pipeline)
+    assert [entry.step for entry in handle.trace] == list(range(variant.num_steps))
+    with mixcache.enable(pipeline, "replay", trace=handle.trace) as replayed:
+        assert_equal(generate(variant, pipeline), expected)
+    assert [e.granularity for e in replayed.trace] == [e.granularity for e in handle.trace]
+
+
 def break_off(variant: Variant, pipeline: Any) -> None:
     """A run that ends in an exception between two calls, in the middle of the loop."""
     transformer = denoisers(pipeline)[0]

@@ -52,7 +52,7 @@ class Replay(Policy):
         return self._choices()
 
     def decide(self, step: Step, state: Any) -> Decision:
-        recorded: Decision | None = state.get((step.index, step.num_steps))
+        recorded: Decision | None = state.get((step.offset + step.index, step.offset + step.num_steps))
         if recorded is None:
             return Decision(granularity=Granularity.COMPUTE, reason="not in the trace")
         if recorded.granularity is Granularity.COMPUTE or recorded.granularity in step.ages:
