@@ -18,7 +18,7 @@ def test_a_scene_is_drawn_the_same_from_the_same_seed_at_any_size() -> None:
     assert first == second
     clip = world.draw(first[0])
     assert torch.equal(clip, world.draw(second[0]))
-    assert clip.shape == (17, 64, 64, 3)
+    assert clip.shape == (world.NUM_FRAMES, world.SIDE, world.SIDE, 3)
     assert clip.min() >= 0
     assert clip.max() <= 1
     assert world.draw(first[0], num_frames=5, height=32, width=48).shape == (5, 32, 48, 3)
@@ -40,7 +40,7 @@ def test_a_circle_of_known_radius_covers_its_area() -> None:
         turn=0.0,
     )
     scene = world.Scene(objects=(thing,), pattern="plain", tone="black", angle=0.0, phase=(0.0, 0.0))
-    clip = world.draw(scene, num_frames=3)
+    clip = world.draw(scene, num_frames=3, height=64, width=64)
     red = (clip[..., 0] - world.TONES["black"]) / (world.COLOURS["red"][0] - world.TONES["black"])
     area = np.pi * (0.4 * 32) ** 2
     assert red.sum(dim=(1, 2)).tolist() == pytest.approx([area] * 3, rel=0.01)

@@ -18,14 +18,14 @@ folder without mixcache. It exists so that caching can be shown, tested and meas
 ## Data
 
 Clips drawn by `mixcache.zoo.world`: one or two of four shapes in six colours and two sizes, seven motions, on plain,
-gradient or chequered backgrounds in three tones, anti-aliased, 17 frames of 64x64 pixels, with a caption from its
+gradient or chequered backgrounds in three tones, anti-aliased, 17 frames of 96x96 pixels, with a caption from its
 grammar. A tenth of all captions, chosen by their SHA-256, is held out of every training.
 
 ## Architecture
 
 | part | class | weights |
 |---|---|---|
-| denoiser | WanTransformer3DModel, 12 blocks of width 160, patch (1,2,2), 80 tokens | {transformer:.2f} M |
+| denoiser | WanTransformer3DModel, 12 blocks of width 160, patch (1,2,2), 180 tokens | {transformer:.2f} M |
 | autoencoder | AutoencoderKLWan, 8x8 in space and 4x in time, 20 channels | {vae:.2f} M |
 | text encoder | UMT5EncoderModel, 2 layers of width 128, trained with the denoiser | {text_encoder:.2f} M |
 | tokenizer | one token a word of the grammar | |
@@ -37,10 +37,12 @@ pipeline's default of 512 padded tokens is slower, and not what it was trained o
 
 ## Training
 
-`training/train_vae.py` ({vae_frames_steps} steps on frames, {vae_clips_steps} on clips, {vae_decoder_steps} of
-the decoder alone, {vae_minutes:.0f} minutes), then `training/train_transformer.py` ({steps} steps of 32 clips out of
-{clips}, {minutes:.0f} minutes), seed 0, on {hardware}, shared with other work. Flow matching with Muon and AdamW,
-caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
+`training/train_vae.py` ({vae_frames_steps} steps on frames, {vae_clips_steps} on clips, {vae_decoder_steps} of the
+decoder alone, all of 64x64 pixels, and {vae_full_size_steps} of the decoder on 96x96; {vae_minutes:.0f} minutes), then
+`training/train_transformer.py`: {small_steps} steps of 32 clips out of {small_clips} of 64x64 pixels
+({small_minutes:.0f} minutes), and from there {steps} steps of 16 clips out of {clips} of 96x96 ({minutes:.0f} minutes).
+Seed 0, on {hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}.
+Last logged loss {loss:.3f}.
 
 ## Figures
 
@@ -63,6 +65,8 @@ It knows this world and these words only; another word is `<unk>`. Clips longer 
 drawn, and are worse. Fine texture is soft, from the autoencoder.
 """
 
+STAGES = ("frames", "clips", "decoder", "full-size")
+
 
 def last_row(path: Path) -> dict[str, float]:
     """The last line of a training's log."""
@@ -77,15 +81,20 @@ def main() -> None:
     args = parser.parse_args()
     evaluation = json.loads((args.runs / "evaluation.json").read_text())
     vae = json.loads((args.runs / "vae" / "figures.json").read_text())
-    stages = {name: last_row(args.runs / "vae" / f"{name}.log.jsonl") for name in ("frames", "clips", "decoder")}
-    denoiser = last_row(args.runs / "transformer" / "checkpoint.log.jsonl")
+    stages = {name: last_row(args.runs / "vae" / f"{name}.log.jsonl") for name in STAGES}
+    small, denoiser = (
+        last_row(args.runs / name / "checkpoint.log.jsonl") for name in ("transformer-64", "transformer")
+    )
     sizes = {part: (args.out / part).glob("*.safetensors") for part in ("transformer", "vae", "text_encoder")}
     num_bytes = {part: sum(path.stat().st_size for path in paths) for part, paths in sizes.items()}
     card = CARD.format(
         **{part: size / 2 / 1e6 for part, size in num_bytes.items()},
         mib=sum(num_bytes.values()) / 2**20,
-        **{f"vae_{name}_steps": row["step"] for name, row in stages.items()},
+        **{f"vae_{name.replace('-', '_')}_steps": row["step"] for name, row in stages.items()},
         vae_minutes=sum(row["seconds"] for row in stages.values()) / 60,
+        small_steps=small["step"],
+        small_clips=int((args.runs / "transformer-64" / "latents.done").read_text()),
+        small_minutes=small["seconds"] / 60,
         steps=denoiser["step"],
         clips=int((args.runs / "transformer" / "latents.done").read_text()),
         minutes=denoiser["seconds"] / 60,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch._inductor import config as inductor_config
 from transformers import UMT5Config, UMT5EncoderModel
 
 from mixcache.zoo import world
@@ -33,24 +34,28 @@ TRANSFORMER = dict(
     num_layers=12,
 )
 TEXT = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0, pad_token_id=0, eos_token_id=1)
-SIGMA_SHIFT = 2.5
 CAPTION_DROPOUT = 0.1
+PAIR_WEIGHT = 2.0
+"""How much more often than a clip of one object a clip of two is seen: which word belongs to which is learnt last."""
 ADAM_ONLY = ("patch_embedding", "proj_out", "condition_embedder", "shared", "embed_tokens", "relative_attention_bias")
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path) -> tuple[np.ndarray, list[str]]:
-    """Latents of drawn clips, normalised as the pipeline does, kept in a file that a cut run fills up on the next
-    start."""
+def encode_clips(
+    vae: AutoencoderKLWan, num_clips: int, side: int, seed: int, folder: Path
+) -> tuple[np.ndarray, list[str]]:
+    """Latents of drawn clips of side x side pixels, normalised as the pipeline does, kept in a file that a cut run
+    fills up on the next start."""
     scenes = world.sample_scenes(num_clips, seed, held_out=False)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
     path, done_path, part = folder / "latents.npy", folder / "latents.done", 16
-    shape = (num_clips, vae.config.z_dim, 5, 8, 8)
+    factor = vae.config.scale_factor_spatial
+    shape = (num_clips, vae.config.z_dim, 5, side // factor, side // factor)
     num_done = int(done_path.read_text()) if done_path.exists() else 0
     latents = np.lib.format.open_memmap(path, mode="r+" if num_done else "w+", dtype=np.float16, shape=shape)
     for start in range(num_done, num_clips, part):
-        clips = world.draw_batch(scenes[start : start + part]).to(vae.device)
+        clips = world.draw_batch(scenes[start : start + part], height=side, width=side).to(vae.device)
         with torch.autocast(clips.device.type, torch.bfloat16):
             encoded = vae.encode(clips).latent_dist.mean
         latents[start : start + part] = ((encoded.float() - mean) / std).half().cpu().numpy()
@@ -65,9 +70,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("training/runs/vae/vae"))
     parser.add_argument("--out", type=Path, default=Path("training/runs/transformer"))
-    parser.add_argument("--num-clips", type=int, default=8000)
-    parser.add_argument("--num-steps", type=int, default=4400)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--init", type=Path, help="folder of an earlier training to start from, of smaller clips say")
+    parser.add_argument("--side", type=int, default=world.SIDE, help="height and width of the clips in pixels")
+    parser.add_argument("--num-clips", type=int, default=10000)
+    parser.add_argument("--num-steps", type=int, default=6100)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument(
+        "--sigma-shift", type=float, default=4.0, help="how much training prefers high noise, where layout is settled"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
@@ -77,7 +87,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     vae = AutoencoderKLWan.from_pretrained(args.vae).to(device).eval()
-    latents, captions = encode_clips(vae, args.num_clips, args.seed + 1000, args.out)
+    latents, captions = encode_clips(vae, args.num_clips, args.side, args.seed + 1000, args.out)
     tokenizer = build_tokenizer()
     tokens = tokenizer([*captions, ""], padding="max_length", max_length=MAX_SEQUENCE_LENGTH, return_tensors="pt")
     ids, masks = tokens.input_ids.to(device), tokens.attention_mask.to(device)
@@ -88,17 +98,26 @@ def main() -> None:
             "text_encoder": UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **TEXT)),
         }
     ).to(device)
+    if args.init:
+        for name, part in model.items():
+            part.load_state_dict(type(part).from_pretrained(args.init / name).state_dict())
     print({name: sum(p.numel() for p in part.parameters()) for name, part in model.items()}, flush=True)
+    if device.type == "cpu":  # the fused attention's backward pass took nearly half of a step's time
+        torch.backends.cuda.enable_flash_sdp(False)
+        inductor_config.force_disable_caches = True  # whose keys do not know of this switch
     if not args.no_compile:
         model["transformer"].compile_repeated_blocks(fullgraph=True)
 
+    shift = args.sigma_shift
+    weights = torch.tensor([PAIR_WEIGHT if " and " in caption else 1.0 for caption in captions])
+
     def loss_at(step: int) -> torch.Tensor:
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        rows = torch.randint(len(captions), (args.batch,), generator=rng)
+        rows = torch.multinomial(weights, args.batch, replacement=True, generator=rng)
         x0 = torch.from_numpy(latents[rows.numpy()]).float().to(device)
         noise = torch.randn(x0.shape, generator=rng).to(device)
         uniform = (torch.arange(args.batch) + torch.rand(args.batch, generator=rng)) / args.batch
-        sigma = (SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)).to(device)
+        sigma = (shift * uniform / (1 + (shift - 1) * uniform)).to(device)
         dropped = torch.rand(args.batch, generator=rng) < CAPTION_DROPOUT
         rows = torch.where(dropped, len(captions), rows).to(device)
         share = sigma.view(-1, 1, 1, 1, 1)

@@ -1,5 +1,6 @@
 """Trains the built-in model's video autoencoder (AutoencoderKLWan) on drawn clips: single frames first, then clips,
-then its decoder alone on clips, so that latents that a denoiser is trained on meanwhile stay what they are.
+then its decoder alone, on small clips and on clips of full size, so that latents that a denoiser is trained on
+meanwhile stay what they are.
 
     python training/train_vae.py --out training/runs/vae
 
@@ -39,6 +40,8 @@ CONFIG = dict(
 KL_WEIGHT = 3e-5
 FIRST_LOG_VARIANCE = -4.0
 LATENT_NOISE = 0.05
+SMALL_SIDE = 64
+"""Height and width in pixels of all but the last stage."""
 
 
 def convolve(conv: wan_vae.WanCausalConv3d, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
@@ -97,6 +100,7 @@ def main() -> None:
     parser.add_argument("--frame-steps", type=int, default=500)
     parser.add_argument("--clip-steps", type=int, default=750)
     parser.add_argument("--decoder-steps", type=int, default=900)
+    parser.add_argument("--full-size-steps", type=int, default=300)
     parser.add_argument(
         "--batch", type=int, default=4, help="clips in a step; a frame step takes six times as many frames"
     )
@@ -114,18 +118,27 @@ def main() -> None:
         vae.quant_conv.bias[CONFIG["z_dim"] :] = FIRST_LOG_VARIANCE
 
     def frame_loss(step: int) -> torch.Tensor:
-        clips = world.draw_batch(scenes_at(step, 3 * args.batch, args.seed), num_frames=5)
+        clips = world.draw_batch(
+            scenes_at(step, 3 * args.batch, args.seed), num_frames=5, height=SMALL_SIDE, width=SMALL_SIDE
+        )
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         picks = torch.randperm(5, generator=generator)[:2]
         frames = clips[:, :, picks].transpose(1, 2).flatten(0, 1)[:, :, None]
         return reconstruction_loss(vae, frames.to(device), generator)
 
+    def small_clips(step: int, seed: int) -> torch.Tensor:
+        return world.draw_batch(scenes_at(step, args.batch, seed), height=SMALL_SIDE, width=SMALL_SIDE).to(device)
+
     def clip_loss(step: int) -> torch.Tensor:
-        clips = world.draw_batch(scenes_at(step, args.batch, args.seed + 1)).to(device)
+        clips = small_clips(step, args.seed + 1)
         return reconstruction_loss(vae, clips, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
 
     def decoder_loss(step: int) -> torch.Tensor:
-        clips = world.draw_batch(scenes_at(step, args.batch, args.seed + 2)).to(device)
+        clips = small_clips(step, args.seed + 2)
+        return sharpening_loss(vae, clips, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
+
+    def full_size_loss(step: int) -> torch.Tensor:
+        clips = world.draw_batch(scenes_at(step, args.batch // 2, args.seed + 3)).to(device)
         return sharpening_loss(vae, clips, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
 
     frames = LoopConfig(num_steps=args.frame_steps, learning_rate=2e-3, muon_learning_rate=0.02)
@@ -137,6 +150,8 @@ def main() -> None:
     vae.post_quant_conv.requires_grad_(True)
     decoder = LoopConfig(num_steps=args.decoder_steps, learning_rate=1e-3, muon_learning_rate=0.008)
     vae.load_state_dict(train(vae, decoder_loss, decoder, args.out / "decoder.pt", device))
+    full_size = LoopConfig(num_steps=args.full_size_steps, learning_rate=1e-3, muon_learning_rate=0.006)
+    vae.load_state_dict(train(vae, full_size_loss, full_size, args.out / "full-size.pt", device))
     finish(vae.eval(), args.out)
 
 

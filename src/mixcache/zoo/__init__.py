@@ -25,13 +25,14 @@ def load(name: str = "shapes-wan", *, dtype: Any = None) -> Any:
 
 def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:
     """Arguments of the pipeline call that the model was trained for."""
+    from mixcache.zoo import world
     from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
 
     folder(name)
     return {
-        "height": 64,
-        "width": 64,
-        "num_frames": 17,
+        "height": world.SIDE,
+        "width": world.SIDE,
+        "num_frames": world.NUM_FRAMES,
         "num_inference_steps": 50,
         "guidance_scale": 5.0,
         "max_sequence_length": MAX_SEQUENCE_LENGTH,

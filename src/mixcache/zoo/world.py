@@ -41,6 +41,8 @@ PATTERNS = ("plain", "gradient", "chequered")
 TONES: dict[str, float] = {"black": 0.08, "grey": 0.45, "white": 0.92}
 CHEQUER_CELL = 0.25
 HELD_OUT_SHARE = 10
+NUM_FRAMES, SIDE = 17, 96
+"""Frames of a clip, and height and width in pixels, that the built-in models are made for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,7 +203,7 @@ def _background(scene: Scene, x: torch.Tensor, y: torch.Tensor, pixel: float) ->
     return tone + (other - tone) * share
 
 
-def draw(scene: Scene, *, num_frames: int = 17, height: int = 64, width: int = 64) -> torch.Tensor:
+def draw(scene: Scene, *, num_frames: int = NUM_FRAMES, height: int = SIDE, width: int = SIDE) -> torch.Tensor:
     """The clip of a scene: float32 of shape (num_frames, height, width, 3), values in [0, 1]."""
     pixel = 2.0 / height
     ys = (torch.arange(height) + 0.5) * pixel - 1
@@ -222,7 +224,9 @@ def draw(scene: Scene, *, num_frames: int = 17, height: int = 64, width: int = 6
     return clip
 
 
-def draw_batch(scenes: Sequence[Scene], *, num_frames: int = 17, height: int = 64, width: int = 64) -> torch.Tensor:
+def draw_batch(
+    scenes: Sequence[Scene], *, num_frames: int = NUM_FRAMES, height: int = SIDE, width: int = SIDE
+) -> torch.Tensor:
     """Clips as a model takes them: shape (num_scenes, 3, num_frames, height, width), values in [-1, 1]."""
     clips = torch.stack([draw(s, num_frames=num_frames, height=height, width=width) for s in scenes])
     return clips.permute(0, 4, 1, 2, 3) * 2 - 1
