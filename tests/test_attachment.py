@@ -226,7 +226,8 @@ def test_block_with_identical_inputs_gives_the_computed_output(
 
 def test_block_adds_the_old_residual_to_a_new_input(pipeline: Any) -> None:
     transformer = pipeline.transformer
-    old, new = inputs(transformer, seed=1), inputs(transformer, seed=2)
+    old = inputs(transformer, seed=1)
+    new = inputs(transformer, seed=2) | {"encoder_hidden_states": old["encoder_hidden_states"]}
     states: list[torch.Tensor] = []
     inner = transformer.blocks[0].register_forward_hook(lambda module, args, output: states.append(output.clone()))
     outer = transformer.blocks[3].norm1.register_forward_pre_hook(lambda module, args: states.append(args[0].clone()))

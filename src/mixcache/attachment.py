@@ -54,7 +54,6 @@ class RootHook(ModelHook):
         super().__init__()
         self.engine, self.reader = engine, reader
         self.state_manager = StateManager(_NoState)
-        self.num_calls_in_full = 0
         self.owner: Handle | None = None
         """The handle, which lives as long as the hook."""
         self.installed_forward: Any = None
@@ -74,7 +73,7 @@ class RootHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         self._notice_length(info.num_steps)
         for denoiser in self.owner.denoisers if self.owner else ():
-            if denoiser.root is self:
+            if denoiser.engine is self.engine:
                 denoiser.follow_compilation()
             else:
                 denoiser.engine.settle()
@@ -138,9 +137,9 @@ class RootHook(ModelHook):
             )
 
     def _notice_in_full(self, reason: UnknownCallError) -> None:
-        if not self.num_calls_in_full:
+        if not self.reader.num_calls_in_full:
             logger.warning("a call of the transformer is computed in full: %s", reason)
-        self.num_calls_in_full += 1
+        self.reader.num_calls_in_full += 1
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         self.engine.reset()
@@ -178,7 +177,7 @@ class SpanHook(ModelHook):
             self.installed_forward = block.forward
             return
         self.compiled = block._compiled_call_impl
-        self.standing_outside = functools.partial(self.new_forward, block)
+        self.standing_outside = functools.partial(self.new_forward, None)
         block._compiled_call_impl = self.standing_outside
 
     def is_on(self, block: torch.nn.Module) -> bool:
@@ -192,7 +191,7 @@ class SpanHook(ModelHook):
         self.compiled = self.standing_outside = None
         _remove_hook(block)
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def new_forward(self, module: torch.nn.Module | None, *args: Any, **kwargs: Any) -> Any:
         engine = self.engine
         if engine.span_mode is SpanMode.RUN:
             return self.run(*args, **kwargs)
@@ -238,7 +237,11 @@ def refilled(values: Sequence[Any], streams: Streams) -> list[Any]:
 
 
 class Denoiser:
-    """One transformer of a pipeline with the cache attached: its engine, its root hook and the hooks of its blocks."""
+    """One transformer of a pipeline with the cache attached: its engine, its root hook and the hooks of its blocks.
+
+    Modules own their hooks, and the hooks own the handle; nothing here keeps a module, so that a stage that is over can
+    be freed.
+    """
 
     def __init__(
         self,
@@ -250,49 +253,61 @@ class Denoiser:
         engine_class: type[Engine],
     ) -> None:
         transformer: torch.nn.Module = getattr(pipeline(), attribute)
-        self.transformer: torch.nn.Module | None = transformer
+        self._transformer: Callable[[], torch.nn.Module | None] = weakref.ref(transformer)
         self.row, self.policy = row, config.build()
-        self._blocks = blocks_of(transformer, row)
-        trace.num_blocks = len(self._blocks)
-        reader = Reader(row, pipeline, attribute)
+        num_blocks = len(blocks_of(transformer, row))
+        trace.num_blocks = num_blocks
+        self.reader = reader = Reader(row, pipeline, attribute)
         self.engine = engine_class(
             self.policy,
-            _span(row, config, self.policy, transformer, len(self._blocks)),
+            _span(row, config, self.policy, transformer, num_blocks),
             lambda: reader.guidance,
             trace,
             granularities=row.granularities,
         )
-        self.root = RootHook(self.engine, reader, transformer)
-        self._hooked: list[tuple[torch.nn.Module, SpanHook]] = []
+        self._hooked: list[tuple[weakref.ref[torch.nn.Module], weakref.ref[SpanHook]]] = []
 
-    def attach(self) -> None:
-        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
-        registry.register_hook(self.root, HOOK)
-        self.root.installed_forward = registry._module_ref.forward
+    @property
+    def transformer(self) -> torch.nn.Module | None:
+        """The module while it is attached and alive."""
+        return self._transformer()
+
+    def attach(self, owner: Handle) -> None:
+        transformer = self._transformer()
+        assert transformer is not None
+        registry = HookRegistry.check_if_exists_or_initialize(transformer)
+        root = RootHook(self.engine, self.reader, transformer)
+        root.owner = owner
+        registry.register_hook(root, HOOK)
+        root.installed_forward = registry._module_ref.forward
         if self.engine.keeps(Granularity.BLOCK):
-            span, num_blocks = self.engine.span, len(self._blocks)
-            for index in range(span.first, min(span.end + 1, num_blocks)):
-                block = self._blocks[index]
-                hook = SpanHook(self.engine, self.row.streams, block, index=index, has_next=span.end < num_blocks)
+            span, blocks = self.engine.span, blocks_of(transformer, self.row)
+            for index, block in enumerate(blocks[span.first : span.end + 1], start=span.first):
+                hook = SpanHook(self.engine, self.row.streams, block, index=index, has_next=span.end < len(blocks))
                 hook.put_on(block)
-                self._hooked.append((block, hook))
+                self._hooked.append((weakref.ref(block), weakref.ref(hook)))
         registry.invalidate_child_registries_cache()
+
+    def _hooks(self) -> list[tuple[torch.nn.Module, SpanHook]]:
+        """Blocks and their hooks, those that are alive."""
+        pairs = ((block(), hook()) for block, hook in self._hooked)
+        return [(block, hook) for block, hook in pairs if block is not None and hook is not None]
 
     def follow_compilation(self) -> None:
         """Moves the hooks of blocks that were compiled since out of what is compiled."""
-        for block, hook in self._hooked:
+        for block, hook in self._hooks():
             if not hook.is_on(block):
                 hook.take_off(block)
                 hook.put_on(block)
 
     def detach(self) -> None:
-        transformer, self.transformer = self.transformer, None
+        transformer, self._transformer = self._transformer(), lambda: None
         if transformer is None:
             return
         try:
             self.engine.reset()
         finally:
-            for block, hook in self._hooked:
+            for block, hook in self._hooks():
                 hook.take_off(block)
             _remove_hook(transformer)
             transformer_registry = getattr(transformer, "_diffusers_hook", None)
@@ -311,20 +326,17 @@ class Handle:
         self.trace = Trace()
         reference = weakref.ref(pipeline)
         self.denoisers = [
-            Denoiser(reference, attribute, row, config, self.trace, engine_class)
-            for attribute in EXPERTS
-            if getattr(pipeline, attribute, None) is not None
+            Denoiser(reference, attribute, row, config, self.trace, engine_class) for attribute in experts_of(pipeline)
         ]
         self.engine, self.policy = self.denoisers[0].engine, self.denoisers[0].policy
 
     def _attach(self) -> None:
         for denoiser in self.denoisers:
-            denoiser.root.owner = self
-            denoiser.attach()
+            denoiser.attach(self)
 
     @property
     def is_enabled(self) -> bool:
-        return self.denoisers[0].transformer is not None
+        return any(denoiser.transformer is not None for denoiser in self.denoisers)
 
     def disable(self) -> None:
         """Detaches and frees all memory; the transformer's forward is what it was. Twice does nothing more."""
@@ -357,7 +369,7 @@ class Handle:
             "computed_share": share,
             "ideal_speedup": 1 / share if share else None,
             "num_non_finite": sum(entry.non_finite for entry in self.trace),
-            "num_calls_in_full": sum(denoiser.root.num_calls_in_full for denoiser in self.denoisers),
+            "num_calls_in_full": sum(denoiser.reader.num_calls_in_full for denoiser in self.denoisers),
             "held_bytes": sum(denoiser.engine.held_bytes for denoiser in self.denoisers),
             "peak_bytes": sum(denoiser.engine.peak_bytes for denoiser in self.denoisers),
         }
@@ -379,8 +391,14 @@ def blocks_of(transformer: torch.nn.Module, row: ModelRow) -> list[torch.nn.Modu
     return [block for blocks in lists for block in blocks]
 
 
-def _first_expert(pipeline: Any) -> torch.nn.Module | None:
-    return next((t for name in EXPERTS if (t := getattr(pipeline, name, None)) is not None), None)
+def experts_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The pipeline's denoisers by attribute; one module under two names is one."""
+    found: dict[str, torch.nn.Module] = {}
+    for name in EXPERTS:
+        module = getattr(pipeline, name, None)
+        if module is not None and not any(module is other for other in found.values()):
+            found[name] = module
+    return found
 
 
 def _span(row: ModelRow, config: MixCacheConfig, policy: Policy, transformer: torch.nn.Module, num_blocks: int) -> Span:
@@ -443,12 +461,13 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
     if isinstance(policy, MixCacheConfig) and settings:
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
-    transformer = _first_expert(pipeline)
-    if transformer is None:
+    experts = list(experts_of(pipeline).values())
+    if not experts:
         raise TypeError(
             f"{type(pipeline).__name__} has no transformer to attach to; mixcache takes a diffusers video pipeline"
         )
-    row = row_for(transformer, pipeline)
+    rows = [row_for(expert, pipeline) for expert in experts]
+    row = rows[0]
     if row.unsafe:
         raise TypeError(f"{type(pipeline).__name__} cannot be cached: {row.unsafe}")
     if getattr(pipeline, "_all_hooks", None):
@@ -456,12 +475,11 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
             "this pipeline offloads its models already, and would drop the cache after the first clip; call "
             "mixcache.enable before pipe.enable_model_cpu_offload"
         )
-    experts = [getattr(pipeline, name) for name in EXPERTS if getattr(pipeline, name, None) is not None]
     if any(expert in _HANDLES for expert in experts):
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
-    handle = Handle(pipeline, _with_profile(config, transformer), row)
+    handle = Handle(pipeline, _with_profile(config, experts[0]), row)
     try:
         handle._attach()
     except BaseException:
@@ -474,12 +492,12 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **
 
 def disable(pipeline: Any) -> None:
     """Detaches what `enable` attached to this pipeline's transformer; ValueError if nothing is."""
-    transformer = _first_expert(pipeline)
-    reference = _HANDLES.get(transformer) if transformer is not None else None
-    handle = reference() if reference is not None else None
-    if handle is None:
+    references = [_HANDLES.get(expert) for expert in experts_of(pipeline).values()]
+    handles = [handle for reference in references if reference is not None and (handle := reference()) is not None]
+    if not handles:
         raise ValueError("mixcache is not enabled on this pipeline")
-    handle.disable()
+    for handle in handles:
+        handle.disable()
 
 
 def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCacheConfig:

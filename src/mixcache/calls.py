@@ -40,6 +40,10 @@ class CallInfo:
     call is one branch."""
 
     @property
+    def is_last(self) -> bool:
+        return self.step == self.num_steps - 1
+
+    @property
     def branches(self) -> tuple[str, ...]:
         return self.parts or (self.branch,)
 

@@ -111,7 +111,7 @@ class Engine:
         elif record.info.step != info.step:
             self._finish()
             record = self._begin(info)
-        self._signatures[info.branch] = info.signature
+        self._signatures |= dict.fromkeys(info.branches, (info.signature, info.parts))
         granularity = record.decision.granularity
         if granularity is Granularity.STEP and all(len(self._outputs.get(b, ())) for b in info.branches):
             order = record.decision.order
@@ -141,7 +141,7 @@ class Engine:
         self._call = info.branch
         if granularity is Granularity.BLOCK and len(self._residuals.get((info.branch, 0), ())):
             self.span_mode = SpanMode.SKIP
-        elif granularity is Granularity.COMPUTE and Granularity.BLOCK in self._kept:
+        elif granularity is Granularity.COMPUTE and Granularity.BLOCK in self._kept and not record.info.is_last:
             self.span_mode = SpanMode.RECORD
         num_blocks = self.span.num_blocks - (self.span.num_skipped if self.span_mode is SpanMode.SKIP else 0)
         is_full = self.span_mode is not SpanMode.SKIP
@@ -201,8 +201,9 @@ class Engine:
 
     def _is_new_trajectory(self, record: StepRecord, info: CallInfo) -> bool:
         last = record.info
-        known = self._signatures.get(info.branch, info.signature)
-        if (info.signature, info.num_steps) != (known, last.num_steps):
+        mine = (info.signature, info.parts)
+        is_same = all(self._signatures.get(branch, mine) == mine for branch in info.branches)
+        if not is_same or info.num_steps != last.num_steps:
             return True
         if info.step == last.step:
             return record.has(info.branches)
@@ -221,6 +222,11 @@ class Engine:
         decision = self.policy.decide(step, self._state)
         if decision.granularity is not Granularity.COMPUTE and decision.granularity not in ages:
             decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
+        if decision.granularity is Granularity.STEP and not all(len(self._outputs.get(b, ())) for b in info.branches):
+            # guidance would multiply the mismatch of one branch computed and the other predicted
+            decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
+        if decision.granularity is Granularity.COMPUTE and info.is_last:
+            self._residuals.clear()  # token-sized, and of no more use; some pipelines never reset
         self._record = StepRecord(info=info, decision=decision)
         return self._record
 

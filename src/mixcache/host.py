@@ -59,12 +59,15 @@ class Clock:
         """The moment of a call; UnknownCallError where neither context nor scheduler tells."""
         step = getattr(context, "step_index", None)
         num_steps, sigma = getattr(context, "num_inference_steps", None), getattr(context, "sigma", None)
-        scheduler = getattr(self._pipeline(), "scheduler", None)
+        pipeline = self._pipeline()
+        if pipeline is None:
+            raise UnknownCallError("the pipeline that mixcache was enabled on is gone; enable it on this one")
+        scheduler = getattr(pipeline, "scheduler", None)
         self.notice_schedule(scheduler)
         if step is not None and num_steps is not None and sigma is not None:
-            first, end = self._range if self._is_split else (0, num_steps)
-            self._begin = self._begin if self._is_split else 0
-            return self._moment(step, first, end, sigma)
+            if self._does_a_part:
+                return self._moment(step, *self._range, sigma)
+            return Moment(step, num_steps, sigma)
         if self._timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:
             raise UnknownCallError("the scheduler has no timesteps yet, and the cache context does not tell the step")
         step = self._index(scheduler, timestep)
@@ -94,7 +97,7 @@ class Clock:
         return True
 
     @property
-    def _is_split(self) -> bool:
+    def _does_a_part(self) -> bool:
         return self._range != (0, len(self._numbers)) and self._boundary is not None
 
     @property
@@ -122,7 +125,7 @@ class Clock:
         begin = getattr(scheduler, "_begin_index", None)
         if begin is not None:
             return int(begin)
-        place = self._position(timestep)
+        place = self._position(timestep)  # None where the pipeline scales its timesteps: the loop's first step then
         if place is None and not hasattr(scheduler, "_step_index"):
             raise UnknownCallError("neither the scheduler nor the call's timestep says which step it is")
         return place or 0
@@ -135,7 +138,8 @@ class Clock:
         if timestep.untyped_storage().data_ptr() == self._timesteps.untyped_storage().data_ptr():
             return timestep.storage_offset() - self._timesteps.storage_offset()
         number = float(timestep.max())  # frames and tokens that are given have a smaller one
-        return self._numbers.index(number) if number in self._numbers else None
+        rounded = self._timesteps.to("cpu", timestep.dtype).flatten().tolist()  # as the pipeline may have cast it
+        return rounded.index(number) if rounded.count(number) == 1 else None
 
 
 def _noise_levels(scheduler: Any, numbers: list[float]) -> list[float]:
@@ -161,11 +165,15 @@ class Text:
     def is_same(self, text: torch.Tensor) -> bool:
         """By memory where that is the same and was not written to; else by value, with a device sync."""
         seen = self.value
-        if text.shape != seen.shape or text.device != seen.device:
+        if text.shape != seen.shape or text.device != seen.device or _version(seen) != self.version:
             return False
-        if text.data_ptr() == seen.data_ptr() and text.stride() == seen.stride():
-            return _version(text) == self.version
-        return torch.equal(text, seen)
+        is_same_memory = text.data_ptr() == seen.data_ptr() and text.stride() == seen.stride()
+        return is_same_memory or torch.equal(text, seen)
+
+
+def _is_uniform(timestep: torch.Tensor) -> bool:
+    """True where all frames are at one noise level, but for those that are done (a device sync)."""
+    return bool(((timestep == timestep.amax()) | (timestep <= 0)).all())
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -177,12 +185,15 @@ class Reader:
     """Turns a call into what the engine wants to know."""
 
     def __init__(self, row: ModelRow, pipeline: Callable[[], Any], expert: str = "transformer") -> None:
-        self.row, self._pipeline = row, pipeline
+        self.row, self._pipeline, self._expert = row, pipeline, expert
+        self.num_calls_in_full = 0
+        """Calls that said too little."""
         self._clock = Clock(pipeline, expert)
         self._step, self._num_calls = -1, 0
         self._texts: dict[str, Text] = {}
         self._num_texts = 0
         self._joined: dict[torch.Size, bool] = {}
+        self._has_repeated = False
 
     def read(self, context: Any, arguments: Mapping[str, Any]) -> CallInfo:
         """What the engine is told of a call; UnknownCallError where that would be a guess."""
@@ -190,11 +201,9 @@ class Reader:
         if latents is None:
             raise UnknownCallError(f"no tensor in the argument {self.row.latents}")
         if self._clock.notice_schedule(getattr(self._pipeline(), "scheduler", None)):
-            self._step, self._num_calls = -1, 0
-            self._texts.clear()
-            self._joined.clear()
+            self.forget()
         timestep = arguments.get("timestep")
-        if self.row.forcing and isinstance(timestep, torch.Tensor) and len(timestep[timestep > 0].unique()) > 1:
+        if self.row.forcing and isinstance(timestep, torch.Tensor) and not _is_uniform(timestep):
             raise UnknownCallError("the frames are at different noise levels")
         moment = self._clock.now(context, timestep)
         name = getattr(context, "name", None)
@@ -222,6 +231,10 @@ class Reader:
     def _branch_by_order(self, step: int, arguments: Mapping[str, Any]) -> str:
         """The branch of a call that has no context: its place within the step, held against the text of that branch."""
         if self.row.joined:
+            self._has_repeated = self._has_repeated or step == self._step
+            self._step = step
+            if self._has_repeated:
+                raise UnknownCallError("several calls in a step and no cache context to name them")
             return CONDITIONAL
         self._num_calls = self._num_calls + 1 if step == self._step else 0
         self._step = step
@@ -239,21 +252,27 @@ class Reader:
         text = first_tensor(arguments.get(self.row.text))
         if text is None:
             return 0
-        if branch not in self._texts or not self._texts[branch].is_same(text):
+        seen = self._texts.get(branch)
+        if seen is None or not seen.is_same(text):
             self._num_texts += 1
-            self._texts[branch] = Text(text, _version(text), self._num_texts)
-        return self._texts[branch].number
+            seen = Text(text, _version(text), self._num_texts)
+        self._texts[branch] = Text(text, _version(text), seen.number)
+        return seen.number
 
     def forget(self) -> None:
         """Drops what was seen of the generation that is over."""
-        self._step, self._num_calls = -1, 0
+        self._step, self._num_calls, self._has_repeated = -1, 0, False
         self._texts.clear()
         self._joined.clear()
 
     def _num_guided_calls(self, name: str | None) -> int | None:
         """How many calls the pipeline's guider makes in this step, None without one: guidance may begin and end within
         a generation."""
-        num_calls = getattr(getattr(self._pipeline(), "guider", None), "num_conditions", None)
+        pipeline = self._pipeline()
+        guider = getattr(pipeline, "guider", None)
+        if self._expert == "transformer_2":
+            guider = getattr(pipeline, "guider_2", guider)
+        num_calls = getattr(guider, "num_conditions", None)
         if name is None and num_calls is not None and num_calls > len(self.row.order):
             raise UnknownCallError(f"{num_calls} calls in a step and no cache context to name them")
         return num_calls
@@ -263,7 +282,8 @@ class Reader:
         if getattr(self._pipeline(), "do_classifier_free_guidance", True) is False or latents.shape[0] % 2:
             return False
         if latents.shape not in self._joined:
-            self._joined[latents.shape] = torch.equal(*latents.chunk(2))
+            scale = self.guidance
+            self._joined[latents.shape] = (scale is None or scale > 1) and torch.equal(*latents.chunk(2))
         return self._joined[latents.shape]
 
     @property
@@ -271,11 +291,17 @@ class Reader:
         """The guidance scale in force, or None where there is none to be read."""
         if self.row.guidance is None:
             return None
-        try:
-            scale = attrgetter(self.row.guidance)(self._pipeline())
-        except AttributeError:
-            return None
-        return float(scale) + self.row.guidance_offset if isinstance(scale, (int, float)) else None
+        names = [self.row.guidance]
+        if self._expert == "transformer_2":
+            names = ["_guidance_scale_2", "guider_2.guidance_scale", *names]
+        for name in names:
+            try:
+                scale = attrgetter(name)(self._pipeline())
+            except AttributeError:
+                continue
+            if isinstance(scale, (int, float)):
+                return float(scale) + self.row.guidance_offset
+        return None
 
 
 def conditional_half(row: ModelRow, arguments: Mapping[str, Any], batch: int) -> dict[str, Any] | None:
@@ -316,6 +342,7 @@ class Form:
         leaves, self._spec = pytree.tree_flatten(output)
         self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         self._shapes = [leaf.shape if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
+        self._dtypes = [leaf.dtype for leaf in leaves if isinstance(leaf, torch.Tensor)]
         self._keeps_batch = keeps_batch
 
     def pack(self, output: Any) -> torch.Tensor:
@@ -336,7 +363,7 @@ class Form:
         else:
             pieces = packed.split([shape.numel() for shape in shapes])
             values = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-        remaining = iter(values)
+        remaining = (value.to(dtype) for value, dtype in zip(values, self._dtypes, strict=True))
         leaves = [
             leaf if shape is None else next(remaining) for leaf, shape in zip(self._leaves, self._shapes, strict=True)
         ]

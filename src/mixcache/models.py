@@ -1,4 +1,4 @@
-"""MODELS: one row per transformer class. Class names are strings, so that nothing is imported.
+"""MODELS: one row per way of calling a transformer. Class names are strings, so that nothing is imported.
 
 A row says where the blocks are, which block argument is the hidden state, and which branches the pipelines call.
 """
@@ -271,9 +271,15 @@ MODELS: tuple[ModelRow, ...] = (
 def row_for(transformer: Any, pipeline: Any) -> ModelRow:
     """The row of a transformer under its pipeline; TypeError prints the row to write where there is none."""
     name, pipeline_name = type(transformer).__name__, type(pipeline).__name__
-    for row in MODELS:
-        if row.transformer == name and pipeline_name in row.pipelines:
-            return row
+    if hasattr(transformer, "_orig_mod"):
+        raise TypeError(
+            "this transformer is compiled as a whole; compile its blocks instead: "
+            "pipe.transformer.compile_repeated_blocks(fullgraph=True)"
+        )
+    for ancestor in type(pipeline).__mro__:
+        for row in MODELS:
+            if row.transformer == name and ancestor.__name__ in row.pipelines:
+                return row
     supported = f"{sum(len(row.pipelines) for row in MODELS)} pipelines"
     raise TypeError(
         f"{pipeline_name} with {name} is not supported (`mixcache models` lists what is: {supported}). "

@@ -28,7 +28,7 @@ What the columns mean:
   clip is that of an independent slow implementation of the definition;
 - *block at equal inputs*: a span left out at the inputs at which it was computed gives the computed output;
 - *nothing left over*: runs with another prompt and size, and a run broken off half way, change nothing in the next;
-- "–": there is nothing to leave out here, such as an unconditional branch where guidance is embedded or off;
+- "–": there is nothing to leave out here: no unconditional branch, because guidance is embedded or off;
 - "computed": calls of this variant do not say enough to tell them apart, so that such steps are computed in full.
 
 """

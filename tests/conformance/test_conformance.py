@@ -44,13 +44,16 @@ VARIANTS: dict[str, Variant] = {
 SAFE = [name for name, variant in VARIANTS.items() if variant.unsafe is None]
 IN_FULL = {
     "wan-modular-skip-layer": "a third call in a step and no cache context to tell it from the first",
-    "helios-pyramid-distilled-two-chunks": "a scheduler that counts no steps, and timesteps that are not its own",
     "skyreels-forcing-t2v-staggered": "frames at different noise levels",
     "skyreels-forcing-i2v-staggered-last-image": "frames at different noise levels",
     "skyreels-forcing-v2v-staggered": "frames at different noise levels",
 }
 """Variants in which some calls do not say enough, so that those steps are computed, and why."""
-CACHED = [name for name in SAFE if name not in IN_FULL]
+ALWAYS_FIRST = {
+    "helios-pyramid-distilled-two-chunks": "a scheduler that counts no steps, and timesteps rounded to others",
+}
+"""Variants whose every step looks like the first of a new loop, so that it is computed, and why."""
+CACHED = [name for name in SAFE if name not in IN_FULL and name not in ALWAYS_FIRST]
 SCHEDULE = {"period": 2, "num_warmup_steps": 1, "num_cooldown_steps": 0}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -145,7 +148,7 @@ def recorded(pipeline: Any) -> Iterator[list[list[int]]]:
 def test_what_is_computed_is_bit_identical(variant: Variant, pipeline: Any, plain: Any) -> None:
     with mixcache.enable(pipeline, "always_compute") as handle:
         assert_equal(generate(variant, pipeline), plain)
-        assert handle.summary()["num_calls_in_full"] == 0 or variant.name in IN_FULL
+        assert (handle.summary()["num_calls_in_full"] > 0) == (variant.name in IN_FULL)
     with mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1000) as handle:
         assert_equal(generate(variant, pipeline), plain)
     assert_equal(generate(variant, pipeline), plain)
@@ -172,6 +175,11 @@ def expected_work(
                 continue
             expected.append(blocks)
     return expected
+
+
+def largest_difference(one: tuple[Any, ...], other: tuple[Any, ...]) -> float:
+    pairs = ((torch.as_tensor(a).float(), torch.as_tensor(b).float()) for a, b in zip(one, other, strict=True))
+    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 class Reference:
@@ -257,7 +265,8 @@ def test_what_is_left_out_is_what_the_definition_says(
     expected = generate_by_reference(variant, pipeline, chosen)
     for a, b in zip(cached, expected, strict=True):
         torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-3, atol=1e-4)
-    assert not all(torch.equal(torch.as_tensor(a), torch.as_tensor(c)) for a, c in zip(cached, plain, strict=True))
+    # nothing left out would leave the plain clip
+    assert largest_difference(cached, expected) <= 0.05 * largest_difference(cached, plain)
 
 
 @of_variants(CACHED)
@@ -279,15 +288,17 @@ def test_a_span_left_out_at_identical_inputs_gives_the_computed_output(variant: 
     if "block" not in row.granularities:
         pytest.skip(f"the row allows {', '.join(row.granularities)}")
     with mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1, period=9) as handle:
-        for denoiser in handle.denoisers:
-            repeat_every_call(denoiser, any(("cond_skip",) in calls for calls in steps_of(variant)))
+        has_skip_layers = any(("cond_skip",) in calls for calls in steps_of(variant))
+        undo = [repeat_every_call(denoiser, has_skip_layers) for denoiser in handle.denoisers]
         generate(variant, pipeline)
+        for action in undo:
+            action()
 
 
-def repeat_every_call(denoiser: Any, has_skip_layers: bool) -> None:
+def repeat_every_call(denoiser: Any, has_skip_layers: bool) -> Callable[[], None]:
     """Makes each call of the denoiser twice, as two steps of a trajectory of its own: computed, and with the span left
     out; both must agree. A call in which a guider leaves out an end of the span is computed."""
-    hook = denoiser.root
+    hook = denoiser.transformer._diffusers_hook.hooks["mixcache"]
     inner = hook.new_forward
 
     def new_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -304,7 +315,13 @@ def repeat_every_call(denoiser: Any, has_skip_layers: bool) -> None:
         return outputs[0]
 
     transformer = denoiser.transformer
-    transformer.forward = functools.wraps(transformer.forward)(partial(new_forward, transformer))
+    attached = transformer.forward
+    transformer.forward = functools.wraps(attached)(partial(new_forward, transformer))
+
+    def undo() -> None:
+        transformer.forward = attached
+
+    return undo
 
 
 @of_variants([name for name in VARIANTS if name not in SAFE])

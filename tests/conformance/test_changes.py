@@ -1,0 +1,125 @@
+"""What changes within a run, or between runs, on real pipelines built tiny: guidance, prompts, experts."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from conformance import cogvideox, easyanimate, wan
+from conformance.variant import Variant
+
+import mixcache
+from mixcache.decision import Granularity
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def variant_of(family: Any, name: str) -> Variant:
+    return next(variant for variant in family.VARIANTS if variant.name == name)
+
+
+def generate(variant: Variant, pipeline: Any, **more: Any) -> torch.Tensor:
+    generator = torch.Generator("cpu").manual_seed(0)
+    return variant.output(pipeline(**{"generator": generator} | variant.arguments() | more))
+
+
+@pytest.mark.parametrize("cut_after", [1, 2, 3])
+@pytest.mark.parametrize("granularity", ["step", "cfg", "block"])
+def test_guidance_cut_off_in_a_joined_run(granularity: str, cut_after: int) -> None:
+    """The documented way to save time: from some step on the callback drops the unconditional half."""
+    variant = variant_of(easyanimate, "easyanimate")
+    pipeline = variant.build()
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step != cut_after:
+            return {}
+        pipe._guidance_scale = 1.0
+        return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[-1]}
+
+    more = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    settings = {"granularity": granularity, "num_warmup_steps": 1, "num_cooldown_steps": 0}
+    with mixcache.enable(pipeline, "every_nth", **settings) as handle:
+        generate(variant, pipeline, **more)
+    entries = list(handle.trace)
+    assert [{call.branch for call in entry.calls} for entry in entries] == [
+        {"uncond", "cond"} if step <= cut_after else {"cond"} for step in range(len(entries))
+    ]
+    assert entries[cut_after + 1].granularity is Granularity.COMPUTE
+
+
+def test_two_prompts_from_one_seed_are_not_a_guided_pair() -> None:
+    variant = variant_of(cogvideox, "cogvideox-t2v-unguided")
+    pipeline = variant.build()
+    prompt = variant.arguments()["prompt"]
+    generators = [torch.Generator("cpu").manual_seed(0) for _ in range(2)]
+    with mixcache.enable(pipeline, "every_nth", granularity="step", num_warmup_steps=1) as handle:
+        generate(variant, pipeline, prompt=[prompt, "something else"], generator=generators)
+    assert {call.branch for entry in handle.trace for call in entry.calls} == {"cond"}
+
+
+# ---------------------------------------------------------------------------------------------------------- two experts
+
+
+def test_each_expert_is_measured_with_its_own_guidance_scale() -> None:
+    variant = variant_of(wan, "wan-t2v-two-experts")
+    pipeline = variant.build()
+    with mixcache.enable(pipeline) as handle:
+        generate(variant, pipeline, guidance_scale=3.0, guidance_scale_2=9.0)
+        assert [denoiser.reader.guidance for denoiser in handle.denoisers] == [3.0, 9.0]
+
+
+def test_a_swapped_expert_does_not_lock_the_pipeline() -> None:
+    pipeline, other = (variant_of(wan, "wan-t2v-two-experts").build() for _ in range(2))
+    mixcache.enable(pipeline, "every_nth", granularity="block")
+    pipeline.transformer = other.transformer
+    mixcache.disable(pipeline)
+    mixcache.enable(pipeline).disable()
+    assert not hasattr(pipeline.transformer_2, "_diffusers_hook")
+
+
+def test_an_expert_that_is_done_can_be_freed() -> None:
+    variant = variant_of(wan, "wan-t2v-two-experts")
+    pipeline = variant.build()
+    handle = mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1, num_cooldown_steps=0)
+    generate(variant, pipeline)
+    first = weakref.ref(pipeline.transformer)
+    pipeline.transformer = None
+    gc.collect()
+    assert first() is None
+    assert handle.summary()["granularity_counts"]["block"] > 0
+
+
+def test_a_pipeline_that_is_gone_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    variant = variant_of(wan, "wan-t2v")
+    pipeline = variant.build()
+    plain = generate(variant, pipeline)
+    mixcache.enable(pipeline, "every_nth", granularity="step")
+    second = type(pipeline)(**pipeline.components)
+    second.set_progress_bar_config(disable=True)
+    del pipeline
+    gc.collect()
+    assert torch.equal(generate(variant, second), plain)
+    assert "the pipeline that mixcache was enabled on is gone" in caplog.text
+
+
+def test_a_subclass_of_a_pipeline_is_that_pipeline() -> None:
+    variant = variant_of(wan, "wan-t2v")
+    pipeline = variant.build()
+
+    class MyPipeline(type(pipeline)):
+        pass
+
+    pipeline.__class__ = MyPipeline
+    with mixcache.enable(pipeline, "every_nth", granularity="step") as handle:
+        generate(variant, pipeline)
+    assert handle.trace.counts()["step"] > 0
+
+
+def test_a_transformer_compiled_as_a_whole_is_told_what_to_do() -> None:
+    pipeline = variant_of(wan, "wan-t2v").build()
+    pipeline.transformer = torch.compile(pipeline.transformer)
+    with pytest.raises(TypeError, match="compile its blocks instead"):
+        mixcache.enable(pipeline)
