@@ -62,7 +62,7 @@ def test_settings_reach_policy_bounds_and_span() -> None:
 
 
 def test_default_is_the_paper() -> None:
-    assert MixCacheConfig().build() == Bounded(policy=MixCache(), num_warmup_steps=3)
+    assert MixCacheConfig().build() == Bounded(policy=MixCache(), **MixCache.default_bounds)
     assert (MixCache().penalty, MixCache().order) == (5.0, 0)
 
 

@@ -36,15 +36,15 @@ class MixCache(Policy):
 
     name: ClassVar[str] = "mixcache"
     # its own measurement may make the warm-up longer
-    default_bounds: ClassVar[dict[str, int]] = {"num_warmup_steps": 3}
+    default_bounds: ClassVar[dict[str, int]] = {"num_warmup_steps": 2, "num_cooldown_steps": 3}
 
-    delta_1: float = 0.03
+    delta_1: float = 0.1
     """A deviation under it lengthens the interval by one step."""
-    delta_2: float = 0.6
+    delta_2: float = 0.3
     """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
     first_interval: int = 2
     """N at the end of the warm-up."""
-    max_interval: int = 2
+    max_interval: int = 4
     """N never grows over it."""
     penalty: float = 5.0
     """Factor on the score of the granularity chosen last (paper: 5)."""
