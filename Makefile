@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check lint format support bench-quick overhead clean
+.PHONY: demo test test-all check lint format support bench-quick overhead clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -23,6 +23,9 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest
 
+test-all: .venv/installed-test
+	$(BIN)/python -m pytest -m ""
+
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,7 +40,7 @@ check: lint
 	$(BIN)/python -m pytest
 
 support: .venv/installed-test
-	$(BIN)/python -m pytest -q tests/conformance --support-table docs/support.md
+	$(BIN)/python -m pytest -q -m "" tests/conformance --support-table docs/support.md
 
 bench-quick: .venv/installed
 	$(BIN)/python -m mixcache.bench.quick --out docs/results

@@ -70,8 +70,11 @@ def variant(request: pytest.FixtureRequest) -> Variant:
     return VARIANTS[request.param]
 
 
-def of_variants(names: list[str]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("variant", names, indirect=True)
+def of_variants(names: list[str], *, every: int = 1) -> pytest.MarkDecorator:
+    """Runs a test on these variants; but for every `every`-th one only where slow tests are asked for."""
+    marks = [[] if index % every == 0 else [pytest.mark.slow] for index in range(len(names))]
+    chosen = [pytest.param(name, marks=own) for name, own in zip(names, marks, strict=True)]
+    return pytest.mark.parametrize("variant", chosen, indirect=True)
 
 
 @pytest.fixture
@@ -339,7 +342,7 @@ def test_what_is_unsafe_is_refused_with_the_reason(
 # ----------------------------------------------------------------------------------------------- one after another
 
 
-@of_variants(SAFE)
+@of_variants(SAFE, every=5)
 def test_one_run_leaves_nothing_for_the_next(variant: Variant, pipeline: Any) -> None:
     settings = {"granularity": "step", **SCHEDULE}
     with mixcache.enable(pipeline, "every_nth", **settings):
