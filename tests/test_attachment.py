@@ -154,10 +154,10 @@ def test_schedules_by_hand(
 
 
 def test_mixcache_caches_in_cycles_with_more_than_one_granularity(pipeline: Any, generate: Generate) -> None:
-    with mixcache.enable(pipeline, "mixcache", **ALWAYS_WARM) as handle:
+    with mixcache.enable(pipeline, "mixcache", **ALWAYS_WARM, max_interval=3, num_warmup_steps=2) as handle:
         generate(pipeline, num_steps=20)
     pattern = letters(handle.trace)
-    assert pattern.startswith("...")
+    assert pattern.startswith("..")
     assert pattern.endswith(".")
     assert len(set(pattern) - {"."}) >= 2
     assert 1 <= max(len(run) for run in pattern.split(".")) <= 3
