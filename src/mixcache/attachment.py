@@ -274,7 +274,8 @@ class Denoiser:
 
     def attach(self, owner: Handle) -> None:
         transformer = self._transformer()
-        assert transformer is not None
+        if transformer is None:
+            return
         registry = HookRegistry.check_if_exists_or_initialize(transformer)
         root = RootHook(self.engine, self.reader, transformer)
         root.owner = owner

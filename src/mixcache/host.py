@@ -132,13 +132,14 @@ class Clock:
 
     def _position(self, timestep: Any) -> int | None:
         """Place of the call's timestep in the scheduler's list; without a device sync where it is a view of it."""
-        assert self._timesteps is not None
-        if not isinstance(timestep, torch.Tensor) or not timestep.numel():
+        if self._timesteps is None or not isinstance(timestep, torch.Tensor) or not timestep.numel():
             return None
         if timestep.untyped_storage().data_ptr() == self._timesteps.untyped_storage().data_ptr():
             return timestep.storage_offset() - self._timesteps.storage_offset()
         number = float(timestep.max())  # frames and tokens that are given have a smaller one
-        rounded = self._timesteps.to("cpu", timestep.dtype).flatten().tolist()  # as the pipeline may have cast it
+        rounded = (
+            torch.tensor(self._numbers, dtype=torch.float64).to(timestep.dtype).tolist()
+        )  # as the pipeline may have cast it
         return rounded.index(number) if rounded.count(number) == 1 else None
 
 

@@ -16,7 +16,7 @@ import torch
 from conformance.variant import Variant
 
 import mixcache
-from mixcache.attachment import EXPERTS, blocks_of
+from mixcache.attachment import blocks_of, experts_of
 from mixcache.calls import CallInfo, Span
 from mixcache.decision import Granularity
 from mixcache.models import row_for
@@ -108,7 +108,7 @@ def assert_equal(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...])
 
 
 def denoisers(pipeline: Any) -> list[Any]:
-    return [module for name in EXPERTS if (module := getattr(pipeline, name, None)) is not None]
+    return list(experts_of(pipeline).values())
 
 
 def steps_of(variant: Variant) -> list[tuple[tuple[str, ...], ...]]:

@@ -35,8 +35,6 @@ class Variant:
     """Steps of the loop that call the transformer."""
     expected_steps: tuple[Calls, ...] | None = None
     """Every step's calls, where they are not the same in all steps."""
-    transformers: tuple[str, ...] = ("transformer",)
-    """Attributes of the pipeline's denoisers: two for two experts."""
     output: Callable[[Any], Any] = latents
     """Takes the tensor, or the tuple of tensors, out of what the call returns."""
     unsafe: str | None = None

@@ -312,7 +312,6 @@ VARIANTS: tuple[Variant, ...] = (
         partial(build_pipeline, "WanPipeline", experts=True),
         text_arguments,
         {"guidance_scale_2": 3.0},
-        transformers=("transformer", "transformer_2"),
     ),
     variant("wan-ti2v-text", partial(build_pipeline, "WanPipeline", expand_timesteps=True), text_arguments, {}),
     variant(
@@ -343,7 +342,6 @@ VARIANTS: tuple[Variant, ...] = (
         partial(build_pipeline, "WanImageToVideoPipeline", IMAGE_CONDITION, experts=True),
         image_arguments,
         {"guidance_scale_2": 3.0},
-        transformers=("transformer", "transformer_2"),
     ),
     variant("wan-vace", partial(build_pipeline, "WanVACEPipeline", VACE), vace_arguments, {"reference": True}),
     variant(
@@ -351,7 +349,6 @@ VARIANTS: tuple[Variant, ...] = (
         partial(build_pipeline, "WanVACEPipeline", VACE, experts=True),
         vace_arguments,
         {"guidance_scale_2": 3.0},
-        transformers=("transformer", "transformer_2"),
     ),
     variant("wan-v2v", partial(build_pipeline, "WanVideoToVideoPipeline"), video_arguments, {}),
     variant(
@@ -433,7 +430,6 @@ VARIANTS: tuple[Variant, ...] = (
         partial(build_modular, "Wan22Blocks", {"guider": CFG, "guider_2": CFG | {"guidance_scale": 3.0}}, experts=True),
         modular_arguments,
         {},
-        transformers=("transformer", "transformer_2"),
         output=itself,
     ),
     variant(
@@ -447,7 +443,6 @@ VARIANTS: tuple[Variant, ...] = (
         ),
         modular_arguments,
         {"control": True},
-        transformers=("transformer", "transformer_2"),
         output=itself,
     ),
 )
