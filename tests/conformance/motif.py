@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant
+from conformance.variant import Calls, Variant, draw_image
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -18,15 +18,6 @@ ONE_BRANCH: Calls = (("cond",),)
 TWO_CALLS: Calls = (("cond",), ("uncond",))
 THREE_CALLS: Calls = (("cond",), ("uncond",), ("cond_skip",))
 COND_AND_SKIP: Calls = (("cond",), ("cond_skip",))
-
-
-def draw_image(seed: int, width: int = 32, height: int = 32) -> Any:
-    """Noise in colours."""
-    import numpy
-    from PIL import Image
-
-    values = numpy.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=numpy.uint8)
-    return Image.fromarray(values)
 
 
 def build_text_encoder(vocabulary_size: int) -> Any:

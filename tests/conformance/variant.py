@@ -17,6 +17,15 @@ def latents(output: Any) -> Any:
     return output.frames
 
 
+def draw_image(seed: int, width: int = 32, height: int = 32) -> Any:
+    """Noise in colours."""
+    import numpy
+    from PIL import Image
+
+    values = numpy.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=numpy.uint8)
+    return Image.fromarray(values)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
     """A pipeline built tiny from config, and arguments of its call."""
