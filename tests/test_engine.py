@@ -184,6 +184,67 @@ def test_block_of_order_1() -> None:
     assert host.spanned(2, "cond", 4, 99) == pytest.approx((8 + 9) * 3, rel=1e-5)
 
 
+# ----------------------------------------------------------------------------------------------------- looking back
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookingBack(Scripted):
+    """Wants to know what every granularity and order would have been wrong by."""
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+
+def test_errors_are_of_the_guided_output_for_each_granularity_and_order() -> None:
+    """At guidance 5 the guided output is uncond + 5 (cond - uncond)."""
+    policy = LookingBack(script=(C, C, C), order=1, kept=(S, G))
+    host = Host(policy)
+    for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
+        host.both(step, cond, uncond)
+    host.engine.reset()
+    first, second, third = [measurement.errors for measurement in policy.seen.measurements]
+    assert first == {}
+    # guided 34, then 68, then 120; differences -6, -12, -20
+    assert second == pytest.approx({(S, 0): 34 / 68, (G, 0): 4 * 6 / 68})
+    assert third == pytest.approx(
+        {(S, 0): 52 / 120, (S, 1): 18 / 120, (G, 0): 4 * 8 / 120, (G, 1): 4 * 2 / 120}, rel=1e-4
+    )
+
+
+def test_the_error_of_a_span_is_that_of_its_guided_residual() -> None:
+    policy = LookingBack(script=(C, C, C), order=1, kept=(B,))
+    host = Host(policy)
+    for step, (cond, uncond) in enumerate([(5.0, 2.0), (7.0, 3.0), (10.0, 4.0)]):
+        host.spanned(step, "cond", 1, cond)
+        host.spanned(step, "uncond", 1, uncond)
+    host.engine.reset()
+    errors = [measurement.errors for measurement in policy.seen.measurements]
+    # guided residuals 17, 23, 34
+    assert errors[1] == pytest.approx({(B, 0): 6 / 23})
+    assert errors[2] == pytest.approx({(B, 0): 11 / 34, (B, 1): 5 / 34}, rel=1e-4)
+
+
+def test_nothing_is_tried_for_a_policy_that_does_not_look_back() -> None:
+    policy = scripted(C, C, C)
+    host = Host(policy)
+    for step in range(3):
+        host.both(step, 10, 4)
+    host.engine.reset()
+    assert [dict(measurement.errors) for measurement in policy.seen.measurements] == [{}, {}, {}]
+
+
+def test_a_policy_is_told_the_noise_levels_and_what_each_granularity_costs() -> None:
+    policy = scripted(C, C)
+    host = Host(policy)
+    host.both(0, 10, 4, sigmas=(1.0, 0.5, 0.0))
+    step = policy.seen.steps[0]
+    assert (step.sigmas, step.distance) == ((1.0, 0.5, 0.0), 0.5)
+    assert step.costs == {S: 0.0, G: 0.5, B: 0.5}
+    host.both(1, 10, 4)
+    assert policy.seen.steps[1].distance == 1 / NUM_STEPS
+
+
 # ------------------------------------------------------------------------------------------- what enters a history
 
 

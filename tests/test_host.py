@@ -48,7 +48,7 @@ def a_context(
 def test_a_context_that_says_it_all_is_believed() -> None:
     pipeline = a_pipeline([900.0, 500.0, 100.0], [0.9, 0.5, 0.1, 0.0])
     moment = Clock(lambda: pipeline).now(a_context(step=1, num_steps=3, sigma=0.5), None)
-    assert moment == Moment(1, 3, 0.5)
+    assert moment == Moment(1, 3, 0.5, sigmas=pytest.approx((0.9, 0.5, 0.1, 0.0)))
 
 
 def test_the_schedulers_index_where_the_context_says_nothing() -> None:
@@ -73,6 +73,9 @@ def test_steps_are_counted_from_where_the_loop_begins() -> None:
     pipeline.scheduler._step_index = 3
     second = clock.now(None, torch.tensor([300.0]))
     assert [(m.step, m.num_steps) for m in (first, second)] == [(0, 2), (1, 2)]
+    assert first.sigmas == second.sigmas == pytest.approx((0.5, 0.3, 0.0))
+    named = clock.now(a_context(step=0, num_steps=2, sigma=0.5), None)
+    assert named.sigmas == first.sigmas
 
 
 def test_the_place_of_the_timestep_where_the_scheduler_counts_no_steps() -> None:
@@ -80,7 +83,10 @@ def test_the_place_of_the_timestep_where_the_scheduler_counts_no_steps() -> None
     clock = Clock(lambda: pipeline)
     by_value = clock.now(None, torch.tensor([500.0, 500.0]))
     by_place = clock.now(None, pipeline.scheduler.timesteps[2].expand(2))
-    assert (by_value, by_place) == (Moment(0, 2, 0.5), Moment(1, 2, 0.1))
+    assert (by_value, by_place) == (
+        Moment(0, 2, 0.5, sigmas=(0.5, 0.1, 0.0)),
+        Moment(1, 2, 0.1, sigmas=(0.5, 0.1, 0.0)),
+    )
     with pytest.raises(UnknownCallError, match="neither the scheduler nor"):
         clock.now(None, torch.tensor([333.0]))
 

@@ -35,8 +35,10 @@ TRANSFORMER = dict(
 )
 TEXT = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0, pad_token_id=0, eos_token_id=1)
 CAPTION_DROPOUT = 0.1
-PAIR_WEIGHT = 2.0
+PAIR_WEIGHT = 3.0
 """How much more often than a clip of one object a clip of two is seen: which word belongs to which is learnt last."""
+SPIN_WEIGHT = 2.0
+"""How much more often a clip with something spinning is seen: of all motions it is learnt last."""
 ADAM_ONLY = ("patch_embedding", "proj_out", "condition_embedder", "shared", "embed_tokens", "relative_attention_bias")
 
 
@@ -66,6 +68,11 @@ def encode_clips(
     return np.asarray(latents), [scene.caption for scene in scenes]
 
 
+def sampling_weight(caption: str) -> float:
+    """How often a clip of this caption is seen, against one of a single object that does not spin."""
+    return (PAIR_WEIGHT if " and " in caption else 1.0) * (SPIN_WEIGHT if "spinning" in caption else 1.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("training/runs/vae/vae"))
@@ -78,7 +85,10 @@ def main() -> None:
     parser.add_argument(
         "--sigma-shift", type=float, default=4.0, help="how much training prefers high noise, where layout is settled"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of order, noise and first weights; a continuation wants another"
+    )
+    parser.add_argument("--clip-seed", type=int, default=1000, help="of the drawn clips")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
@@ -87,7 +97,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     vae = AutoencoderKLWan.from_pretrained(args.vae).to(device).eval()
-    latents, captions = encode_clips(vae, args.num_clips, args.side, args.seed + 1000, args.out)
+    latents, captions = encode_clips(vae, args.num_clips, args.side, args.clip_seed, args.out)
     tokenizer = build_tokenizer()
     tokens = tokenizer([*captions, ""], padding="max_length", max_length=MAX_SEQUENCE_LENGTH, return_tensors="pt")
     ids, masks = tokens.input_ids.to(device), tokens.attention_mask.to(device)
@@ -109,7 +119,7 @@ def main() -> None:
         model["transformer"].compile_repeated_blocks(fullgraph=True)
 
     shift = args.sigma_shift
-    weights = torch.tensor([PAIR_WEIGHT if " and " in caption else 1.0 for caption in captions])
+    weights = torch.tensor([sampling_weight(caption) for caption in captions])
 
     def loss_at(step: int) -> torch.Tensor:
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)

@@ -39,6 +39,9 @@ class CallInfo:
     """Branches that a joined call returns, in the order in which they are stacked along dimension 0; empty where the
     call is one branch."""
 
+    sigmas: tuple[float, ...] = ()
+    """Noise levels of all steps of this denoiser, and the one at which its last step arrives."""
+
     @property
     def is_last(self) -> bool:
         return self.step == self.num_steps - 1

@@ -44,6 +44,19 @@ class Step:
     is absent."""
     history_lengths: Mapping[Granularity, int] = field(default_factory=dict)
     """Computed values at hand for each usable granularity: order n needs n + 1."""
+    sigmas: tuple[float, ...] = ()
+    """Noise levels of all steps, and last the one at which the last step arrives; empty where the host does not say."""
+    guidance: float | None = None
+    """Guidance scale in force; None where there is none or it cannot be read."""
+    costs: Mapping[Granularity, float] = field(default_factory=dict)
+    """Share of a computed step's block work that is still done by each granularity."""
+
+    @property
+    def distance(self) -> float:
+        """How far this step goes in sigma; an even share of the way where the host does not say."""
+        if len(self.sigmas) <= self.index + 1:
+            return 1 / self.num_steps
+        return self.sigmas[self.index] - self.sigmas[self.index + 1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,3 +82,6 @@ class Measurement:
     history."""
     distances: Mapping[Granularity, float] = field(default_factory=dict)
     """Relative L1 change, between the last two computed values, of what each granularity would reuse."""
+    errors: Mapping[tuple[Granularity, int], float] = field(default_factory=dict)
+    """What the guided output would have been wrong by, rms(predicted - v) / rms(v), for each granularity and order that
+    the histories allowed; for policies that look back."""

@@ -19,7 +19,7 @@ from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, Span, SpanMode
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.history import History
 from mixcache.policies.base import Policy
-from mixcache.signals import all_finite, relative_l1, to_floats
+from mixcache.signals import all_finite, relative_l1, relative_rms, to_floats
 from mixcache.trace import Call, Trace, TraceEntry
 
 logger = logging.getLogger("mixcache")
@@ -30,6 +30,8 @@ Streams = tuple[torch.Tensor, ...]
 
 StreamKey = tuple[str, int]
 """Name of a call within its step, and index of a stream."""
+SignalName = Granularity | str | tuple[Granularity, int]
+"""What a measured scalar is of: a granularity's distance, a call, or the error of a granularity with an order."""
 
 
 @dataclass(slots=True)
@@ -76,6 +78,11 @@ class Engine:
         self._guidance = guidance
         self._max_traced_generations = max_traced_generations
         self._length = policy.max_order + 1
+        self._costs = {
+            Granularity.STEP: 0.0,
+            Granularity.CFG: 0.5,
+            Granularity.BLOCK: 1 - span.num_skipped / max(1, span.num_blocks),
+        }
         self._kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
         self._keeps_outputs = Granularity.STEP in self._kept or policy.measures
         self._outputs: dict[str, History] = {}
@@ -218,6 +225,9 @@ class Engine:
             offset=info.offset,
             ages=ages,
             history_lengths=lengths,
+            sigmas=info.sigmas,
+            guidance=self._guidance() if self.policy.looks_back else None,
+            costs=self._costs,
         )
         decision = self.policy.decide(step, self._state)
         if decision.granularity is not Granularity.COMPUTE and decision.granularity not in ages:
@@ -250,10 +260,10 @@ class Engine:
         if record is None:
             return
         is_full = record.decision.granularity is Granularity.COMPUTE
-        names: list[Granularity | str] = list(record.finite)
+        names: list[SignalName] = list(record.finite)
         scalars = list(record.finite.values())
         if is_full and self.policy.measures:
-            signals = self._signals(record)
+            signals = self._signals(record) | (self._errors(record) if self.policy.looks_back else {})
             names += signals
             scalars += signals.values()
         values = dict(zip(names, to_floats(scalars), strict=True))
@@ -276,9 +286,9 @@ class Engine:
             self._told_non_finite = self._generation
             logger.warning("the model's output has a NaN or an infinity at step %d; it is not cached", record.info.step)
 
-    def _signals(self, record: StepRecord) -> dict[Granularity | str, torch.Tensor]:
+    def _signals(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
         """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
-        signals: dict[Granularity | str, torch.Tensor] = {}
+        signals: dict[SignalName, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
         behind = {branch: self._outputs[branch] for branch in outputs if len(self._outputs.get(branch, ()))}
         if outputs and len(behind) == len(outputs):
@@ -298,10 +308,48 @@ class Engine:
             signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
         return signals
 
-    def _measurement(self, record: StepRecord, values: dict[Granularity | str, float]) -> Measurement:
+    def _errors(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
+        """Device scalars: what the guided output would have been wrong by, for each granularity and order that the
+        histories allow.
+
+        For `block` it is the error of the guided residual over that residual: what is behind the span is not run again.
+        """
+        errors: dict[SignalName, torch.Tensor] = {}
+        outputs, sigma = record.outputs, record.info.sigma
+        guided = self._guided(outputs) if outputs else None
+        if guided is not None and Granularity.STEP in self._kept:
+            lengths = [len(self._outputs.get(branch, ())) for branch in outputs]
+            for order in range(min(lengths)):
+                predicted = self._guided({branch: self._predict(branch, sigma, order) for branch in outputs})
+                errors[Granularity.STEP, order] = relative_rms(predicted - guided, guided)
+        scale, difference = self._guidance(), self._computed_difference(outputs)
+        if guided is not None and difference is not None and scale is not None and Granularity.CFG in self._kept:
+            for order in range(len(self._difference)):
+                change = self._difference.predict(sigma, order) - difference
+                errors[Granularity.CFG, order] = abs(scale - 1) * relative_rms(change, guided)
+        if record.residuals and all(len(self._residuals.get(key, ())) for key in record.residuals):
+            residual = self._guided_residual(record.residuals)
+            for order in range(min(len(self._residuals[key]) for key in record.residuals)):
+                predicted = {key: self._residuals[key].predict(sigma, order) for key in record.residuals}
+                errors[Granularity.BLOCK, order] = relative_rms(self._guided_residual(predicted) - residual, residual)
+        return errors
+
+    def _guided_residual(self, residuals: dict[StreamKey, torch.Tensor]) -> torch.Tensor:
+        """Residuals of the latents' stream with guidance applied, as far as the branches are apart."""
+        of_calls = {call: value for (call, stream), value in residuals.items() if stream == 0}
+        return self._guided(of_calls)
+
+    def _measurement(self, record: StepRecord, values: dict[SignalName, float]) -> Measurement:
         deviation = values.get("deviation", values.get(Granularity.STEP))
         distances = {g: values[g] for g in Granularity if g in values and g in self._kept}
-        return Measurement(step=record.info.step, sigma=record.info.sigma, deviation=deviation, distances=distances)
+        errors = {name: value for name, value in values.items() if isinstance(name, tuple)}
+        return Measurement(
+            step=record.info.step,
+            sigma=record.info.sigma,
+            deviation=deviation,
+            distances=distances,
+            errors=errors,
+        )
 
     def _refresh(self, record: StepRecord) -> None:
         """Pushes what was computed; all of it is finite. A branch that a full step did not call is forgotten."""

@@ -38,6 +38,9 @@ class Moment:
     """Noise level, falling from step to step."""
     offset: int = 0
     """Steps of the loop that the other of two experts does before."""
+    sigmas: tuple[float, ...] = ()
+    """Noise levels of the steps that this denoiser does, and the one at which the last of them arrives; empty where the
+    scheduler does not tell."""
 
 
 class Clock:
@@ -50,6 +53,7 @@ class Clock:
         self._pipeline, self._expert = pipeline, expert
         self._timesteps: torch.Tensor | None = None
         self._levels: list[float] = []
+        self._sliced, self._slice = (0, 0), tuple[float, ...]()
         self._numbers: list[float] = []
         self._range = (0, 0)
         self._is_first_call = False
@@ -67,7 +71,8 @@ class Clock:
         if step is not None and num_steps is not None and sigma is not None:
             if self._does_a_part:
                 return self._moment(step, *self._range, sigma)
-            return Moment(step, num_steps, sigma)
+            first = max(0, len(self._levels) - num_steps)
+            return Moment(step, num_steps, sigma, sigmas=self._levels_of(first, first + num_steps))
         if self._timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:
             raise UnknownCallError("the scheduler has no timesteps yet, and the cache context does not tell the step")
         step = self._index(scheduler, timestep)
@@ -81,7 +86,13 @@ class Clock:
     def _moment(self, step: int, first: int, end: int, sigma: float) -> Moment:
         if not first <= step < end:
             raise UnknownCallError(f"step {step} is outside of the loop's {first} to {end - 1}")
-        return Moment(step - first, end - first, sigma, first - self._begin)
+        return Moment(step - first, end - first, sigma, first - self._begin, self._levels_of(first, end))
+
+    def _levels_of(self, first: int, end: int) -> tuple[float, ...]:
+        if (first, end) != self._sliced:
+            self._sliced = (first, end)
+            self._slice = (*self._levels, 0.0)[first : end + 1] if end <= len(self._levels) else ()
+        return self._slice
 
     def notice_schedule(self, scheduler: Any) -> bool:
         """True where the scheduler has got new timesteps, as it does at the start of every generation."""
@@ -91,7 +102,7 @@ class Clock:
         self._timesteps = timesteps if isinstance(timesteps, torch.Tensor) else None
         if self._timesteps is not None:
             self._numbers = [float(t) for t in self._timesteps.flatten().tolist()]
-            self._levels = _noise_levels(scheduler, self._numbers)
+            self._levels, self._sliced = _noise_levels(scheduler, self._numbers), (0, 0)
             self._range = self._own_range(scheduler, int(getattr(scheduler, "_begin_index", None) or 0))
             self._is_first_call = self._boundary is None
         return True
@@ -219,6 +230,7 @@ class Reader:
             num_steps=moment.num_steps,
             sigma=moment.sigma,
             offset=moment.offset,
+            sigmas=moment.sigmas,
             signature=(
                 latents.shape,
                 latents.dtype,

@@ -11,6 +11,11 @@ def relative_l1(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (value.float() - reference).abs().mean() / reference.abs().mean().clamp_min(1e-12)
 
 
+def relative_rms(error: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """rms(error) / rms(reference) as a float32 scalar on the device; shapes are equal."""
+    return torch.linalg.vector_norm(error.float()) / torch.linalg.vector_norm(reference.float()).clamp_min(1e-12)
+
+
 def all_finite(value: torch.Tensor) -> torch.Tensor:
     """1.0 if no element is NaN or infinite, else 0.0, as a float32 scalar on the device."""
     return torch.isfinite(value).all().float()

@@ -6,6 +6,7 @@ from mixcache.policies.always_compute import AlwaysCompute
 from mixcache.policies.base import Policy
 from mixcache.policies.bounded import Bounded
 from mixcache.policies.every_nth import EveryNth
+from mixcache.policies.hindsight import Hindsight
 from mixcache.policies.mixcache import MixCache
 from mixcache.policies.replay import Replay
 
@@ -13,7 +14,8 @@ POLICIES: dict[str, type[Policy]] = {
     "always_compute": AlwaysCompute,
     "every_nth": EveryNth,
     "mixcache": MixCache,
+    "hindsight": Hindsight,
     "replay": Replay,
 }
 
-__all__ = ["POLICIES", "AlwaysCompute", "Bounded", "EveryNth", "MixCache", "Policy", "Replay"]
+__all__ = ["POLICIES", "AlwaysCompute", "Bounded", "EveryNth", "Hindsight", "MixCache", "Policy", "Replay"]

@@ -39,6 +39,11 @@ class Policy:
         """True if the policy wants a Measurement after each computed step (one device sync)."""
         return False
 
+    @property
+    def looks_back(self) -> bool:
+        """True if the policy wants `Measurement.errors`: every granularity and order tried at each computed step."""
+        return False
+
     def init(self) -> Any:
         """A fresh state for a new trajectory."""
         return None

@@ -47,7 +47,7 @@ NUM_FRAMES, SIDE = 17, 96
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Object:
-    """One moving shape; lengths in half frame heights, angles in radians."""
+    """One moving shape; lengths in half frame heights, angles in radians. A spinning one turns clockwise."""
 
     colour: str
     shape: str
@@ -115,7 +115,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
                 amplitude=amplitude,
                 radius=radius,
                 angle=float(rng.uniform(-0.12, 0.12)),
-                turn=math.pi * (1.0 if rng.random() < 0.5 else -1.0),
+                turn=math.pi * float(rng.uniform(0.95, 1.05)),
             )
         )
     return Scene(

@@ -1,0 +1,127 @@
+"""hindsight: the cheapest granularity whose predicted error still fits an error budget, learnt from the run itself.
+
+Source: ours. At every computed step each granularity and predictor order is tried on the histories as they stood, and
+compared with the truth. The remainder of a polynomial through values at sigma_1 .. sigma_n grows with the product of the
+distances to them, so an error once seen tells the next one:
+
+    e(sigma) = rate * product |sigma - sigma_k|,    rate = seen error / product |sigma_seen - sigma_k|
+
+A cached step moves the latents by its error times its way in sigma. That counts for at least an even share of the
+whole way: early steps go a short way, but what they settle is carried on. A cycle of one computed step and the cached
+ones after it may move the latents by `error`. docs/method.md says what was tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.policies.base import Policy, check_order, granularity_of, is_number
+
+Choice = tuple[Granularity, int]
+
+
+@dataclass
+class Lessons:
+    """What a trajectory has taught so far."""
+
+    sigmas: list[float] = field(default_factory=list)
+    """Of the computed steps, the newest last."""
+    rates: dict[Choice, list[float]] = field(default_factory=dict)
+    """Seen errors over the products of their distances, the newest last."""
+    spent: float = 0.0
+    """Predicted harm of the cached steps of this cycle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hindsight(Policy):
+    """Learns from every computed step what caching would have done there."""
+
+    name: ClassVar[str] = "hindsight"
+    # the budget bounds age, run and both ends
+    default_bounds: ClassVar[dict[str, int]] = {
+        "num_warmup_steps": 2,
+        "num_cooldown_steps": 1,
+        "max_age": 8,
+        "max_cached_run": 8,
+    }
+
+    error: float = 0.002
+    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma."""
+    choices: Sequence[str] = ("step", "cfg", "block")
+    """Granularities that may be chosen."""
+    order: int = 1
+    """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
+    memory: int = 2
+    """Computed steps whose errors are remembered: the worst of them counts, since one good guess says little."""
+
+    def __post_init__(self) -> None:
+        check_order(self.order)
+        if not is_number(self.error) or self.error <= 0:
+            raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
+        if isinstance(self.choices, str) or not self.choices:
+            raise ValueError(f"choices={self.choices!r} must be a list of step, cfg and block, with one at least")
+        for name in self.choices:
+            granularity_of(name)
+        if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
+            raise ValueError(f"memory={self.memory!r} must be a whole number of at least 1")
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        return tuple(granularity_of(name) for name in self.choices)
+
+    @property
+    def max_order(self) -> int:
+        return self.order
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    def init(self) -> Lessons:
+        return Lessons()
+
+    def decide(self, step: Step, state: Lessons) -> Decision:
+        way = max(step.distance, 1 / step.num_steps)
+        best: dict[Granularity, tuple[float, int]] = {}
+        for (granularity, order), rates in state.rates.items():
+            if granularity not in step.ages or order >= step.history_lengths[granularity]:
+                continue
+            harm = way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
+            if granularity not in best or harm < best[granularity][0]:
+                best[granularity] = (harm, order)
+        fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= self.error]
+        if not fitting:
+            if not best:
+                return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
+            least = min(harm for harm, _ in best.values())
+            return Decision(
+                granularity=Granularity.COMPUTE, reason=f"harm {state.spent:.2g} + {least:.2g} is over the budget"
+            )
+        chosen = min(fitting, key=lambda g: (step.costs.get(g, 0.0), best[g][0]))
+        harm, order = best[chosen]
+        state.spent += harm
+        return Decision(granularity=chosen, order=order, reason=f"harm {harm:.2g}, {state.spent:.2g} spent")
+
+    def observe(self, measurement: Measurement, state: Lessons) -> None:
+        for (granularity, order), error in measurement.errors.items():
+            remoteness = _remoteness(measurement.sigma, state.sigmas, order)
+            if math.isfinite(error) and remoteness > 0:
+                seen = state.rates.setdefault((granularity, order), [])
+                seen.append(error / remoteness)
+                del seen[: -self.memory]
+        state.sigmas.append(measurement.sigma)
+        del state.sigmas[: -self.order - 1]
+        state.spent = 0.0
+
+
+def _remoteness(sigma: float, computed: Sequence[float], order: int) -> float:
+    """Product of the distances from `sigma` to the last order + 1 computed ones."""
+    return math.prod(abs(sigma - node) for node in computed[-order - 1 :])

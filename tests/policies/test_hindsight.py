@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.policies import Hindsight
+from mixcache.policies.hindsight import Lessons
+
+STEP, CFG, BLOCK, COMPUTE = Granularity.STEP, Granularity.CFG, Granularity.BLOCK, Granularity.COMPUTE
+COSTS = {STEP: 0.0, CFG: 0.5, BLOCK: 0.3}
+SIGMAS = tuple(1 - index / 10 for index in range(11))
+
+
+def seen(policy: Hindsight, *errors: Mapping[tuple[Granularity, int], float], stride: int = 1) -> Lessons:
+    """The state after computed steps `stride` apart, the first without errors."""
+    state = policy.init()
+    for place, of_step in enumerate(({}, *errors)):
+        index = place * stride
+        policy.observe(Measurement(step=index, sigma=SIGMAS[index], deviation=None, errors=of_step), state)
+    return state
+
+
+def ask(
+    policy: Hindsight, state: Lessons, index: int, usable: tuple[Granularity, ...] = (STEP, CFG, BLOCK)
+) -> Decision:
+    lengths = dict.fromkeys(usable, 3)
+    ages = dict.fromkeys(usable, 1)
+    step = Step(
+        index=index,
+        num_steps=10,
+        sigma=SIGMAS[index],
+        ages=ages,
+        history_lengths=lengths,
+        sigmas=SIGMAS,
+        costs=COSTS,
+    )
+    return policy.decide(step, state)
+
+
+def test_computes_until_an_error_was_seen() -> None:
+    policy = Hindsight(error=1e9)
+    state = policy.init()
+    assert ask(policy, state, 0).granularity is COMPUTE
+    policy.observe(Measurement(step=0, sigma=1.0, deviation=None), state)
+    assert ask(policy, state, 1) == Decision(granularity=COMPUTE, reason="nothing seen yet")
+    policy.observe(Measurement(step=1, sigma=0.9, deviation=None, errors={(STEP, 0): 0.1}), state)
+    assert ask(policy, state, 2).granularity is STEP
+
+
+@pytest.mark.parametrize(("error", "num_cached"), [(0.0199, 0), (0.0201, 1), (0.0599, 1), (0.0601, 2), (0.1201, 3)])
+def test_the_cached_steps_of_a_cycle_share_the_budget(error: float, num_cached: int) -> None:
+    """Reuse was wrong by 0.2 one step of 0.1 away: by 0.2, 0.4, 0.6 the next times, each moving by a tenth of that."""
+    policy = Hindsight(error=error)
+    state = seen(policy, {(STEP, 0): 0.2})
+    decisions = [ask(policy, state, 2 + k).granularity for k in range(num_cached + 1)]
+    assert decisions == [STEP] * num_cached + [COMPUTE]
+
+
+def test_an_error_of_order_1_grows_with_the_product_of_the_distances() -> None:
+    """Seen 0.2 and 0.1 away from its two values: 0.03. Now 0.1 and 0.2 away: the same; one further: 0.2 x 0.3."""
+    for error, expected in ((0.0029, [COMPUTE]), (0.0031, [STEP, COMPUTE]), (0.0121, [STEP, STEP])):
+        policy = Hindsight(error=error)
+        state = seen(policy, {(STEP, 0): 0.9}, {(STEP, 0): 0.9, (STEP, 1): 0.03})
+        decisions = [ask(policy, state, 3 + k) for k in range(len(expected))]
+        assert [d.granularity for d in decisions] == expected
+        assert all(d.order == 1 for d in decisions if d.granularity is STEP)
+
+
+def test_the_order_that_was_wrong_by_less_is_taken() -> None:
+    policy = Hindsight(error=1.0)
+    straight = seen(policy, {(STEP, 0): 0.2}, {(STEP, 0): 0.2, (STEP, 1): 0.01})
+    bent = seen(policy, {(STEP, 0): 0.2}, {(STEP, 0): 0.2, (STEP, 1): 0.5})
+    assert (ask(policy, straight, 3).order, ask(policy, bent, 3).order) == (1, 0)
+
+
+def test_one_good_guess_is_not_trusted() -> None:
+    errors = ({(STEP, 0): 0.5}, {(STEP, 0): 0.001})
+    careful, hasty = Hindsight(error=0.01, memory=2), Hindsight(error=0.01, memory=1)
+    assert ask(careful, seen(careful, *errors), 3).granularity is COMPUTE
+    assert ask(hasty, seen(hasty, *errors), 3).granularity is STEP
+
+
+def test_the_cheapest_granularity_that_fits() -> None:
+    errors = {(STEP, 0): 0.5, (CFG, 0): 0.1, (BLOCK, 0): 0.2}
+    chosen = {}
+    for error in (0.005, 0.015, 0.025, 0.06):
+        policy = Hindsight(error=error)
+        chosen[error] = ask(policy, seen(policy, errors), 2).granularity
+    assert chosen == {0.005: COMPUTE, 0.015: CFG, 0.025: BLOCK, 0.06: STEP}
+    assert ask(policy, seen(policy, errors), 2, usable=(CFG, BLOCK)).granularity is BLOCK
+
+
+def test_an_early_step_counts_for_an_even_share_of_the_way() -> None:
+    """At a shifted schedule the first steps go next to nowhere; a tenth of the way is counted all the same."""
+    policy = Hindsight(error=0.0199)
+    state = policy.init()
+    for place, (sigma, errors) in enumerate(((1.0, {}), (0.999, {(STEP, 0): 0.2}))):
+        policy.observe(Measurement(step=place, sigma=sigma, deviation=None, errors=errors), state)
+    step = Step(
+        index=2, num_steps=10, sigma=0.998, ages={STEP: 1}, history_lengths={STEP: 1}, sigmas=(1.0, 0.999, 0.998, 0.997)
+    )
+    assert policy.decide(step, state).granularity is COMPUTE
+
+
+def test_what_is_not_finite_teaches_nothing() -> None:
+    policy = Hindsight(error=1.0)
+    assert ask(policy, seen(policy, {(STEP, 0): math.nan, (CFG, 0): math.inf}), 2).reason == "nothing seen yet"
+
+
+def test_an_order_that_the_history_is_too_short_for_is_not_chosen() -> None:
+    policy = Hindsight(error=1.0)
+    state = seen(policy, {(STEP, 0): 0.2}, {(STEP, 0): 0.2, (STEP, 1): 0.01})
+    step = Step(index=3, num_steps=10, sigma=0.7, ages={STEP: 1}, history_lengths={STEP: 1}, sigmas=SIGMAS)
+    assert policy.decide(step, state).order == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"error": 0}, "error=0 must be a finite number over 0"),
+        ({"error": math.nan}, "error=nan"),
+        ({"error": "small"}, "error='small'"),
+        ({"choices": ()}, "must be a list of step, cfg and block"),
+        ({"choices": "step"}, "must be a list"),
+        ({"choices": ["steps"]}, "'steps' is not one of step, cfg, block"),
+        ({"order": 3}, "order=3"),
+        ({"memory": 0}, "memory=0"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Hindsight(**settings)
