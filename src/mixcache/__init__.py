@@ -18,6 +18,7 @@ from mixcache.trace import Trace, TraceEntry
 
 if TYPE_CHECKING:
     from mixcache.attachment import Handle, disable, enable
+    from mixcache.profiles import Profile
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Handle",
     "Measurement",
     "MixCacheConfig",
+    "Profile",
     "Step",
     "Trace",
     "TraceEntry",
@@ -40,4 +42,8 @@ def __getattr__(name: str) -> Any:
         from mixcache import attachment
 
         return getattr(attachment, name)
+    if name == "Profile":
+        from mixcache.profiles import Profile
+
+        return Profile
     raise AttributeError(f"module 'mixcache' has no attribute {name!r}")

@@ -21,13 +21,14 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 
 from mixcache.calls import CallInfo, Span, SpanMode
-from mixcache.config import BOUNDS, MixCacheConfig, setting_names
+from mixcache.config import BOUNDS, MixCacheConfig, default_policy, setting_names
 from mixcache.decision import Granularity
 from mixcache.engine import Engine, Streams
 from mixcache.host import Form, Reader, UnknownCallError, conditional_half, signature_of
 from mixcache.models import ModelRow, row_for
+from mixcache.planning import Planner
 from mixcache.policies import Bounded, Policy
-from mixcache.profiles import impacts_for
+from mixcache.profiles import Profile, ProfileError, profile_for
 from mixcache.trace import Trace
 
 logger = logging.getLogger("mixcache")
@@ -345,11 +346,18 @@ class Handle:
             denoiser.detach()
 
     @property
+    def plan(self) -> Any:
+        """The `Plan` in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
+        and under other policies."""
+        return getattr(self.engine.policy_state, "plan", None)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Every setting in force, those that were not given too: of the policy, of its bounds and of the block span."""
         bounds = {name: getattr(self.policy, name) for name in BOUNDS}
         own = {name: getattr(self.policy.policy, name) for name in setting_names(type(self.policy.policy))}
-        own.pop("trace", None)
+        for name in ("trace", "planner", "profile"):
+            own.pop(name, None)
         span = self.engine.span
         return own | bounds | {"span_first": span.first, "span_after": span.num_blocks - span.end}
 
@@ -448,17 +456,20 @@ def _remove_hook(module: torch.nn.Module) -> None:
             del module.__dict__["forward"]
 
 
-def enable(pipeline: Any, policy: str | Policy | MixCacheConfig = "mixcache", **settings: Any) -> Handle:
+def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, **settings: Any) -> Handle:
     """Makes a diffusers pipeline cache, until `disable`.
 
     `policy` is a name of `mixcache.POLICIES`, a policy object, or a whole `MixCacheConfig`; `settings` are those of
-    the policy, of the bounds around it and of the block span (see `MixCacheConfig`). Returns the handle: `.summary()`,
-    `.trace`, `.disable()`; it is also a context manager. Impacts that are not given come from the model's profile,
-    where mixcache ships one.
+    the policy, of the bounds around it and of the block span (see `MixCacheConfig`). Without a policy it is "planned"
+    where `speedup=` or `quality=` is asked for, which takes a profile, and else "hindsight". Returns the handle:
+    `.summary()`, `.trace`, `.disable()`; it is also a context manager. What a policy takes from a profile and is not
+    given comes from the one that mixcache ships for this model.
 
     Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one
     that is not supported. Nothing is attached then.
     """
+    if policy is None:
+        policy = default_policy(settings)
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
     if isinstance(policy, MixCacheConfig) and settings:
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
@@ -502,11 +513,35 @@ def disable(pipeline: Any) -> None:
 
 
 def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCacheConfig:
-    """Adds the profile's impacts where the policy takes impacts and none are given."""
-    if config.policy != "mixcache" or "impacts" in config.settings:
-        return config
-    impacts = impacts_for(transformer)
-    if impacts is None:
-        logger.info("no profile for this %s: the impact of every granularity is 1", type(transformer).__name__)
-        return config
-    return MixCacheConfig(policy=config.policy, settings={**config.settings, "impacts": impacts})
+    """Adds what the policy takes from the model's profile and was not given."""
+    settings = dict(config.settings)
+    if config.policy == "mixcache" and "impacts" not in settings:
+        profile = profile_for(transformer)
+        if profile is None:
+            logger.info("no profile for this %s: the impact of every granularity is 1", type(transformer).__name__)
+            return config
+        return MixCacheConfig(policy=config.policy, settings=settings | {"impacts": dict(profile.impacts)})
+    if config.policy == "planned" and "planner" not in settings:
+        policy = config.build().policy
+        given = {name: getattr(policy, name) for name in ("speedup", "quality", "order", "choices")}
+        planner = Planner(profile=_profile_of(settings, transformer), **given)
+        return MixCacheConfig(policy=config.policy, settings=settings | {"planner": planner})
+    return config
+
+
+def _profile_of(settings: dict[str, Any], transformer: torch.nn.Module) -> Profile:
+    """The profile given by path or object, else the shipped one; ProfileError where there is none that fits."""
+    given = settings.get("profile")
+    if given is None:
+        profile = profile_for(transformer)
+        if profile is None:
+            raise ProfileError(
+                f"no profile for this {type(transformer).__name__}: make one with `mixcache calibrate` and give it as "
+                'profile=, or use policy "hindsight", which needs none'
+            )
+        return profile
+    profile = given if isinstance(given, Profile) else Profile.load(given)
+    misfit = profile.misfit(transformer)
+    if misfit is not None and not settings.get("force_profile"):
+        raise ProfileError(f"the profile does not fit this model: {misfit}; force_profile=True takes it all the same")
+    return profile

@@ -1,44 +1,73 @@
-"""Impacts by Gaussian perturbation: how much a relative disturbance of what a granularity predicts changes the final
-clip.
+"""Calibration: what a profile needs to know of a model, measured on plain trajectories of a few prompts.
 
-    python -m mixcache.calibration --out src/mixcache/profiles/shapes-wan.json
+For each prompt:
 
-For one step of one trajectory, one quantity q (v, d, or the span residual r) is replaced by
-q + strength * rms(q) * noise, with the same noise in both branches: their errors are alike in a cached step too, and
-guidance would multiply the difference of two. Everything after runs in full. Then
+- a plain trajectory: the conditional output, the guidance difference and the guided span residual of every step, as
+  random samples of their values; their inner products with one another are kept, never the tensors;
+- *carry*: in one window of steps the cache reuses the last value and everything else runs in full; the change of the
+  final latents over what reuse put in there. Errors of a cache are smooth and alike from step to step, and the model
+  carries them on quite differently from noise, so noise cannot stand in for them;
+- *impact* (the paper's, for policy `mixcache`): one quantity q (v, d or the span residual r) in one step is replaced by
+  q + strength rms(q) noise, the same noise in both branches, since guidance would multiply the difference of two;
+  I = rms(change of the final latents) / rms(final latents) / strength;
+- the time of a step of each granularity, from schedules that take turns.
 
-    I = rms(change of the final latents) / rms(final latents) / strength
-
-averaged over calibration prompts and steps. The paper names the analysis; strength, steps and norm are ours.
+Everything is kept in one file beside the result after every clip, and a run that was cut off goes on from there.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from mixcache import generation
-from mixcache.attachment import Handle
+from mixcache.attachment import Handle, enable
 from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
 from mixcache.config import MixCacheConfig
 from mixcache.decision import CACHED, Granularity
 from mixcache.engine import Compute, Engine, Streams
 from mixcache.models import row_for
-from mixcache.policies import MixCache
-from mixcache.profiles import FORMAT, fingerprint
-from mixcache.zoo import BUILT_IN, call_defaults, load, world
+from mixcache.policies import MixCache, Replay
+from mixcache.profiles import FORMAT, Profile, fingerprint, weights_hash
+from mixcache.trace import Trace, TraceEntry
 
 logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242
 STRENGTH = 0.1
+NUM_SAMPLES = 16384
+"""Values of each tensor that its inner products are taken from."""
+NUM_DIMENSIONS = 48
+"""Most coordinates of a point in a profile."""
+WINDOW = 2
+"""Cached steps in a row whose carry is measured."""
+TIMED_PATTERN = ("compute", "step", "compute", "cfg", "compute", "block")
+Schedule = Sequence[tuple[Granularity, int]]
+
+
+def trace_of(schedule: Schedule) -> Trace:
+    """A schedule as a trace, for policy `replay`."""
+    return Trace(
+        TraceEntry(
+            generation=0, step=step, num_steps=len(schedule), sigma=0.0, granularity=granularity, order=order, reason=""
+        )
+        for step, (granularity, order) in enumerate(schedule)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- engines
 
 
 class PerturbingEngine(Engine):
@@ -54,13 +83,17 @@ class PerturbingEngine(Engine):
         is_step = info.step == self.step
         self.span_mode = SpanMode.RECORD if is_step and self.target is Granularity.BLOCK else SpanMode.RUN
         output = compute()
-        if info.branch == CONDITIONAL:
-            self._conditional = output
-        if is_step and self.target is Granularity.STEP:
-            return output + self._noise(output)
-        if is_step and self.target is Granularity.CFG and info.branch == UNCONDITIONAL:
-            return output + self._noise(output - self._conditional)
-        return output
+        if not is_step or self.target not in (Granularity.STEP, Granularity.CFG):
+            return output
+        parts = dict(zip(info.branches, output.chunk(len(info.branches)) if info.parts else (output,), strict=True))
+        if CONDITIONAL in parts:
+            self._conditional = parts[CONDITIONAL]
+        for branch, part in parts.items():
+            if self.target is Granularity.STEP:
+                parts[branch] = part + self._noise(part)
+            elif branch == UNCONDITIONAL:
+                parts[branch] = part + self._noise(part - self._conditional)
+        return torch.cat([parts[branch] for branch in info.branches])
 
     def span_ends(self, streams: Streams) -> Streams:
         """What comes out of the span, with its residuals disturbed if this is the step."""
@@ -74,82 +107,412 @@ class PerturbingEngine(Engine):
         return self.strength * quantity.float().square().mean().sqrt().to(quantity) * noise
 
 
-def measure_impacts(
-    pipeline: Any, prompts: Sequence[str], steps: Sequence[int], arguments: dict[str, Any], seed: int = CALIBRATION_SEED
-) -> dict[str, dict[int, float]]:
-    """Impact of each granularity at each of `steps`, averaged over `prompts`; `arguments` go to the pipeline's call."""
-    transformer = pipeline.transformer
-    config = MixCacheConfig(policy=MixCache())
-    handle = Handle(pipeline, config, row_for(transformer, pipeline), PerturbingEngine)
-    engine = cast(PerturbingEngine, handle.engine)
-    found: dict[str, dict[int, list[float]]] = {g.value: {step: [] for step in steps} for g in CACHED}
+class RecordingEngine(Engine):
+    """Computes everything, and keeps samples of the outputs and of the span residuals."""
 
-    def final_latents(prompt: str, prompt_seed: int) -> torch.Tensor:
-        generator = torch.Generator("cpu").manual_seed(prompt_seed)
-        return pipeline(prompt, generator=generator, output_type="latent", **arguments).frames.float()
+    def begin(self) -> None:
+        """Forgets what was recorded."""
+        self.sigmas: list[float] = []
+        self.last_sigma = 0.0
+        self._samples: dict[tuple[str, str], list[torch.Tensor]] = {}
+        self._places: dict[int, torch.Tensor] = {}
+        self._branch = ""
 
-    try:
+    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
+        """The computed output."""
+        if info.step == len(self.sigmas):
+            self.sigmas.append(info.sigma)
+            self.last_sigma = info.sigmas[-1] if info.sigmas else 0.0
+        self._branch = info.branch
+        self.span_mode = SpanMode.RECORD
+        output = compute()
+        self.span_mode = SpanMode.RUN
+        for branch, part in zip(
+            info.branches, output.chunk(len(info.branches)) if info.parts else (output,), strict=True
+        ):
+            self._keep("output", branch, part)
+        return output
+
+    def span_ends(self, streams: Streams) -> Streams:
+        """What comes out of the span; its residual is sampled."""
+        self._keep("residual", self._branch, streams[0] - self._span_input[0])
+        return streams
+
+    def _keep(self, kind: str, branch: str, value: torch.Tensor) -> None:
+        flat = value.detach().flatten()
+        if flat.numel() not in self._places:
+            generator = torch.Generator().manual_seed(0)
+            self._places[flat.numel()] = torch.randperm(flat.numel(), generator=generator)[:NUM_SAMPLES]
+        places = self._places[flat.numel()].to(flat.device)
+        self._samples.setdefault((kind, branch), []).append(flat[places].to("cpu", torch.float64))
+
+    def matrix(self, kind: str, branch: str) -> torch.Tensor | None:
+        """Samples of one quantity, a row for each step; None where a branch was not called at every step."""
+        rows = self._samples.get((kind, branch), [])
+        return torch.stack(rows) if len(rows) == len(self.sigmas) else None
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """What is measured."""
+
+    model: str
+    prompts: tuple[str, ...]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the pipeline's call."""
+    num_windows: int = 8
+    """Places along the trajectory where carry is measured."""
+    num_impact_steps: int = 4
+    """Steps at which impacts are measured."""
+    seed: int = CALIBRATION_SEED
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("calibration needs a prompt at least")
+        for name in ("num_windows", "num_impact_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+
+
+class Calibration:
+    """The measurements of one profile, each a task with a name; what is done is kept in the file `unfinished`."""
+
+    def __init__(self, pipeline: Any, config: CalibrationConfig, unfinished: Path | None = None) -> None:
+        self.pipeline, self.config, self.unfinished = pipeline, config, unfinished
+        transformer = pipeline.transformer
+        self.row = row_for(transformer, pipeline)
+        self._header = hashlib.sha256(
+            json.dumps([FORMAT, str(config), fingerprint(transformer), weights_hash(transformer)]).encode()
+        ).hexdigest()
+        self.done: dict[str, Any] = {}
+        if unfinished is not None and unfinished.exists():
+            self.done = self._resumed(unfinished)
+
+    def _resumed(self, unfinished: Path) -> dict[str, Any]:
+        try:
+            saved = torch.load(unfinished, weights_only=True)
+            header, done = saved["header"], dict(saved["done"])
+        except Exception as error:  # a damaged file fails in many ways
+            raise ValueError(f"{unfinished} is no calibration to go on from; delete it to begin anew") from error
+        if header != self._header:
+            raise ValueError(
+                f"{unfinished} is of another calibration (model, prompts or settings); delete it to begin anew"
+            )
+        return done
+
+    def tasks(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """All measurements by name, in order; later ones need the first."""
+        for index in range(len(self.config.prompts)):
+            yield f"{index} plain", partial(self._plain, index)
+            num_steps = self._num_steps
+            granularities = self._granularities
+            for granularity in granularities:
+                if granularity is Granularity.CFG:
+                    continue
+                for first in windows(num_steps, self.config.num_windows):
+                    name = f"{index} carry {granularity} {first}"
+                    yield name, partial(self._carried, index, granularity, first)
+            for granularity in granularities:
+                for step in self._impact_steps:
+                    name = f"{index} impact {granularity} {step}"
+                    yield name, partial(self._impact, index, granularity, step)
+            yield f"{index} times", partial(self._times, index)
+
+    def run(self, on_task: Callable[[int, int], None] | None = None) -> Profile:
+        """Does what is left, and puts the profile together; `on_task` is told (done, in all)."""
+        names: list[str] = []
+        for number, (name, task) in enumerate(self.tasks()):
+            if not names:
+                generation.generate(self.pipeline, self.config.prompts[0], seed=0, **self._arguments(num_steps=2))
+            names.append(name)
+            if name not in self.done:
+                self.done[name] = task()
+                logger.debug("%s", name)
+                self._keep()
+            if on_task:
+                on_task(number + 1, self._num_tasks)
+        return self._profile()
+
+    @property
+    def _num_tasks(self) -> int:
+        """Known once the first plain trajectory is there."""
+        return sum(1 for _ in self.tasks())
+
+    def _keep(self) -> None:
+        if self.unfinished is not None:
+            writing = self.unfinished.with_name(f"{self.unfinished.name}.writing")
+            torch.save({"header": self._header, "done": self.done}, writing)
+            writing.replace(self.unfinished)
+
+    # ------------------------------------------------------------------------------------------------------- runs
+
+    def _arguments(self, num_steps: int | None = None) -> dict[str, Any]:
+        return self.config.arguments | ({"num_inference_steps": num_steps} if num_steps else {})
+
+    def _latents(self, index: int, on_step: generation.OnStep | None = None) -> torch.Tensor:
+        """Final latents of a prompt, float32 on the CPU."""
+        generator = torch.Generator("cpu").manual_seed(self.config.seed + index)
+        with generation.watched_loop(self.pipeline, on_step):
+            made = self.pipeline(
+                self.config.prompts[index], generator=generator, output_type="latent", **self._arguments()
+            )
+        return cast(torch.Tensor, made.frames).detach().float().cpu()
+
+    def _clip(self, index: int) -> np.ndarray:
+        seed = self.config.seed + index
+        return generation.generate(self.pipeline, self.config.prompts[index], seed=seed, **self._arguments()).clip
+
+    def _attached(self, engine_class: type[Engine]) -> Handle:
+        handle = Handle(self.pipeline, MixCacheConfig(policy=MixCache()), self.row, engine_class)
         handle._attach()
-        with generation.watched_loop(pipeline):
-            for index, prompt in enumerate(prompts):
-                engine.target, engine.noise_seed = None, seed + 1000 * index
-                plain = final_latents(prompt, seed + index)
-                for granularity in CACHED:
-                    for step in steps:
-                        engine.target, engine.step = granularity, step
-                        change = final_latents(prompt, seed + index) - plain
-                        impact = (change.square().mean() / plain.square().mean()).sqrt().item() / engine.strength
-                        found[granularity.value][step].append(impact)
-                        logger.info("prompt %d, %s at step %d: %.4f", index, granularity, step, impact)
-    finally:
-        handle.disable()
-    return {name: {step: fmean(values) for step, values in rows.items()} for name, rows in found.items()}
+        return handle
 
+    def _plain(self, index: int) -> dict[str, Any]:
+        handle = self._attached(RecordingEngine)
+        engine = cast(RecordingEngine, handle.engine)
+        engine.begin()
+        try:
+            latents = self._latents(index)
+        finally:
+            handle.disable()
+        guidance = handle.denoisers[0].reader.guidance
+        cond, uncond = (engine.matrix("output", branch) for branch in (CONDITIONAL, UNCONDITIONAL))
+        if cond is None:
+            raise ValueError("the model's calls have no conditional branch at every step; it cannot be calibrated")
+        differences = torch.zeros_like(cond) if uncond is None else uncond - cond
+        rms = latents.double().square().mean().sqrt()
+        points = torch.cat([cond, differences]) / rms / math.sqrt(cond.shape[1])
+        result: dict[str, Any] = {"latents": latents, "gram": points @ points.T, "sigmas": engine.sigmas}
+        result |= {"last_sigma": engine.last_sigma, "guidance": guidance if uncond is not None else None}
+        residuals = {b: engine.matrix("residual", b) for b in (CONDITIONAL, UNCONDITIONAL, "cond_uncond")}
+        found = [r for r in residuals.values() if r is not None]
+        if found and Granularity.BLOCK in self._allowed:
+            residual = found[0]
+            if len(found) == 2 and guidance is not None:
+                residual = found[1] + guidance * (found[0] - found[1])
+            residual = residual / residual.square().sum(1, keepdim=True).sqrt()
+            result["residual_gram"] = residual @ residual.T
+        return result
 
-def build_profile(model: str, num_prompts: int, num_steps_measured: int) -> dict[str, Any]:
-    """The profile of a built-in model: impacts, and all that is needed to make it again."""
-    pipeline, arguments = load(model), call_defaults(model)
-    num_steps = arguments["num_inference_steps"]
-    stride = num_steps / num_steps_measured
-    steps = [int((k + 0.5) * stride) for k in range(num_steps_measured)]
-    # captions that the model was trained on: the held-out ones stay for the benchmarks
-    prompts = [scene.caption for scene in world.sample_scenes(num_prompts, CALIBRATION_SEED, held_out=False)]
-    by_step = measure_impacts(pipeline, prompts, steps, arguments)
-    return {
-        "format": FORMAT,
-        "model": model,
-        "transformer_class": type(pipeline.transformer).__name__,
-        "transformer_fingerprint": fingerprint(pipeline.transformer),
-        "impacts": {name: fmean(values.values()) for name, values in by_step.items()},
-        "impacts_by_step": by_step,
-        "provenance": {
-            "command": f"python -m mixcache.calibration --model {model} --num-prompts {num_prompts} "
-            f"--num-steps-measured {num_steps_measured}",
-            "method": "Gaussian perturbation of one quantity in one step",
+    @property
+    def _allowed(self) -> tuple[Granularity, ...]:
+        return tuple(g for g in CACHED if g.value in self.row.granularities)
+
+    @property
+    def _granularities(self) -> tuple[Granularity, ...]:
+        """Those that the model allows and the plain trajectory could be read for."""
+        plain = self.done["0 plain"]
+        has = {Granularity.CFG: plain["guidance"] is not None, Granularity.BLOCK: "residual_gram" in plain}
+        return tuple(g for g in self._allowed if has.get(g, True))
+
+    @property
+    def _num_steps(self) -> int:
+        return len(self.done["0 plain"]["sigmas"])
+
+    @property
+    def _impact_steps(self) -> list[int]:
+        stride = self._num_steps / min(self.config.num_impact_steps, self._num_steps)
+        return sorted({int((k + 0.5) * stride) for k in range(min(self.config.num_impact_steps, self._num_steps))})
+
+    def _carried(self, index: int, granularity: Granularity, first: int) -> dict[str, float]:
+        """What reuse in a window of steps put into the trajectory, and what of it arrived, over the final rms."""
+        plain = self.done[f"{index} plain"]
+        cached = range(first, min(first + WINDOW, self._num_steps))
+        schedule = [(granularity if step in cached else Granularity.COMPUTE, 0) for step in range(self._num_steps)]
+        with enable(self.pipeline, Replay(trace=trace_of(schedule))):
+            latents = self._latents(index)
+        change = (latents - plain["latents"]).double().square().mean().sqrt()
+        result = {"change": float(change / plain["latents"].double().square().mean().sqrt())}
+        sigmas = [*plain["sigmas"], plain["last_sigma"]]
+        gram = plain["residual_gram"] if granularity is Granularity.BLOCK else guided_gram(plain)
+        moves = np.zeros(self._num_steps)
+        for step in cached:
+            way = sigmas[step] - sigmas[step + 1]
+            moves[first - 1] += way
+            moves[step] -= way
+        return result | {"injected": math.sqrt(max(0.0, float(moves @ gram.numpy() @ moves)))}
+
+    def _impact(self, index: int, granularity: Granularity, step: int) -> float:
+        """Change of the final latents by a Gaussian disturbance of one quantity in one step."""
+        plain = self.done[f"{index} plain"]["latents"]
+        handle = self._attached(PerturbingEngine)
+        engine = cast(PerturbingEngine, handle.engine)
+        engine.target, engine.step, engine.noise_seed = granularity, step, self.config.seed + 1000 * index
+        try:
+            change = self._latents(index) - plain
+        finally:
+            handle.disable()
+        return (change.square().mean() / plain.square().mean()).sqrt().item() / engine.strength
+
+    def _times(self, index: int) -> dict[str, Any]:
+        """Seconds of single steps, plain and of each granularity, and how far a clip is off for its latents' error."""
+        seconds: dict[str, list[float]] = {"plain": []}
+        last = 0.0
+
+        def watch(num_done: int, total: int) -> None:
+            nonlocal last
+            generation._synchronize(self.pipeline._execution_device)
+            now = time.perf_counter()
+            if num_done > 1:  # the first step also warms up
+                seconds[names[num_done - 1]].append(now - last)
+            last = now
+
+        num_steps = self._num_steps
+        names = ["plain"] * num_steps
+        self._latents(index, watch)
+        kinds = [k for k in TIMED_PATTERN if k == "compute" or Granularity(k) in self._granularities]
+        names = ["compute"] * num_steps
+        for step in range(2, num_steps - 1):
+            names[step] = kinds[step % len(kinds)]
+        seconds |= {name: [] for name in names}
+        schedule = [(Granularity(name), min(1, step - 1) if step else 0) for step, name in enumerate(names)]
+        with enable(self.pipeline, Replay(trace=trace_of(schedule))):
+            latents = self._latents(index, watch)
+        names = ["plain"] * num_steps
+        self._latents(index, watch)
+        plain = self.done[f"{index} plain"]["latents"]
+        change = ((latents - plain).double().square().mean() / plain.double().square().mean()).sqrt()
+        from mixcache.metrics import video_psnr
+
+        clip = self._clip(index)
+        with enable(self.pipeline, Replay(trace=trace_of(schedule))):
+            psnr = video_psnr(self._clip(index), clip)
+        return {"seconds": seconds, "change": float(change), "psnr_db": psnr}
+
+    # ---------------------------------------------------------------------------------------------------- profile
+
+    def _profile(self) -> Profile:
+        count = len(self.config.prompts)
+        plains = [self.done[f"{index} plain"] for index in range(count)]
+        num_steps, transformer = self._num_steps, self.pipeline.transformer
+        points = coordinates(sum(plain["gram"] for plain in plains) / count)
+        has_residuals = all("residual_gram" in plain for plain in plains)
+        residuals = coordinates(sum(p["residual_gram"] for p in plains) / count) if has_residuals else np.zeros((0, 0))
+        sigmas = [float(sigma) for sigma in plains[0]["sigmas"]]
+        impacts_by_step = {
+            str(g): {str(s): fmean(self.done[f"{i} impact {g} {s}"] for i in range(count)) for s in self._impact_steps}
+            for g in self._granularities
+        }
+        offs = [self.done[f"{index} times"] for index in range(count)]
+        psnrs = [off["psnr_db"] + 20 * math.log10(off["change"]) for off in offs if math.isfinite(off["psnr_db"])]
+        return Profile(
+            format=FORMAT,
+            model=self.config.model,
+            transformer_class=type(transformer).__name__,
+            fingerprint=fingerprint(transformer),
+            weights=weights_hash(transformer),
+            dtype=str(transformer.dtype),
+            guidance=plains[0]["guidance"],
+            sigmas=[*sigmas, float(plains[0]["last_sigma"])],
+            outputs=rounded(points[:num_steps]),
+            differences=rounded(points[num_steps:]),
+            residuals=rounded(residuals),
+            carry={str(g): self._carry(g) for g in self._granularities if g is not Granularity.CFG},
+            costs=self._costs(),
+            psnr_at_one=round(fmean(psnrs), 3) if psnrs else 0.0,
+            band=round(self._band(plains), 3),
+            impacts={name: fmean(values.values()) for name, values in impacts_by_step.items()},
+            impacts_by_step=impacts_by_step,
+            provenance=self._provenance(),
+        )
+
+    def _carry(self, granularity: Granularity) -> list[list[float]]:
+        pairs = []
+        for first in windows(self._num_steps, self.config.num_windows):
+            tasks = [self.done[f"{i} carry {granularity} {first}"] for i in range(len(self.config.prompts))]
+            ratios = [math.log(max(t["change"], 1e-9) / t["injected"]) for t in tasks if t["injected"] > 0]
+            if ratios:
+                pairs.append([self.done["0 plain"]["sigmas"][first], round(math.exp(fmean(ratios)), 4)])
+        return pairs
+
+    def _costs(self) -> dict[str, float]:
+        """Medians over the steps of all prompts, over that of a plain step."""
+        names = ("plain", "compute", *(g.value for g in self._granularities))
+        seconds = {
+            name: [s for i in range(len(self.config.prompts)) for s in self.done[f"{i} times"]["seconds"].get(name, [])]
+            for name in names
+        }
+        plain = median(seconds["plain"])
+        return {
+            name: round(median(values) / plain, 4) for name, values in seconds.items() if name != "plain" and values
+        }
+
+    def _band(self, plains: Sequence[dict[str, Any]]) -> float:
+        """The 95th percentile, over prompts and steps, of the error of reuse over that of the mean trajectory."""
+        mean = sum(guided_gram(plain) for plain in plains) / len(plains)
+        ratios = []
+        for plain in plains:
+            own = guided_gram(plain)
+            for step in range(2, self._num_steps):
+                errors = [
+                    math.sqrt(
+                        max(0.0, float(g[step, step] - 2 * g[step, step - 1] + g[step - 1, step - 1]))
+                        / float(g[step, step])
+                    )
+                    for g in (own, mean)
+                ]
+                ratios.append(errors[0] / max(errors[1], 1e-9))
+        return max(1.0, float(np.percentile(ratios, 95)))
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "seed": self.config.seed,
             "strength": STRENGTH,
-            "seed": CALIBRATION_SEED,
-            "prompts": prompts,
-            "scheduler": type(pipeline.scheduler).__name__,
-            "arguments": arguments,
+            "prompts": list(self.config.prompts),
+            "arguments": {k: v for k, v in self.config.arguments.items() if isinstance(v, (int, float, str, bool))},
+            "scheduler": type(self.pipeline.scheduler).__name__,
+            "num_windows": self.config.num_windows,
+            "num_impact_steps": self.config.num_impact_steps,
             "versions": generation.versions(),
-            "machine": generation.machine(pipeline._execution_device),
+            "machine": generation.machine(self.pipeline._execution_device),
             "date": datetime.date.today().isoformat(),
-        },
-    }
+        }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=BUILT_IN[0], choices=BUILT_IN)
-    parser.add_argument("--num-prompts", type=int, default=4)
-    parser.add_argument("--num-steps-measured", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    profile = build_profile(args.model, args.num_prompts, args.num_steps_measured)
-    args.out.write_text(json.dumps(profile, indent=2) + "\n")
-    logger.info("impacts: %s", profile["impacts"])
+def windows(num_steps: int, count: int) -> list[int]:
+    """First steps of `count` windows, evenly spread over the steps that can be cached, closer at the end."""
+    last = num_steps - 1
+    shares = [k / max(1, count - 1) for k in range(count)]
+    return sorted({max(1, round(1 + (last - 1) * share)) for share in shares})
 
 
-if __name__ == "__main__":
-    main()
+def guided_gram(plain: dict[str, Any]) -> torch.Tensor:
+    """Inner products of the guided outputs of a plain trajectory."""
+    gram, count = plain["gram"], len(plain["sigmas"])
+    weight = 0.0 if plain["guidance"] is None else 1.0 - plain["guidance"]
+    mix = torch.cat([torch.eye(count, dtype=gram.dtype), weight * torch.eye(count, dtype=gram.dtype)], dim=1)
+    return mix @ gram @ mix.T
+
+
+def coordinates(gram: torch.Tensor) -> np.ndarray:
+    """Points with these inner products, one row each, as good as `NUM_DIMENSIONS` allow."""
+    values, vectors = np.linalg.eigh(gram.numpy())
+    order = np.argsort(values)[::-1][:NUM_DIMENSIONS]
+    kept = order[values[order] > values[order[0]] * 1e-12]
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def rounded(points: np.ndarray) -> list[list[float]]:
+    return [[float(f"{value:.6g}") for value in point] for point in points]
+
+
+def calibrate(
+    pipeline: Any,
+    config: CalibrationConfig,
+    out: Path | None = None,
+    on_task: Callable[[int, int], None] | None = None,
+) -> Profile:
+    """The profile of a pipeline's transformer, written to `out` if given.
+
+    A run that was cut off goes on from `out` with `.partial` behind it. ValueError where model or file are wrong.
+    """
+    unfinished = out.with_name(f"{out.name}.partial") if out else None
+    profile = Calibration(pipeline, config, unfinished).run(on_task)
+    if out is not None and unfinished is not None:
+        profile.save(out)
+        unfinished.unlink(missing_ok=True)
+    return profile

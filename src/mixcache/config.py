@@ -13,6 +13,13 @@ from mixcache.trace import Trace
 
 BOUNDS = ("num_warmup_steps", "num_cooldown_steps", "max_age", "max_cached_run")
 SPAN = ("span_first", "span_after")
+DEFAULT_POLICY = "hindsight"
+"""The best without a calibration over the whole range of speed-ups, see docs/results/method-study.md."""
+
+
+def default_policy(settings: Iterable[str]) -> str:
+    """The policy where none is named: the planned one if a speed-up or a quality is asked for."""
+    return "planned" if {"speedup", "quality"} & set(settings) else DEFAULT_POLICY
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -32,7 +39,7 @@ class MixCacheConfig:
     for an unknown or wrong one.
     """
 
-    policy: str | Policy = "mixcache"
+    policy: str | Policy = DEFAULT_POLICY
     """A name of `mixcache.POLICIES`, or a policy object with its own settings in it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,6 +66,8 @@ class MixCacheConfig:
         given = {name: self.settings[name] for name in own if name in self.settings}
         if isinstance(given.get("trace"), (str, PathLike)):
             given["trace"] = _trace_of(given["trace"])
+        if isinstance(given.get("choices"), list):
+            given["choices"] = tuple(given["choices"])
         return POLICIES[name](**given)
 
     def _own_settings(self) -> tuple[str, ...]:

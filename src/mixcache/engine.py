@@ -98,6 +98,11 @@ class Engine:
         self.peak_bytes = 0
         """Most that histories and the values set aside for them ever took."""
 
+    @property
+    def policy_state(self) -> Any:
+        """What the policy itself remembers of this trajectory."""
+        return getattr(self._state, "inner", self._state)
+
     def keeps(self, granularity: Granularity) -> bool:
         """True where policy and model both allow it, so that there are histories for it."""
         return granularity in self._kept

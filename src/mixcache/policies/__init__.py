@@ -8,6 +8,7 @@ from mixcache.policies.bounded import Bounded
 from mixcache.policies.every_nth import EveryNth
 from mixcache.policies.hindsight import Hindsight
 from mixcache.policies.mixcache import MixCache
+from mixcache.policies.planned import Planned
 from mixcache.policies.replay import Replay
 
 POLICIES: dict[str, type[Policy]] = {
@@ -15,7 +16,8 @@ POLICIES: dict[str, type[Policy]] = {
     "every_nth": EveryNth,
     "mixcache": MixCache,
     "hindsight": Hindsight,
+    "planned": Planned,
     "replay": Replay,
 }
 
-__all__ = ["POLICIES", "AlwaysCompute", "Bounded", "EveryNth", "Hindsight", "MixCache", "Policy", "Replay"]
+__all__ = ["POLICIES", "AlwaysCompute", "Bounded", "EveryNth", "Hindsight", "MixCache", "Planned", "Policy", "Replay"]

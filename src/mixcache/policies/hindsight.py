@@ -1,8 +1,8 @@
 """hindsight: the cheapest granularity whose predicted error still fits an error budget, learnt from the run itself.
 
-Source: ours. At every computed step each granularity and predictor order is tried on the histories as they stood, and
-compared with the truth. The remainder of a polynomial through values at sigma_1 .. sigma_n grows with the product of the
-distances to them, so an error once seen tells the next one:
+Source: ours. At every computed step each granularity and predictor order is tried on the histories as they stood and
+compared with the truth. The remainder of a polynomial through values at sigma_1 .. sigma_n grows with the product of
+the distances to them, so an error once seen tells the next one:
 
     e(sigma) = rate * product |sigma - sigma_k|,    rate = seen error / product |sigma_seen - sigma_k|
 
@@ -51,7 +51,7 @@ class Hindsight(Policy):
 
     error: float = 0.002
     """Harm allowed between two computed steps: relative error of the guided output times the way in sigma."""
-    choices: Sequence[str] = ("step", "cfg", "block")
+    choices: tuple[str, ...] = ("step", "cfg", "block")
     """Granularities that may be chosen."""
     order: int = 1
     """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""

@@ -1,13 +1,155 @@
-"""Calibrated numbers of models, one JSON file each, with their provenance."""
+"""Profiles: what calibration measured of one model, as JSON, with where it came from.
+
+A profile is in terms of sigma. Its heart are *coordinates*: the conditional output `c` and the guidance difference `d`
+of every step of plain trajectories, as points in a space of few dimensions in which distances are what they were
+between the tensors, averaged over prompts (the principal coordinates of their Gram matrix). Whatever a cache would
+predict is a weighted sum of such points, so the error of any (granularity, order, step, age) follows from them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
+GRANULARITIES = ("step", "cfg", "block")
+
+
+class ProfileError(ValueError):
+    """A file that is no profile, or a profile of something else; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Calibrated numbers of one model."""
+
+    format: int
+    model: str
+    """Name under which it was calibrated."""
+    transformer_class: str
+    fingerprint: str
+    """Of class and architecture, see `fingerprint`."""
+    weights: str
+    """Of the weights, see `weights_hash`."""
+    dtype: str
+    guidance: float | None
+    """Guidance scale of the calibration; None for a model without an unconditional branch."""
+    sigmas: Sequence[float]
+    """Noise levels of the T steps, falling, and last the one at which the last step arrives."""
+    outputs: Sequence[Sequence[float]]
+    """Coordinates of the conditional output, T points, in units of the rms of the final latents."""
+    differences: Sequence[Sequence[float]]
+    """Coordinates of uncond - cond in the same space, T points; all zero without guidance."""
+    residuals: Sequence[Sequence[float]]
+    """Coordinates of the guided span residual over its rms in the same step, T points in a space of their own; empty
+    where the block granularity was not measured."""
+    carry: Mapping[str, Sequence[Sequence[float]]]
+    """How much of a disturbance arrives: for "step" and "block" pairs of (sigma, change of the final latents over the
+    disturbance that reuse put in there), sigma falling."""
+    costs: Mapping[str, float]
+    """Time of a step over that of a plain one: "compute", "step", "cfg", "block", on the machine of the calibration."""
+    psnr_at_one: float
+    """PSNR (dB) of a clip whose latents are off by their own rms; an error e gives this less 20 log10(e)."""
+    band: float
+    """How far above the mean over prompts the error of reuse was seen, as a factor."""
+    impacts: Mapping[str, float]
+    """Change of the final latents by a relative Gaussian disturbance in one step, averaged over steps."""
+    impacts_by_step: Mapping[str, Mapping[str, float]]
+    """The same by step of the calibration."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Command, prompts, seeds, scheduler, versions, machine, date."""
+
+    def __post_init__(self) -> None:
+        num_steps = len(self.sigmas) - 1
+        _must(num_steps >= 2, "sigmas has fewer than 3 values")
+        _must(all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False)), "sigmas does not fall")
+        for name in ("outputs", "differences", "residuals"):
+            points = getattr(self, name)
+            allowed = (num_steps, 0) if name == "residuals" else (num_steps,)
+            _must(len(points) in allowed, f"{name} has {len(points)} points for {num_steps} steps")
+            _must(len({len(point) for point in points}) <= 1, f"{name} has points of different dimensions")
+        _must(len(self.outputs[0]) == len(self.differences[0]), "outputs and differences are not in the same space")
+        _must("step" in self.carry and all(self.carry.values()), "carry has nothing for step")
+        _must({"compute", "step"} <= set(self.costs), "costs lacks compute or step")
+        _must(all(cost > 0 for cost in self.costs.values()), "a cost is not over 0")
+        _must(self.band >= 1, "band is under 1")
+        _must(all(_is_finite(getattr(self, f.name)) for f in fields(self) if f.name != "provenance"), "a NaN is in it")
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes JSON, whole or not at all."""
+        partial = Path(f"{path}.writing")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Profile:
+        """Reads what `save` wrote; ProfileError names the file and what is wrong with it."""
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise ProfileError(f"the profile {path} cannot be read: {reason}") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> Profile:
+        """The profile in `text`; ProfileError, with `name` in it, for anything else."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ProfileError(f"{name} is no profile: broken off or damaged JSON (line {error.lineno})") from error
+        if not isinstance(values, dict) or "format" not in values:
+            raise ProfileError(f"{name} is no profile of mixcache")
+        if values["format"] != FORMAT:
+            age = "newer than" if isinstance(values["format"], int) and values["format"] > FORMAT else "not of"
+            raise ProfileError(f"{name} has format {values['format']}, {age} this mixcache, which reads {FORMAT}")
+        known = {f.name for f in fields(cls)}
+        unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+        if unknown or missing:
+            what = f"an unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+            raise ProfileError(f"{name} is no profile of this mixcache: it has {what}")
+        try:
+            return cls(**values)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ProfileError(f"{name} is no sound profile: {error}") from error
+
+    def misfit(self, transformer: Any) -> str | None:
+        """Why this profile is not of this transformer, or None where it is."""
+        if type(transformer).__name__ != self.transformer_class:
+            return f"it is of a {self.transformer_class}, not of a {type(transformer).__name__}"
+        if fingerprint(transformer) != self.fingerprint:
+            return f"it is of another architecture of {self.transformer_class}"
+        if dtype_family(str(transformer.dtype)) != dtype_family(self.dtype):
+            return f"it was measured in {self.dtype}, and the model is in {transformer.dtype}"
+        if weights_hash(transformer) != self.weights:
+            return "it is of other weights of the same architecture"
+        return None
+
+
+def _must(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise ValueError(complaint)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_finite(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_finite(v) for v in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def dtype_family(dtype: str) -> str:
+    """ "floating" for float32, bfloat16 and float16, whose trajectories agree; else the dtype itself."""
+    name = dtype.removeprefix("torch.")
+    return "floating" if name in ("float32", "bfloat16", "float16", "float64") else name
 
 
 def fingerprint(transformer: Any) -> str:
@@ -17,16 +159,25 @@ def fingerprint(transformer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def shipped_profiles() -> list[dict[str, Any]]:
+def weights_hash(transformer: Any) -> str:
+    """Names the weights: 16 hexadecimal digits of a SHA-256 of up to 64 values of each parameter, in bfloat16."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(transformer.named_parameters()):
+        flat = value.detach().flatten()
+        places = torch.linspace(0, max(0, flat.numel() - 1), min(64, flat.numel())).long()
+        sample = flat[places.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {tuple(value.shape)} {sample.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def shipped_profiles() -> list[Profile]:
     """All profiles in the package."""
     files = sorted(f.name for f in resources.files(__name__).iterdir() if f.name.endswith(".json"))
-    return [json.loads(resources.files(__name__).joinpath(name).read_text()) for name in files]
+    return [Profile.parse(resources.files(__name__).joinpath(name).read_text(), name) for name in files]
 
 
-def impacts_for(transformer: Any) -> dict[str, float] | None:
-    """Impact of each granularity for this model, or None if no shipped profile is of it."""
-    name = fingerprint(transformer)
-    for profile in shipped_profiles():
-        if profile["format"] == FORMAT and profile["transformer_fingerprint"] == name:
-            return dict(profile["impacts"])
-    return None
+def profile_for(transformer: Any) -> Profile | None:
+    """The shipped profile of exactly this model, or None."""
+    return next((profile for profile in shipped_profiles() if profile.misfit(transformer) is None), None)

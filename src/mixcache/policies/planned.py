@@ -1,0 +1,137 @@
+"""planned: a schedule worked out beforehand from a profile, for a wanted speed-up or quality, with a guard.
+
+Source: ours. The planner (`mixcache.planning`) gives the schedule for the noise levels of this generation. At every
+computed step the error that reuse would have made is held against the one that the profile expects: where it is over
+`guard` times the calibrated band, steps that were to be cached are computed until a computed step is within it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from mixcache.decision import CACHED, Decision, Granularity, Measurement, Step
+from mixcache.policies.base import Policy, check_order, granularity_of, is_number
+
+
+class Schedule(Protocol):
+    """A plan: what to do at each step."""
+
+    def decision(self, index: int) -> Decision: ...
+
+
+class Expectation(Protocol):
+    """What a profile expects of these noise levels."""
+
+    def relative_error(self, order: int, sigma: float, nodes: list[float]) -> float | None: ...
+
+
+class SchedulePlanner(Protocol):
+    """Makes schedules; `mixcache.planning.Planner` is the one."""
+
+    profile: Any
+
+    def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Schedule, Expectation]: ...
+
+
+@dataclass
+class Progress:
+    """The plan in force and how the run keeps to what was expected."""
+
+    plan: Schedule | None = None
+    expectation: Expectation | None = None
+    computed: list[float] = field(default_factory=list)
+    """Noise levels of the last computed steps."""
+    excess: float = 0.0
+    """Last seen error of reuse over the expected one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Policy):
+    """Follows a plan as long as the run is as it was in calibration."""
+
+    name: ClassVar[str] = "planned"
+    # the plan itself is bounded
+    default_bounds: ClassVar[dict[str, int]] = {
+        "num_warmup_steps": 1,
+        "num_cooldown_steps": 0,
+        "max_age": 10**9,
+        "max_cached_run": 10**9,
+    }
+
+    speedup: float | None = None
+    """Wanted speed-up of the denoising loop, wall-clock, at least 1; text encoder and VAE are left out."""
+    quality: float | None = None
+    """Wanted PSNR in dB against the plain clip, as the profile predicts it; instead of `speedup`."""
+    profile: Any = None
+    """A `Profile` or its path; the shipped one of the model unless given."""
+    force_profile: bool = False
+    """Takes a profile of another model too."""
+    choices: tuple[str, ...] = ("step", "cfg", "block")
+    """Granularities that may be chosen."""
+    order: int = 1
+    """Highest order of predictor."""
+    guard: float = 1.5
+    """How far over the band of the calibration an error may be before the plan is left."""
+    planner: SchedulePlanner | None = None
+    """Makes the plan; `enable` puts in the one of the profile."""
+
+    def __post_init__(self) -> None:
+        check_order(self.order)
+        if (self.speedup is None) == (self.quality is None):
+            what = "both given" if self.speedup is not None else "missing"
+            raise ValueError(f"speedup= and quality= are {what}; give one of them, such as speedup=2.0")
+        if self.speedup is not None and not (is_number(self.speedup) and self.speedup >= 1):
+            raise ValueError(f"speedup={self.speedup!r} must be a finite number of at least 1, such as 2.0")
+        if self.quality is not None and not is_number(self.quality):
+            raise ValueError(f"quality={self.quality!r} must be a finite number of decibels, such as 40")
+        if not is_number(self.guard) or self.guard <= 0:
+            raise ValueError(f"guard={self.guard!r} must be a finite number over 0, such as 1.5")
+        if isinstance(self.choices, str) or not self.choices:
+            raise ValueError(f"choices={self.choices!r} must be a list of step, cfg and block, with one at least")
+        for name in self.choices:
+            granularity_of(name)
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        return tuple(granularity for granularity in CACHED if granularity.value in self.choices)
+
+    @property
+    def max_order(self) -> int:
+        return self.order
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    def init(self) -> Progress:
+        return Progress()
+
+    def decide(self, step: Step, state: Progress) -> Decision:
+        if self.planner is None or not step.sigmas:
+            what = "no planner" if self.planner is None else "the scheduler tells no noise levels"
+            return Decision(granularity=Granularity.COMPUTE, reason=f"no plan: {what}")
+        if state.plan is None:
+            state.plan, state.expectation = self.planner.plan(step.sigmas, step.guidance)
+        decision = state.plan.decision(step.index)
+        if decision.granularity is Granularity.COMPUTE:
+            return decision
+        if state.excess > self.planner.profile.band * self.guard:
+            return Decision(
+                granularity=Granularity.COMPUTE, reason=f"guard: an error {state.excess:.1f} times the expected one"
+            )
+        if decision.granularity not in step.ages or decision.order >= step.history_lengths[decision.granularity]:
+            return Decision(granularity=Granularity.COMPUTE, reason="no history for what was planned")
+        return decision
+
+    def observe(self, measurement: Measurement, state: Progress) -> None:
+        seen = measurement.errors.get((Granularity.STEP, 0))
+        if seen is not None and state.expectation is not None and state.computed:
+            expected = state.expectation.relative_error(0, measurement.sigma, state.computed[-1:])
+            if expected is not None:
+                state.excess = seen / max(expected, 1e-6)
+        state.computed = [measurement.sigma]
