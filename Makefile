@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all check lint format support bench-quick overhead clean
+.PHONY: demo test test-all check lint format support bench-quick study overhead clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -44,6 +44,10 @@ support: .venv/installed-test
 
 bench-quick: .venv/installed
 	$(BIN)/python -m mixcache.bench.quick --out docs/results
+
+study: .venv/installed
+	$(PIP) --editable '.[bench]'
+	$(BIN)/python -m mixcache.bench.study --out docs/results
 
 overhead: .venv/installed
 	$(BIN)/python -m mixcache.bench.overhead --out docs/results

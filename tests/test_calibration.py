@@ -1,49 +1,365 @@
-"""Impacts by Gaussian perturbation, on a tiny pipeline."""
+"""A profile of a tiny pipeline: what is in it, that nothing stays behind, and that a run that was cut off goes on."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from mixcache.calibration import PerturbingEngine, measure_impacts
-from mixcache.policies import POLICIES
+import mixcache
+from mixcache.calibration import (
+    CALIBRATION_SEED,
+    WINDOW,
+    Calibration,
+    CalibrationConfig,
+    PerturbingEngine,
+    calibrate,
+    coordinates,
+    windows,
+)
+from mixcache.decision import Granularity
+from mixcache.profiles import Profile, ProfileError, fingerprint, profile_for, shipped_profiles, weights_hash
 
+GUIDANCE = 5.0
+NUM_STEPS = 8
 ARGUMENTS = {
     "height": 16,
     "width": 16,
     "num_frames": 5,
-    "num_inference_steps": 6,
-    "guidance_scale": 5.0,
+    "num_inference_steps": NUM_STEPS,
+    "guidance_scale": GUIDANCE,
     "max_sequence_length": 24,
 }
+PROMPTS = ("a circle", "a square")
 
 
-def test_every_granularity_and_step_has_an_impact_and_nothing_stays_attached(pipeline: Any, generate: Any) -> None:
-    before = generate(pipeline)
-    impacts = measure_impacts(pipeline, ["a circle"], [1, 4], ARGUMENTS)
-    assert {name: list(rows) for name, rows in impacts.items()} == {g: [1, 4] for g in ("step", "cfg", "block")}
-    assert all(value > 0 for rows in impacts.values() for value in rows.values())
-    assert torch.equal(generate(pipeline), before)
+def config_of(prompts: tuple[str, ...] = PROMPTS, num_steps: int = NUM_STEPS, **changed: Any) -> CalibrationConfig:
+    arguments = ARGUMENTS | {"num_inference_steps": num_steps} | changed
+    return CalibrationConfig(model="tiny", prompts=prompts, arguments=arguments, num_windows=2, num_impact_steps=2)
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    """Of the tiny pipeline; every pipeline of that seed has these weights."""
+    from conftest import build_pipeline
+
+    return calibrate(build_pipeline(), config_of())
+
+
+class CutOffError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def cut_off_after(num_tasks: int) -> Callable[[int, int], None]:
+    def on_task(num_done: int, total: int) -> None:
+        if num_done == num_tasks:
+            raise CutOffError
+
+    return on_task
+
+
+def without_times(profile: Profile) -> dict[str, Any]:
+    return {name: value for name, value in asdict(profile).items() if name not in ("costs", "provenance")}
+
+
+@pytest.fixture
+def num_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Prompts of all runs that a calibration measured on, in order."""
+    runs: list[int] = []
+    latents = Calibration._latents
+
+    def counted(self: Calibration, index: int, *arguments: Any) -> torch.Tensor:
+        runs.append(index)
+        return latents(self, index, *arguments)
+
+    monkeypatch.setattr(Calibration, "_latents", counted)
+    return runs
+
+
+# ------------------------------------------------------------------------------------------------------------- profile
+
+
+def test_a_profile_has_what_it_needs(profile: Profile, pipeline: Any) -> None:
+    assert (profile.model, profile.guidance, profile.dtype) == ("tiny", GUIDANCE, "torch.float32")
+    assert profile.fingerprint == fingerprint(pipeline.transformer)
+    assert profile.weights == weights_hash(pipeline.transformer)
+    assert profile.misfit(pipeline.transformer) is None
+    assert len(profile.outputs) == len(profile.differences) == len(profile.residuals) == NUM_STEPS
+    assert len(profile.sigmas) == NUM_STEPS + 1
+    assert profile.sigmas[0] == pytest.approx(1.0, abs=1e-3)
+    assert profile.sigmas[-1] == 0.0
+    assert set(profile.costs) == {"compute", "step", "cfg", "block"}
+    assert set(profile.carry) == {"step", "block"}
+    firsts = [profile.sigmas[first] for first in windows(NUM_STEPS, 2)]
+    assert [[sigma for sigma, _ in pairs] for pairs in profile.carry.values()] == [firsts, firsts]
+    assert all(ratio > 0 for pairs in profile.carry.values() for _, ratio in pairs)
+    assert {"prompts", "seed", "scheduler", "versions", "machine", "date"} <= set(profile.provenance)
+    assert tuple(profile.provenance["prompts"]) == PROMPTS
+
+
+def test_impacts_are_over_0_and_means_of_those_by_step(profile: Profile) -> None:
+    assert {name: list(rows) for name, rows in profile.impacts_by_step.items()} == {
+        name: ["2", "6"] for name in ("step", "cfg", "block")
+    }
+    for name, rows in profile.impacts_by_step.items():
+        assert all(value > 0 for value in rows.values())
+        assert profile.impacts[name] == pytest.approx(sum(rows.values()) / 2)
 
 
 def test_no_strength_changes_nothing(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PerturbingEngine, "strength", 1e-30)
-    impacts = measure_impacts(pipeline, ["a circle"], [2], ARGUMENTS)
+    calibration = Calibration(pipeline, config_of())
+    calibration.done["0 plain"] = calibration._plain(0)
     # block adds its residual again, which may differ in the last bit of the sum
-    assert impacts["step"] == {2: 0.0}
-    assert impacts["cfg"] == {2: 0.0}
+    assert [calibration._impact(0, granularity, 2) for granularity in (Granularity.STEP, Granularity.CFG)] == [0.0, 0.0]
+
+
+def test_nothing_stays_attached(pipeline: Any, generate: Callable[..., Any]) -> None:
+    before, forward = generate(pipeline), pipeline.transformer.forward
+    calibrate(pipeline, config_of(prompts=("a circle",), num_steps=6))
+    assert pipeline.transformer.forward == forward
+    assert not any(hasattr(module, "_diffusers_hook") for module in pipeline.transformer.modules())
+    assert "progress_bar" not in vars(pipeline)
+    assert torch.equal(generate(pipeline), before)
+
+
+def test_nothing_stays_attached_after_an_error(pipeline: Any, generate: Callable[..., Any]) -> None:
+    before = generate(pipeline)
+    for num_tasks in (1, 3, 6):
+        with pytest.raises(CutOffError):
+            calibrate(pipeline, config_of(num_steps=6), on_task=cut_off_after(num_tasks))
+    assert not any(hasattr(module, "_diffusers_hook") for module in pipeline.transformer.modules())
+    assert torch.equal(generate(pipeline), before)
+
+
+def test_without_guidance_there_is_no_cfg(pipeline: Any) -> None:
+    profile = calibrate(pipeline, config_of(prompts=("a circle",), num_steps=6, guidance_scale=1.0))
+    assert profile.guidance is None
+    assert np.abs(profile.differences).max() == 0
+    assert "cfg" not in profile.costs
+    assert set(profile.impacts) == set(profile.impacts_by_step) == {"step", "block"}
+
+
+def test_the_first_steps_that_can_be_cached_are_timed(pipeline: Any) -> None:
+    profile = calibrate(pipeline, config_of(prompts=("a circle",), num_steps=6))
+    assert {"compute", "step", "cfg"} <= set(profile.costs)
+
+
+def plain_outputs(pipeline: Any, reused: range = range(0)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final latents, and the guided output of every step; steps in `reused` repeat the outputs before them."""
+    outputs: list[torch.Tensor] = []
+    forward = pipeline.transformer.forward
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        step = len(outputs) // 2  # cond and then uncond
+        output = (outputs[-2],) if step in reused else forward(*arguments, **named)
+        outputs.append(output[0])
+        return output
+
+    pipeline.transformer.forward = watched
+    try:
+        generator = torch.Generator().manual_seed(CALIBRATION_SEED)
+        latents = pipeline("a circle", generator=generator, output_type="latent", **ARGUMENTS).frames
+    finally:
+        del pipeline.transformer.forward
+    pairs = torch.stack(outputs).unflatten(0, (NUM_STEPS, 2))
+    return latents, pairs[:, 1] + GUIDANCE * (pairs[:, 0] - pairs[:, 1])
+
+
+def rms(tensor: torch.Tensor) -> float:
+    return tensor.double().square().mean().sqrt().item()
+
+
+def test_carry_agrees_with_a_direct_computation(pipeline: Any) -> None:
+    first = 3
+    calibration = Calibration(pipeline, config_of())
+    calibration.done["0 plain"] = calibration._plain(0)
+    carried = calibration._carried(0, Granularity.STEP, first)
+    latents, guided = plain_outputs(pipeline)
+    assert torch.equal(latents, calibration.done["0 plain"]["latents"])
+    reused = range(first, first + WINDOW)
+    changed, _ = plain_outputs(pipeline, reused)
+    assert carried["change"] == pytest.approx(rms(changed - latents) / rms(latents), rel=1e-4)
+    sigmas = [*calibration.done["0 plain"]["sigmas"], 0.0]
+    moved = sum((sigmas[step] - sigmas[step + 1]) * (guided[first - 1] - guided[step]) for step in reused)
+    assert carried["injected"] == pytest.approx(rms(moved) / rms(latents), rel=1e-4)
+
+
+def test_points_of_a_profile_are_as_far_apart_as_the_outputs(pipeline: Any) -> None:
+    profile = calibrate(pipeline, config_of(prompts=("a circle",)))
+    latents, guided = plain_outputs(pipeline)
+    points = np.asarray(profile.outputs) + (1 - GUIDANCE) * np.asarray(profile.differences)
+    for one, other in ((0, 1), (2, 3), (3, 7)):
+        distance = rms(guided[one] - guided[other]) / rms(latents)
+        assert np.linalg.norm(points[one] - points[other]) == pytest.approx(distance, rel=1e-3)
+
+
+def test_coordinates_reproduce_inner_products() -> None:
+    torch.manual_seed(0)
+    points = torch.randn(12, 30, dtype=torch.float64)
+    gram = points @ points.T
+    found = coordinates(gram)
+    assert found.shape == (12, 12)
+    assert np.allclose(found @ found.T, gram.numpy())
+    flat = coordinates(torch.ones(5, 2, dtype=torch.float64) @ torch.ones(2, 5, dtype=torch.float64))
+    assert flat.shape == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "count", "expected"), [(50, 1, [1]), (8, 2, [1, 7]), (50, 3, [1, 25, 49]), (4, 8, [1, 2, 3])]
+)
+def test_windows_are_spread_over_the_steps(num_steps: int, count: int, expected: list[int]) -> None:
+    assert windows(num_steps, count) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------- cut off
+
+
+@pytest.mark.parametrize("num_tasks", [1, 7, 12])
+def test_a_run_that_was_cut_off_goes_on(
+    profile: Profile, pipeline: Any, tmp_path: Path, num_runs: list[int], num_tasks: int
+) -> None:
+    """All runs together are as many as those of a run that was not cut off."""
+    out = tmp_path / "tiny.json"
+    with pytest.raises(CutOffError):
+        calibrate(pipeline, config_of(), out, cut_off_after(num_tasks))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.json.partial"]
+    num_before = len(num_runs)
+    tasks: list[tuple[int, int]] = []
+    resumed = calibrate(pipeline, config_of(), out, lambda *told: tasks.append(told))
+    assert without_times(resumed) == without_times(profile)
+    assert Profile.load(out) == resumed
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.json"]
+    # one for the trajectory, 4 for carry, 6 for impacts and 3 for times
+    assert (len(num_runs), num_runs.count(0)) == (28, 14)
+    assert 0 < num_before < 28
+    assert tasks == [(number, 24) for number in range(1, 25)]
+
+
+def cut_off(pipeline: Any, out: Path, **changed: Any) -> Path:
+    """The unfinished file of a run that was cut off."""
+    with pytest.raises(CutOffError):
+        calibrate(pipeline, config_of(**changed), out, cut_off_after(1))
+    return out.with_name(f"{out.name}.partial")
+
+
+def test_an_unfinished_file_of_another_calibration(
+    pipeline: Any, make_pipeline: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "tiny.json"
+    unfinished = cut_off(pipeline, out)
+    content = unfinished.read_bytes()
+    others = [
+        (pipeline, config_of(prompts=("a circle", "a triangle"))),
+        (pipeline, config_of(num_steps=6)),
+        (make_pipeline(seed=1), config_of()),
+    ]
+    for other, config in others:
+        with pytest.raises(ValueError, match="is of another calibration .* delete it to begin anew") as caught:
+            calibrate(other, config, out)
+        assert str(unfinished) in str(caught.value)
+    assert unfinished.read_bytes() == content
+
+
+@pytest.mark.parametrize("kept", [0, 100, -10])
+def test_a_damaged_unfinished_file(pipeline: Any, tmp_path: Path, kept: int) -> None:
+    out = tmp_path / "tiny.json"
+    unfinished = cut_off(pipeline, out)
+    unfinished.write_bytes(unfinished.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="is no calibration to go on from; delete it to begin anew") as caught:
+        calibrate(pipeline, config_of(), out)
+    assert str(unfinished) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"header": "0"}, {"done": {}}, [1, 2], {"header": "0", "done": 3}])
+def test_an_unfinished_file_of_something_else(pipeline: Any, tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "tiny.json.partial")
+    with pytest.raises(ValueError, match="is no calibration to go on from"):
+        calibrate(pipeline, config_of(), tmp_path / "tiny.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": ()}, "calibration needs a prompt at least"),
+        ({"num_windows": 0}, "num_windows=0 must be a whole number of at least 1"),
+        ({"num_impact_steps": 1.5}, "num_impact_steps=1.5 must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CalibrationConfig(**{"model": "tiny", "prompts": PROMPTS} | settings)
+
+
+# ----------------------------------------------------------------------------------------------------------------- use
+
+
+def cheap(profile: Profile) -> Profile:
+    """With the costs of a large model: those of a tiny one are all overhead, and change from run to run."""
+    changed = copy.copy(profile)
+    object.__setattr__(changed, "costs", {"compute": 1.0, "step": 0.05, "cfg": 0.5, "block": 0.6})
+    return changed
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_profile_makes_a_plan(
+    profile: Profile, pipeline: Any, generate: Callable[..., Any], tmp_path: Path, is_file: bool
+) -> None:
+    profile = cheap(profile)
+    profile.save(tmp_path / "tiny.json")
+    plans = []
+
+    def watch(pipe: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+        plans.append(handle.plan)
+        return {}
+
+    given = tmp_path / "tiny.json" if is_file else profile
+    with mixcache.enable(pipeline, speedup=1.5, profile=given) as handle:
+        generate(pipeline, num_steps=NUM_STEPS, callback_on_step_end=watch)
+        plan = plans[-1]
+        assert plan.speedup >= 1.5
+        assert np.isfinite(plan.psnr_db)
+        assert [(entry.granularity, entry.order) for entry in handle.trace][1:] == list(plan.choices)[1:]
+        assert {entry.reason for entry in handle.trace} == {"warm-up", "planned"}
+
+
+def test_a_plan_is_made_for_another_number_of_steps(
+    profile: Profile, pipeline: Any, generate: Callable[..., Any]
+) -> None:
+    with mixcache.enable(pipeline, speedup=1.5, profile=cheap(profile)) as handle:
+        generate(pipeline, num_steps=12)
+        counts = handle.summary()["granularity_counts"]
+    assert sum(counts.values()) == 12
+    assert 0 < counts["compute"] < 12
+
+
+def test_a_profile_of_another_model_is_refused(profile: Profile, make_pipeline: Callable[..., Any]) -> None:
+    other = make_pipeline(seed=1)
+    with pytest.raises(ProfileError, match="it is of other weights of the same architecture; force_profile=True"):
+        mixcache.enable(other, speedup=1.5, profile=cheap(profile))
+    assert not hasattr(other.transformer, "_diffusers_hook")
+    with mixcache.enable(other, speedup=1.5, profile=cheap(profile), force_profile=True) as handle:
+        assert handle.is_enabled
+
+
+def test_a_model_without_a_profile_cannot_be_planned_for(pipeline: Any) -> None:
+    with pytest.raises(ProfileError, match="no profile for this WanTransformer3DModel: make one with"):
+        mixcache.enable(pipeline, speedup=1.5)
 
 
 def test_a_shipped_profile_is_found_for_its_model_and_no_other(pipeline: Any) -> None:
-    from mixcache.profiles import impacts_for, shipped_profiles
-    from mixcache.zoo import load
+    from mixcache import zoo
 
-    impacts = impacts_for(load("shapes-wan").transformer)
-    assert impacts is not None
-    assert set(impacts) == {"step", "cfg", "block"}
-    assert impacts_for(pipeline.transformer) is None
-    assert POLICIES["mixcache"](impacts=impacts).granularities
+    transformer = zoo.load("shapes-wan").transformer
+    found = profile_for(transformer)
+    assert found is not None
+    assert set(found.impacts) == {"step", "cfg", "block"}
+    assert profile_for(pipeline.transformer) is None
     for profile in shipped_profiles():
-        assert {"command", "prompts", "versions", "date", "strength"} <= set(profile["provenance"])
+        assert {"prompts", "versions", "date", "strength"} <= set(profile.provenance)

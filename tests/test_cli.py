@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,29 @@ def failed(arguments: list[str]) -> str:
     ("arguments", "message"),
     [
         (["demo", "--policy", "mixcach"], "mixcache: unknown policy 'mixcach'; did you mean 'mixcache'?"),
-        (["demo", "--set", "delta_3=0.1"], "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_2'?"),
-        (["demo", "--set", "delta_1=50"], "thresholds must be finite with 0 <= delta_1 <= delta_2"),
+        (
+            ["demo", "--policy", "mixcache", "--set", "delta_3=0.1"],
+            "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_2'?",
+        ),
+        (
+            ["demo", "--policy", "mixcache", "--set", "delta_1=50"],
+            "thresholds must be finite with 0 <= delta_1 <= delta_2",
+        ),
         (["demo", "--set", "delta_1"], "--set 'delta_1' is not NAME=VALUE"),
+        (["demo", "--speedup", "2", "--quality", "40"], "speedup= and quality= are both given"),
+        (["demo", "--speedup", "0.5"], "speedup=0.5 must be a finite number of at least 1"),
+        (["demo", "--speedup", "nan"], "speedup=nan must be a finite number of at least 1"),
+        (["demo", "--speedup", "fast"], "Invalid value for '--speedup'"),
+        (["demo", "--policy", "hindsight", "--speedup", "2"], "unknown setting of policy hindsight 'speedup'"),
+        (["demo", "--speedup", "2", "--profile", "none.json"], "the profile none.json cannot be read"),
+        (["generate", CAPTION, "--speedup", "99"], "speedup=99 cannot be reached; this model and machine allow 1 to"),
+        (["plan"], "speedup= and quality= are missing"),
+        (["plan", "--speedup", "99"], "cannot be reached"),
+        (["plan", "--speedup", "2", "--png", "frontier.jpg"], "frontier.jpg must end in .png"),
+        (["calibrate", "--out", "profile.txt"], "profile.txt must end in .json"),
+        (["calibrate", "--out", "profile.json", "--prompts", "none.txt"], "the prompts none.txt cannot be read"),
+        (["calibrate", "--out", "profile.json", "--num-prompts", "0"], "Invalid value for '--num-prompts'"),
+        (["calibrate", "--out", "profile.json", "--model", "shapes-won"], "did you mean 'shapes-wan'?"),
         (["generate", CAPTION, "--size", "64"], "--size '64' is not WIDTHxHEIGHT, such as 832x480"),
         (["generate", CAPTION, "--out", "clip.avi"], "clip.avi must end in .mp4"),
         (["generate", CAPTION, "--plain", "--trace", "t.jsonl"], "--trace needs the cache, which --plain leaves out"),
@@ -154,3 +175,31 @@ def test_models_lists_what_is_supported() -> None:
 def test_parse_settings() -> None:
     pairs = ["period=2.5", "granularity=cfg", "max-age=3", 'impacts={"step": 1}']
     assert cli.parse_settings(pairs) == {"period": 2.5, "granularity": "cfg", "max_age": 3, "impacts": {"step": 1}}
+
+
+def test_plan_prints_schedule_expectation_and_frontier(tmp_path: Path) -> None:
+    shown = runner.invoke(
+        cli.app, ["plan", "--speedup", "1.5", "--steps", "12", "--png", str(tmp_path / "frontier.png")]
+    )
+    assert shown.exit_code == 0, shown.output
+    schedule = re.search(r"^schedule  ([#sSgGbB]+)$", shown.output, re.MULTILINE)
+    assert schedule is not None
+    assert len(schedule[1]) == 12
+    assert re.search(r"^expected  1\.[5-9]\dx of the denoising loop .*PSNR \d+\.\d dB$", shown.output, re.MULTILINE)
+    assert "<-" in shown.output
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibrate_writes_a_profile_that_generate_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tiny trajectory: 6 steps of one frame; the file of prompts has an empty line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n\n")
+    small = ["--size", "32x32", "--frames", "1", "--steps", "6"]
+    made = runner.invoke(cli.app, ["calibrate", "--prompts", "prompts.txt", "--out", "profile.json", *small])
+    assert made.exit_code == 0, made.output
+    assert not (tmp_path / "profile.json.partial").exists()
+    assert "exists; --force overwrites it" in failed(["calibrate", "--out", "profile.json"])
+    clip = runner.invoke(cli.app, ["generate", CAPTION, "--speedup", "1.2", "--profile", "profile.json", *small])
+    assert clip.exit_code == 0, clip.output
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert "there is no prompt in empty.txt" in failed(["calibrate", "--prompts", "empty.txt", "--out", "other.json"])

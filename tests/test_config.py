@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from mixcache.config import MixCacheConfig, setting_names
+from mixcache.config import MixCacheConfig, default_policy, setting_names
 from mixcache.decision import Granularity
-from mixcache.policies import POLICIES, Bounded, EveryNth, MixCache, Replay
+from mixcache.policies import POLICIES, Bounded, EveryNth, Hindsight, MixCache, Replay
 from mixcache.trace import Trace, TraceEntry
 
-ALL = "always_compute, every_nth, mixcache, replay"
+ALL = "always_compute, every_nth, mixcache, hindsight, planned, replay"
 
 
 def one_step_trace() -> Trace:
@@ -61,8 +61,14 @@ def test_settings_reach_policy_bounds_and_span() -> None:
     assert config.policy_name == "every_nth"
 
 
-def test_default_is_the_paper() -> None:
-    assert MixCacheConfig().build() == Bounded(policy=MixCache(), **MixCache.default_bounds)
+def test_default_needs_no_calibration() -> None:
+    assert MixCacheConfig().build() == Bounded(policy=Hindsight(), **Hindsight.default_bounds)
+    assert default_policy({"error"}) == "hindsight"
+    assert default_policy({"speedup"}) == default_policy({"quality"}) == "planned"
+
+
+def test_the_paper_is_kept() -> None:
+    assert MixCacheConfig(policy="mixcache").build() == Bounded(policy=MixCache(), **MixCache.default_bounds)
     assert (MixCache().penalty, MixCache().order) == (5.0, 0)
 
 
@@ -98,5 +104,15 @@ def test_every_policy_is_listed_with_its_settings() -> None:
         "every_nth": ("granularity", "period", "order"),
         "mixcache": ("delta_1", "delta_2", "first_interval", "max_interval", "penalty", "impacts", "order"),
         "hindsight": ("error", "choices", "order", "memory"),
+        "planned": (
+            "speedup",
+            "quality",
+            "profile",
+            "force_profile",
+            "choices",
+            "order",
+            "guard",
+            "planner",
+        ),
         "replay": ("trace",),
     }

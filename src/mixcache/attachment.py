@@ -361,6 +361,11 @@ class Handle:
         span = self.engine.span
         return own | bounds | {"span_first": span.first, "span_after": span.num_blocks - span.end}
 
+    @property
+    def planner(self) -> Any:
+        """The `mixcache.planning.Planner` of policy "planned"; None under other policies."""
+        return getattr(self.policy.policy, "planner", None)
+
     def summary(self) -> dict[str, Any]:
         """What the cache did, over the generations in the trace (the newest 100).
 

@@ -43,6 +43,7 @@ from mixcache.models import row_for
 from mixcache.policies import MixCache, Replay
 from mixcache.profiles import FORMAT, Profile, fingerprint, weights_hash
 from mixcache.trace import Trace, TraceEntry
+from mixcache.zoo import world
 
 logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242
@@ -367,7 +368,7 @@ class Calibration:
         kinds = [k for k in TIMED_PATTERN if k == "compute" or Granularity(k) in self._granularities]
         names = ["compute"] * num_steps
         for step in range(2, num_steps - 1):
-            names[step] = kinds[step % len(kinds)]
+            names[step] = kinds[(step - 1) % len(kinds)]
         seconds |= {name: [] for name in names}
         schedule = [(Granularity(name), min(1, step - 1) if step else 0) for step, name in enumerate(names)]
         with enable(self.pipeline, Replay(trace=trace_of(schedule))):
@@ -498,6 +499,11 @@ def coordinates(gram: torch.Tensor) -> np.ndarray:
 
 def rounded(points: np.ndarray) -> list[list[float]]:
     return [[float(f"{value:.6g}") for value in point] for point in points]
+
+
+def built_in_prompts(num_prompts: int) -> list[str]:
+    """Captions that the built-in models were trained on: those held out stay for the benchmarks."""
+    return [scene.caption for scene in world.sample_scenes(num_prompts, CALIBRATION_SEED, held_out=False)]
 
 
 def calibrate(

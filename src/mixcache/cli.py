@@ -33,6 +33,17 @@ Settings = Annotated[
 ]
 
 
+Speedup = Annotated[
+    float | None, typer.Option(help="Wanted speed-up of the denoising loop, such as 2.0 (policy planned).")
+]
+Quality = Annotated[
+    float | None, typer.Option(help="Wanted PSNR in dB against the plain clip, instead of a speed-up (policy planned).")
+]
+ProfileFile = Annotated[
+    Path | None, typer.Option("--profile", help="Profile from `mixcache calibrate`; else the one that is shipped.")
+]
+
+
 def fail(message: object) -> NoReturn:
     """One line on standard error, exit code 2."""
     typer.echo(f"mixcache: {str(message).strip()}", err=True)
@@ -55,11 +66,17 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
     return settings
 
 
-def parse_config(policy: str, pairs: list[str] | None) -> MixCacheConfig:
-    """The settings of the command line, checked; ValueError or TypeError for a wrong one."""
-    from mixcache.config import MixCacheConfig
+def parse_config(policy: str | None, pairs: list[str] | None, **named: Any) -> MixCacheConfig:
+    """The policy and its settings, checked; `named` are settings with an option of their own, None where not given.
 
-    return MixCacheConfig(policy=policy, settings=parse_settings(pairs))
+    ValueError or TypeError for a wrong one.
+    """
+    from mixcache.config import MixCacheConfig, default_policy
+
+    settings = parse_settings(pairs) | {name: value for name, value in named.items() if value is not None}
+    if "profile" in settings:
+        settings["profile"] = str(settings["profile"])
+    return MixCacheConfig(policy=policy or default_policy(settings), settings=settings)
 
 
 def prepare_folder(out: Path, names: list[str], force: bool) -> None:
@@ -125,7 +142,10 @@ def demo(
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first clip; chooses the captions too.")
     ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for films and report.")] = Path("mixcache-demo"),
-    policy: Annotated[str, typer.Option(help="Caching policy.")] = "mixcache",
+    policy: Annotated[str | None, typer.Option(help="Caching policy; hindsight unless told.")] = None,
+    speedup: Speedup = None,
+    quality: Quality = None,
+    profile: ProfileFile = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Annotated[float, typer.Option(min=0, max=1000, help="Guidance scale.")] = 5.0,
     settings: Settings = None,
@@ -135,7 +155,7 @@ def demo(
     from mixcache.report.video import film_names
 
     try:
-        chosen = parse_config(policy, settings).settings
+        chosen = parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
         films = [name for index in range(prompts) for name in film_names(index).values()]
         prepare_folder(out, ["report.json", "report.html", *films], force)
     except (ValueError, TypeError) as error:
@@ -146,8 +166,8 @@ def demo(
     config = DemoConfig(
         num_prompts=prompts,
         seed=seed,
-        policy=policy,
-        settings=dict(chosen),
+        policy=chosen.policy_name,
+        settings=dict(chosen.settings),
         num_inference_steps=steps,
         guidance_scale=guidance,
     )
@@ -192,7 +212,10 @@ def counted(counts: dict[str, int]) -> str:
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to show.")],
     model: Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")] = "shapes-wan",
-    policy: Annotated[str, typer.Option(help="Caching policy.")] = "mixcache",
+    policy: Annotated[str | None, typer.Option(help="Caching policy; hindsight unless told.")] = None,
+    speedup: Speedup = None,
+    quality: Quality = None,
+    profile: ProfileFile = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first noise.")] = 0,
@@ -206,7 +229,7 @@ def generate(
 ) -> None:
     """Generates one clip from any supported local pipeline folder."""
     try:
-        config = parse_config(policy, settings)
+        config = parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
         width, height = parse_size(size)
         if plain and trace:
             raise ValueError("--trace needs the cache, which --plain leaves out")
@@ -302,6 +325,125 @@ def open_model(name: str) -> tuple[Any, dict[str, Any]]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
     return pipeline.to("cuda") if has_gpu else pipeline, {}
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="The profile to write; PROFILE.partial is kept until it is done.")],
+    model: Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")] = "shapes-wan",
+    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.")] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, max=1000, help="Captions, for a built-in model.")] = 4,
+    steps: Annotated[int | None, typer.Option(min=4, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Number of frames.")] = None,
+    force: Force = False,
+) -> None:
+    """Measures what `--speedup` needs to know of a model, on a few prompts; goes on where it was cut off."""
+    try:
+        width, height = parse_size(size)
+        prepare_file(out, force, ".json")
+        given = read_prompts(prompts) if prompts else None
+    except (ValueError, TypeError) as error:
+        fail(error)
+    quiet()
+    from mixcache.calibration import CalibrationConfig, built_in_prompts
+    from mixcache.calibration import calibrate as measure
+    from mixcache.generation import accepted_arguments
+    from mixcache.zoo import BUILT_IN
+
+    asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
+    asked |= {"num_inference_steps": steps, "guidance_scale": guidance}
+    try:
+        pipeline, arguments = open_model(model)
+        if given is None and model not in BUILT_IN:
+            raise ValueError("--prompts FILE is missing: only the built-in models bring captions of their own")
+        arguments = accepted_arguments(pipeline, arguments | {k: v for k, v in asked.items() if v is not None})
+        config = CalibrationConfig(
+            model=model if model in BUILT_IN else Path(model).resolve().name,
+            prompts=tuple(given or built_in_prompts(num_prompts)),
+            arguments=arguments,
+        )
+        with progress_display() as progress:
+            task = progress.add_task("measurements", total=None)
+            profile = measure(
+                pipeline, config, out, lambda done, total: progress.update(task, completed=done, total=total)
+            )
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted; the same command goes on from {out}.partial.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"profile   {out}")
+    typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in profile.costs.items()))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty; ValueError where there are none."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the prompts {path} cannot be read: {getattr(error, 'strerror', None) or 'no text'}"
+        ) from None
+    found = [line for line in lines if line]
+    if not found:
+        raise ValueError(f"there is no prompt in {path}; write one a line")
+    return found
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")] = "shapes-wan",
+    profile: ProfileFile = None,
+    speedup: Speedup = None,
+    quality: Quality = None,
+    steps: Annotated[int | None, typer.Option(min=2, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
+    force_profile: Annotated[bool, typer.Option("--force-profile", help="Take a profile of another model.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Picture of the frontier to write.")] = None,
+    force: Force = False,
+) -> None:
+    """Prints the schedule for a wanted speed-up or quality, what it is expected to give, and what else there is."""
+    named = {"speedup": speedup, "quality": quality, "profile": profile, "force_profile": force_profile or None}
+    try:
+        config = parse_config("planned", None, **named)
+        if png:
+            prepare_file(png, force, ".png")
+    except (ValueError, TypeError) as error:
+        fail(error)
+    quiet()
+    from mixcache.attachment import enable
+    from mixcache.planning import noise_levels
+    from mixcache.report.frontier import draw_frontier, frontier_rows, letters
+
+    try:
+        pipeline, arguments = open_model(model)
+        with enable(pipeline, config) as handle:
+            planner = handle.planner
+        scale = guidance if guidance is not None else arguments.get("guidance_scale", planner.profile.guidance)
+        sigmas = noise_levels(planner.profile, pipeline.scheduler, steps)
+        plans = planner.frontier(sigmas, scale)
+        chosen = planner.chosen(plans)
+        if png:
+            draw_frontier(plans, chosen, png)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        fail(error)
+    typer.echo(f"schedule  {letters(chosen.choices)}")
+    typer.echo("          # compute, s step, g cfg, b block; capitals extrapolate (order 1 or 2)")
+    typer.echo(
+        f"expected  {chosen.speedup:.2f}x of the denoising loop (text encoder and VAE left out), {psnr_text(chosen)}"
+    )
+    typer.echo("frontier")
+    for row in frontier_rows(plans, chosen):
+        typer.echo(f"  {row}")
+    if png:
+        typer.echo(f"picture   {png}")
+
+
+def psnr_text(chosen: Any) -> str:
+    """`PSNR 41.3 dB`, or `identical`."""
+    return f"PSNR {chosen.psnr_db:.1f} dB" if chosen.psnr_db != float("inf") else "identical"
 
 
 @app.command()

@@ -89,7 +89,7 @@ class Engine:
         self._residuals: dict[StreamKey, History] = {}
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._difference = History(self._length)
-        self._state = policy.init()
+        self._state = self._seen_state = policy.init()
         self._record: StepRecord | None = None
         self._call = ""
         self._span_input: Streams = ()
@@ -100,8 +100,8 @@ class Engine:
 
     @property
     def policy_state(self) -> Any:
-        """What the policy itself remembers of this trajectory."""
-        return getattr(self._state, "inner", self._state)
+        """What the policy itself remembers of the trajectory under way, or of the last one."""
+        return getattr(self._seen_state, "inner", self._seen_state)
 
     def keeps(self, granularity: Granularity) -> bool:
         """True where policy and model both allow it, so that there are histories for it."""
@@ -234,6 +234,7 @@ class Engine:
             guidance=self._guidance() if self.policy.looks_back else None,
             costs=self._costs,
         )
+        self._seen_state = self._state
         decision = self.policy.decide(step, self._state)
         if decision.granularity is not Granularity.COMPUTE and decision.granularity not in ages:
             decision = Decision(granularity=Granularity.COMPUTE, reason="no history")

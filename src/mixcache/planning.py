@@ -16,9 +16,11 @@ beam.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,8 @@ DOUBT = 0.5
 COST_LEVELS_PER_STEP = 4
 KEPT_PER_LEVEL = 2
 MAX_AGE = 8
+SLACK = 0.02
+"""A plan may be this much slower than asked: one computed step more or less is as much at 2x and 50 steps."""
 Choice = tuple[Granularity, int]
 COMPUTE: Choice = (Granularity.COMPUTE, 0)
 Nodes = tuple[int, ...]
@@ -112,6 +116,28 @@ def _carry(profile: Profile, kind: str, levels: np.ndarray) -> np.ndarray:
     return np.exp(np.interp(-levels, -pairs[:, 0], np.log(np.maximum(pairs[:, 1], 1e-6))))
 
 
+def noise_levels(profile: Profile, scheduler: Any, num_steps: int | None) -> tuple[float, ...]:
+    """Noise levels of `num_steps` steps of this scheduler, which stays as it is, and of its end; those of the profile
+    where the number is not given. ValueError where the scheduler needs to know more."""
+    if num_steps is None or num_steps == len(profile.sigmas) - 1:
+        return tuple(profile.sigmas)
+    scheduler = copy.deepcopy(scheduler)
+    try:
+        scheduler.set_timesteps(num_steps)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{type(scheduler).__name__} does not tell the noise levels of {num_steps} steps: {error}"
+        ) from error
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) < num_steps:
+        raise ValueError(f"{type(scheduler).__name__} has no sigmas; leave the number of steps as in the profile")
+    return (*(float(sigma) for sigma in sigmas[:num_steps]), float(profile.sigmas[-1]))
+
+
+_Path = tuple["_Path", Choice] | None
+"""A schedule as a chain: all but the last step, and the choice there."""
+
+
 @dataclass(slots=True)
 class _Batch:
     """Partial schedules whose next predictions stand on the same computed steps."""
@@ -121,28 +147,27 @@ class _Batch:
     """Sum of moves, one row per schedule."""
     alone: np.ndarray
     """Sum of what counts alone."""
-    paths: list[_Path]
+    paths: np.ndarray
+    """Of objects, `_Path`; without the choice of the last step, which is in `choices`."""
+    choices: np.ndarray
+    """Of the last step, as indices into what may be chosen."""
 
-    @property
-    def harm(self) -> np.ndarray:
-        return np.square(self.moved).sum(1) + self.alone
-
-    def pruned(self) -> _Batch:
-        """The least harmful of each level of cost that are not worse than a cheaper one."""
-        harm = self.harm
-        best = np.lexsort((harm, np.round(self.cost * COST_LEVELS_PER_STEP)))
-        levels = np.round(self.cost[best] * COST_LEVELS_PER_STEP)
-        kept, least = [], math.inf
-        for level in np.unique(levels):
-            of_level = best[levels == level][:KEPT_PER_LEVEL]
-            if harm[of_level[0]] < least:
-                least = float(harm[of_level[0]])
-                kept += of_level.tolist()
-        return _Batch(self.cost[kept], self.moved[kept], self.alone[kept], [self.paths[k] for k in kept])
-
-
-_Path = tuple["_Path", Choice] | None
-"""A schedule as a chain: all but the last step, and the choice there."""
+    def pruned(self, names: Sequence[Choice]) -> _Batch:
+        """The least harmful of each level of cost that are not worse than a cheaper one, with their last choice put
+        into the paths."""
+        harm = np.einsum("ij,ij->i", self.moved, self.moved) + self.alone
+        levels = np.round(self.cost * COST_LEVELS_PER_STEP)
+        order = np.lexsort((harm, levels))
+        levels, harm = levels[order], harm[order]
+        starts = np.flatnonzero(np.r_[True, levels[1:] != levels[:-1]])
+        least_before = np.r_[np.inf, np.minimum.accumulate(harm[starts])[:-1]]
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        is_better = np.repeat(harm[starts] < least_before, np.diff(np.r_[starts, len(order)]))
+        kept = order[(rank < KEPT_PER_LEVEL) & is_better]
+        paths = np.empty(len(kept), dtype=object)
+        for place, k in enumerate(kept):
+            paths[place] = (self.paths[k], names[self.choices[k]])
+        return _Batch(self.cost[kept], self.moved[kept], self.alone[kept], paths, np.zeros(len(kept), dtype=int))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +187,9 @@ class Planner:
     )
 
     def __post_init__(self) -> None:
-        self.chosen(self.frontier(tuple(self.profile.sigmas), self.profile.guidance))
+        sigmas, guidance = tuple(self.profile.sigmas), self.profile.guidance
+        plan = self.chosen(self.frontier(sigmas, guidance))
+        self._known[sigmas, guidance] = (plan, Trajectory(self.profile, sigmas, guidance))
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Plan, Trajectory]:
         """The plan for these noise levels and the profile read there; worked out once.
@@ -182,45 +209,68 @@ class Planner:
     def chosen(self, plans: Sequence[Plan]) -> Plan:
         """Of a frontier, the plan that was asked for; ValueError with the reachable range where there is none."""
         if self.speedup is not None:
-            found = [plan for plan in plans if plan.speedup >= self.speedup]
+            found = [plan for plan in plans if plan.speedup > self.speedup - 1e-9]
             if not found:
                 raise ValueError(
                     f"speedup={self.speedup:g} cannot be reached; this model and machine allow 1 to "
-                    f"{plans[-1].speedup:.2f}"
+                    f"{_floored(plans[-1].speedup, 2)}"
                 )
             return max(found, key=lambda plan: plan.psnr_db)
+        if len(plans) == 1:
+            raise ValueError(f"the profile knows nothing that choices={self.choices!r} could cache")
         found = [plan for plan in plans if plan.psnr_db >= (self.quality or 0.0)]
         if len(found) < 2:
             raise ValueError(
                 f"quality={self.quality:g} dB leaves nothing to cache; this model allows {plans[-1].psnr_db:.1f} to "
-                f"{max(p.psnr_db for p in plans if math.isfinite(p.psnr_db)):.1f}"
+                f"{_floored(max(p.psnr_db for p in plans if math.isfinite(p.psnr_db)), 1)}"
             )
         return max(found, key=lambda plan: plan.speedup)
 
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
         """The least harmful plans from slowest to fastest; the first computes everything."""
         trajectory = Trajectory(self.profile, sigmas, guidance)
-        costs = self.profile.costs
-        batches: dict[Nodes, _Batch] = {
-            (): _Batch(np.zeros(1), np.zeros((1, trajectory.guided.shape[1])), np.zeros(1), [None])
-        }
         options = list(self._options(trajectory))
+        found = self._search(trajectory, options)
+        steps_alone = [choice for choice in options if choice[0] is Granularity.STEP]
+        if len(steps_alone) < len(options):  # a beam may lose among many options what it finds among few
+            found += self._search(trajectory, steps_alone)
+        best, frontier = -math.inf, []
+        for plan in sorted(found, key=lambda plan: (-plan.speedup, -plan.psnr_db)):  # a slower one must be better
+            if plan.psnr_db > best:
+                best = plan.psnr_db
+                frontier.append(plan)
+        return frontier[::-1]
+
+    def _search(self, trajectory: Trajectory, options: Sequence[Choice]) -> list[Plan]:
+        names = [COMPUTE, *options]
+        none = np.empty(1, dtype=object)
+        width = trajectory.guided.shape[1]
+        batches: dict[Nodes, _Batch] = {}
+        batches[()] = _Batch(np.zeros(1), np.zeros((1, width)), np.zeros(1), none, np.zeros(1, dtype=int))
         for index in range(trajectory.num_steps):
             parts: dict[Nodes, list[_Batch]] = {}
             for nodes, batch in batches.items():
                 computed = (*nodes, index)[-self.order - 1 :]
-                paths: list[_Path] = [(path, COMPUTE) for path in batch.paths]
-                parts.setdefault(computed, []).append(
-                    _Batch(batch.cost + costs["compute"], batch.moved, batch.alone, paths)
-                )
+                cost = batch.cost + self.profile.costs["compute"]
+                parts.setdefault(computed, []).append(replace(batch, cost=cost))
                 if not nodes or index - nodes[-1] > MAX_AGE:
                     continue
-                for choice in options:
-                    if choice[1] >= len(nodes):
-                        continue
-                    parts.setdefault(nodes, []).append(_with(batch, trajectory, choice, index, nodes, costs))
-            batches = {nodes: _joined(batch).pruned() for nodes, batch in parts.items()}
+                for number, choice in enumerate(names[1:], start=1):
+                    if choice[1] < len(nodes):
+                        cached = self._with(batch, trajectory, choice, index, nodes)
+                        cached.choices = np.full(len(cached.cost), number)
+                        parts.setdefault(nodes, []).append(cached)
+            batches = {nodes: _joined(batch).pruned(names) for nodes, batch in parts.items()}
         return self._plans(_joined(list(batches.values())), trajectory.num_steps)
+
+    def _with(self, batch: _Batch, trajectory: Trajectory, choice: Choice, index: int, nodes: Nodes) -> _Batch:
+        """The schedules of `batch` with one cached step more."""
+        move = trajectory.move(*choice, index, nodes)
+        alone = float(move @ move)
+        cost = batch.cost + self.profile.costs[choice[0].value]
+        if choice[0] is Granularity.BLOCK:
+            return replace(batch, cost=cost, alone=batch.alone + (1 + DOUBT**2) * alone)
+        return replace(batch, cost=cost, moved=batch.moved + move, alone=batch.alone + DOUBT**2 * alone)
 
     def _options(self, trajectory: Trajectory) -> Iterator[Choice]:
         for name in self.choices:
@@ -234,8 +284,8 @@ class Planner:
                 yield from ((granularity, order) for order in range(self.order + 1))
 
     def _plans(self, batch: _Batch, num_steps: int) -> list[Plan]:
-        plans, harm = [], batch.harm
-        for place in np.argsort(batch.cost)[::-1]:
+        plans, harm = [], np.square(batch.moved).sum(1) + batch.alone
+        for place in range(len(harm)):
             choices, path = [], batch.paths[place]
             while path is not None:
                 path, choice = path
@@ -244,34 +294,16 @@ class Planner:
             caches = any(choice != COMPUTE for choice in choices)
             speedup = float(num_steps / batch.cost[place]) if caches else 1.0
             plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr))
-        best, frontier = -math.inf, []
-        for plan in reversed(plans):  # from fastest to slowest: a slower one must be better
-            if plan.psnr_db > best:
-                best = plan.psnr_db
-                frontier.append(plan)
-        return frontier[::-1]
+        return plans
 
 
-def _with(
-    batch: _Batch, trajectory: Trajectory, choice: Choice, index: int, nodes: Nodes, costs: Mapping[str, float]
-) -> _Batch:
-    """The schedules of `batch` with one cached step more."""
-    move = trajectory.move(*choice, index, nodes)
-    alone = float(move @ move)
-    if choice[0] is Granularity.BLOCK:
-        moved, alone = batch.moved, (1 + DOUBT**2) * alone
-    else:
-        moved, alone = batch.moved + move, DOUBT**2 * alone
-    paths: list[_Path] = [(path, choice) for path in batch.paths]
-    return _Batch(batch.cost + costs[choice[0].value], moved, batch.alone + alone, paths)
+def _floored(value: float, num_digits: int) -> str:
+    """With so many digits behind the point, and never over `value`: what a message promises can be asked for."""
+    scale = 10**num_digits
+    return f"{math.floor(value * scale + 1e-6) / scale:.{num_digits}f}"
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:
     if len(batches) == 1:
         return batches[0]
-    return _Batch(
-        np.concatenate([batch.cost for batch in batches]),
-        np.concatenate([batch.moved for batch in batches]),
-        np.concatenate([batch.alone for batch in batches]),
-        [path for batch in batches for path in batch.paths],
-    )
+    return _Batch(*(np.concatenate([getattr(b, f.name) for b in batches]) for f in fields(_Batch)))

@@ -166,7 +166,9 @@ def weights_hash(transformer: Any) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(transformer.named_parameters()):
         flat = value.detach().flatten()
-        places = torch.linspace(0, max(0, flat.numel() - 1), min(64, flat.numel())).long()
+        last = max(0, flat.numel() - 1)
+        # float32 rounds the last place of a large parameter up, over its end
+        places = torch.linspace(0, last, min(64, flat.numel())).long().clamp(max=last)
         sample = flat[places.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name} {tuple(value.shape)} {sample.tolist()}".encode())
     return digest.hexdigest()[:16]

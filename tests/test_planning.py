@@ -1,0 +1,373 @@
+"""Schedules from a profile, on hand-made ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mixcache.decision import Granularity
+from mixcache.history import lagrange_weights
+from mixcache.planning import COMPUTE, DOUBT, MAX_AGE, Plan, Planner, Trajectory, noise_levels
+from mixcache.profiles import FORMAT, Profile
+
+STEP, CFG, BLOCK = Granularity.STEP, Granularity.CFG, Granularity.BLOCK
+REUSE, EXTRAPOLATE = (STEP, 0), (STEP, 1)
+SIGMAS = (1.0, 0.75, 0.5, 0.0)
+LETTERS = {Granularity.COMPUTE: ".", STEP: "s", CFG: "c", BLOCK: "b"}
+
+
+def made(outputs: Sequence[float | Sequence[float]], sigmas: Sequence[float] = SIGMAS, **changed: Any) -> Profile:
+    """A profile of points, or of numbers on a line, without guidance, where all of an error arrives; its PSNR is
+    -10 log10(harm)."""
+    points = [[output] if isinstance(output, float) else list(output) for output in outputs]
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "model": "made",
+        "transformer_class": "Made",
+        "fingerprint": "",
+        "weights": "",
+        "dtype": "torch.float32",
+        "guidance": None,
+        "sigmas": list(sigmas),
+        "outputs": points,
+        "differences": [[0.0] * len(point) for point in points],
+        "residuals": [],
+        "carry": {"step": [[1.0, 1.0]]},
+        "costs": {"compute": 1.0, "step": 0.1},
+        "psnr_at_one": 0.0,
+        "band": 1.0,
+        "impacts": {},
+        "impacts_by_step": {},
+    }
+    return Profile(**values | changed)
+
+
+def guided_profile() -> Profile:
+    """At guidance 3 the guided outputs are c - 2 d: -1, -4, 0."""
+    return made(
+        [1.0, 2.0, 4.0],
+        guidance=3.0,
+        differences=[[1.0], [3.0], [2.0]],
+        residuals=[[0.0], [1.0], [1.5]],
+        carry={"step": [[1.0, 1.0], [0.5, 4.0]], "block": [[1.0, 0.5]]},
+        costs={"compute": 1.0, "step": 0.1, "cfg": 0.5, "block": 0.4},
+    )
+
+
+def frontier_of(profile: Profile, **settings: Any) -> list[Plan]:
+    return Planner(profile=profile, speedup=1.0, **settings).frontier(profile.sigmas, profile.guidance)
+
+
+def pattern(plan: Plan) -> str:
+    """`.` computed, `s` step, `c` cfg, `b` block."""
+    return "".join(LETTERS[granularity] for granularity, _ in plan.choices)
+
+
+def wave(num_steps: int, seed: int = 0) -> Profile:
+    """A smooth curve in the plane with a little noise, over even noise levels."""
+    chance = random.Random(seed)
+    sigmas = [1 - index / num_steps for index in range(num_steps + 1)]
+    points = [
+        (math.sin(4 * sigma) + chance.gauss(0, 0.02), math.cos(3 * sigma) + chance.gauss(0, 0.02))
+        for sigma in sigmas[:-1]
+    ]
+    return made(points, sigmas)
+
+
+# ---------------------------------------------------------------------------------------------------------- trajectory
+
+
+@pytest.mark.parametrize(
+    ("granularity", "order", "index", "nodes", "error"),
+    [
+        (STEP, 0, 1, (0,), 3.0),  # -1 for -4
+        (STEP, 0, 2, (0, 1), -4.0),  # the last one: -4 for 0
+        (STEP, 1, 2, (0, 1), -7.0),  # the levels are even: 2 * -4 - -1 = -7 for 0
+        (CFG, 0, 1, (0,), 4.0),  # (1 - 3) * (1 - 3)
+        (CFG, 1, 2, (0, 1), -6.0),  # (1 - 3) * (5 - 2)
+        (BLOCK, 0, 2, (0,), -1.5),
+        (BLOCK, 1, 2, (0, 1), 0.5),  # 2 for 1.5
+    ],
+)
+def test_the_error_of_a_cached_step(
+    granularity: Granularity, order: int, index: int, nodes: tuple[int, ...], error: float
+) -> None:
+    trajectory = Trajectory(guided_profile(), SIGMAS, 3.0)
+    assert trajectory.error(granularity, order, index, nodes) == pytest.approx([error])
+
+
+def test_a_move_is_error_times_way_times_carry() -> None:
+    """The way from 0.75 is a quarter; carry there is 2 between 1 and 4, and 0.5 for block."""
+    trajectory = Trajectory(guided_profile(), SIGMAS, 3.0)
+    assert trajectory.move(STEP, 0, 1, (0,)) == pytest.approx([3.0 * 0.25 * 2])
+    assert trajectory.move(CFG, 0, 1, (0,)) == pytest.approx([4.0 * 0.25 * 2])
+    assert trajectory.move(STEP, 0, 2, (0,)) == pytest.approx([-1.0 * 0.5 * 4])
+    assert trajectory.move(BLOCK, 0, 1, (0,)) == pytest.approx([-1.0 * 0.25 * 0.5])
+
+
+@pytest.mark.parametrize(("guidance", "step", "cfg"), [(1.0, -1.0, 0.0), (2.0, 1.0, 2.0), (6.0, 9.0, 10.0)])
+def test_another_guidance_than_that_of_the_profile(guidance: float, step: float, cfg: float) -> None:
+    """c goes from 1 to 2 and d from 1 to 3: reuse is wrong by -1 + (1 - g) * -2."""
+    trajectory = Trajectory(guided_profile(), SIGMAS, guidance)
+    assert trajectory.error(STEP, 0, 1, (0,)) == pytest.approx([step])
+    assert trajectory.error(CFG, 0, 1, (0,)) == pytest.approx([cfg])
+
+
+def test_an_unknown_guidance_is_that_of_the_profile() -> None:
+    assert Trajectory(guided_profile(), SIGMAS, None).error(STEP, 0, 1, (0,)) == pytest.approx([3.0])
+    assert Trajectory(made([1.0, 2.0, 4.0]), SIGMAS, None).error(STEP, 0, 1, (0,)) == pytest.approx([-1.0])
+
+
+def test_points_between_the_noise_levels_of_the_profile_are_on_lines() -> None:
+    """Between -1 at 1.0 and -4 at 0.75, then to 0 at 0.5, which also stands for all below."""
+    sigmas = (1.0, 0.875, 0.6, 0.25, 0.0)
+    trajectory = Trajectory(guided_profile(), sigmas, 3.0)
+    assert trajectory.num_steps == 4
+    assert trajectory.error(STEP, 0, 1, (0,)) == pytest.approx([-1.0 - -2.5])
+    assert trajectory.error(STEP, 0, 2, (0,)) == pytest.approx([-1.0 - -1.6])
+    assert trajectory.error(STEP, 0, 3, (0,)) == pytest.approx([-1.0])
+    assert trajectory.error(BLOCK, 0, 1, (0,)) == pytest.approx([-0.5])
+
+
+def test_the_relative_error_for_the_guard() -> None:
+    trajectory = Trajectory(guided_profile(), SIGMAS, 3.0)
+    assert trajectory.relative_error(0, 0.75, [1.0]) == pytest.approx(3 / 4)
+    assert trajectory.relative_error(0, 0.7, [1.0]) is None
+    assert trajectory.relative_error(0, 0.75, [0.9]) is None
+
+
+# ------------------------------------------------------------------------------------------------------------ frontier
+
+
+def test_a_frontier_worked_out_by_hand() -> None:
+    """Reuse moves by 0.25 * -1 at 0.75, by 0.5 * -2 at 0.5 and by 0.5 * -3 there if both are cached."""
+    computed, one, two = frontier_of(made([1.0, 2.0, 4.0]), order=0)
+    assert (pattern(computed), pattern(one), pattern(two)) == ("...", ".s.", ".ss")
+    assert [plan.speedup for plan in (computed, one, two)] == pytest.approx([1.0, 3 / 2.1, 3 / 1.2])
+    assert computed.psnr_db == math.inf
+    assert one.psnr_db == pytest.approx(-10 * math.log10(0.25**2 + DOUBT**2 * 0.25**2))
+    assert two.psnr_db == pytest.approx(-10 * math.log10(1.75**2 + DOUBT**2 * (0.25**2 + 1.5**2)))
+
+
+def test_errors_that_cancel_do_less_harm() -> None:
+    """Moves of -0.5 and -0.5, and of -0.5 and 0.5."""
+    alike, against = (frontier_of(made(outputs), order=0)[-1] for outputs in ([0.0, 2.0, 1.0], [0.0, 2.0, -1.0]))
+    assert alike.psnr_db == pytest.approx(-10 * math.log10(1 + DOUBT**2 / 2))
+    assert against.psnr_db == pytest.approx(-10 * math.log10(DOUBT**2 / 2))
+
+
+def test_errors_of_residuals_do_not_cancel() -> None:
+    profile = made(
+        [0.0] * 3,
+        residuals=[[0.0], [2.0], [-1.0]],
+        carry={"step": [[1.0, 1.0]], "block": [[1.0, 1.0]]},
+        costs={"compute": 1.0, "step": 0.1, "block": 0.5},
+    )
+    fastest = frontier_of(profile, order=0, choices=("block",))[-1]
+    assert pattern(fastest) == ".bb"
+    assert fastest.psnr_db == pytest.approx(-10 * math.log10((1 + DOUBT**2) / 2))
+
+
+def test_psnr_is_counted_from_that_at_one() -> None:
+    low, high = (frontier_of(made([1.0, 2.0, 4.0], psnr_at_one=psnr), order=0)[-1] for psnr in (0.0, 12.5))
+    assert high.psnr_db == pytest.approx(low.psnr_db + 12.5)
+
+
+def test_extrapolation_is_chosen_where_it_is_right() -> None:
+    """On a straight line order 1 is right to the last bit or so, and reuse is not."""
+    straight = made([index / 7 for index in range(6)], [1 - index / 6 for index in range(7)])
+    extrapolated = frontier_of(straight, order=1)[-2]
+    assert extrapolated.choices == (COMPUTE, COMPUTE, *[EXTRAPOLATE] * 4)
+    assert extrapolated.psnr_db > 200
+    reused = next(plan for plan in frontier_of(straight, order=0) if plan.speedup == extrapolated.speedup)
+    assert reused.psnr_db < 30
+
+
+@pytest.mark.parametrize(
+    ("profile", "choices", "letters"),
+    [
+        (guided_profile(), ("step", "cfg", "block"), ".scb"),
+        (guided_profile(), ("cfg",), ".c"),
+        (guided_profile(), ("block", "cfg"), ".cb"),
+        (made([1.0, 2.0, 4.0]), ("step", "cfg", "block"), ".s"),
+        (made([1.0, 2.0, 4.0]), ("cfg", "block"), "."),
+    ],
+)
+def test_only_what_is_allowed_and_known_is_chosen(profile: Profile, choices: tuple[str, ...], letters: str) -> None:
+    used = {letter for plan in frontier_of(profile, choices=choices) for letter in pattern(plan)}
+    assert used <= set(letters)
+    assert len(used) == 1 or used - {"."}
+    assert (used == {"."}) == (letters == ".")
+
+
+def test_cfg_is_not_chosen_where_guidance_has_no_weight() -> None:
+    planner = Planner(profile=guided_profile(), speedup=1.0, choices=("cfg",))
+    assert [pattern(plan) for plan in planner.frontier(SIGMAS, 1.0)] == ["..."]
+    assert len(planner.frontier(SIGMAS, 1.5)) > 1
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_frontier_begins_with_everything_computed_and_a_slower_plan_is_better(order: int) -> None:
+    plans = frontier_of(wave(12), order=order)
+    assert plans[0] == Plan(choices=(COMPUTE,) * 12, speedup=1.0, psnr_db=math.inf)
+    assert len(plans) > 5
+    for slower, faster in itertools.pairwise(plans):
+        assert slower.speedup < faster.speedup
+        assert slower.psnr_db > faster.psnr_db
+    assert all(plan.choices[0] == COMPUTE for plan in plans)
+
+
+def test_a_step_is_decided_as_planned() -> None:
+    plan = frontier_of(wave(12))[-1]
+    decisions = [plan.decision(index) for index in range(12)]
+    assert [(decision.granularity, decision.order) for decision in decisions] == list(plan.choices)
+
+
+def by_hand(profile: Profile, choices: Sequence[tuple[Granularity, int]]) -> tuple[float, float] | None:
+    """Cost and harm of a schedule of whole steps, worked out apart; None where an order finds no history."""
+    sigmas, cost = profile.sigmas, 0.0
+    computed: list[int] = []
+    moves = []
+    for index, (granularity, order) in enumerate(choices):
+        cost += profile.costs[granularity.value]
+        if granularity is Granularity.COMPUTE:
+            computed.append(index)
+            continue
+        if order >= len(computed):
+            return None
+        nodes = computed[-order - 1 :]
+        weights = lagrange_weights([sigmas[node] for node in nodes], sigmas[index])
+        way = sigmas[index] - sigmas[index + 1]
+        moves.append(
+            [
+                way * (sum(w * profile.outputs[node][axis] for w, node in zip(weights, nodes, strict=True)) - value)
+                for axis, value in enumerate(profile.outputs[index])
+            ]
+        )
+    together = sum(sum(axis) ** 2 for axis in zip(*moves, strict=True))
+    alone = sum(value**2 for move in moves for value in move)
+    return cost, together + DOUBT**2 * alone
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_schedule_is_as_cheap_and_much_less_harmful(seed: int) -> None:
+    """All schedules of 6 whole steps; the beam may miss the best one by a tenth of a decibel."""
+    profile = wave(6, seed)
+    plans = frontier_of(profile, order=1)
+    for plan in plans[1:]:
+        cost, harm = by_hand(profile, plan.choices) or (0.0, 0.0)
+        assert plan.speedup == pytest.approx(6 / cost)
+        assert plan.psnr_db == pytest.approx(-10 * math.log10(harm))
+    found = [by_hand(profile, (COMPUTE, *rest)) for rest in itertools.product((COMPUTE, REUSE, EXTRAPOLATE), repeat=5)]
+    for cost, harm in filter(None, found):
+        if harm > 0:
+            best = max(plan.psnr_db for plan in plans if plan.speedup >= 6 / cost - 1e-9)
+            assert best > -10 * math.log10(harm) - 0.1
+
+
+def test_nothing_is_older_than_the_highest_age() -> None:
+    """Where nothing changes much, nothing but the age calls for a computed step."""
+    num_steps = 4 * (MAX_AGE + 1)
+    sigmas = [1 - index / num_steps for index in range(num_steps + 1)]
+    plans = frontier_of(made([1e-3 * index for index in range(num_steps)], sigmas), order=0)
+    assert pattern(plans[-1]) == 4 * ("." + MAX_AGE * "s")
+    assert max(len(run) for plan in plans for run in pattern(plan).split(".")) == MAX_AGE
+
+
+# ------------------------------------------------------------------------------------------------------------- planner
+
+
+def test_the_speedup_that_was_asked_for() -> None:
+    profile = made([1.0, 2.0, 4.0])
+    for wish, expected in ((1.0, "..."), (1.01, ".s."), (1.42, ".s."), (1.43, ".ss"), (2.5, ".ss")):
+        plan, _ = Planner(profile=profile, speedup=wish, order=0).plan(SIGMAS, None)
+        assert pattern(plan) == expected
+
+
+def test_the_quality_that_was_asked_for() -> None:
+    """`.s.` is at 11.07 dB and `.ss` at -5.61 dB."""
+    profile = made([1.0, 2.0, 4.0])
+    for wish, expected in ((11.0, ".s."), (-5.0, ".s."), (-5.7, ".ss"), (-99.0, ".ss")):
+        plan, _ = Planner(profile=profile, quality=wish, order=0).plan(SIGMAS, None)
+        assert pattern(plan) == expected
+
+
+def test_a_wish_out_of_reach_is_an_error_with_the_range() -> None:
+    profile = made([1.0, 2.0, 4.0])
+    with pytest.raises(ValueError, match=r"^speedup=2.6 cannot be reached; .* allow 1 to 2\.50$"):
+        Planner(profile=profile, speedup=2.6, order=0)
+    with pytest.raises(ValueError, match=r"^quality=12 dB leaves nothing to cache; this model allows -5\.6 to 11\.0$"):
+        Planner(profile=profile, quality=12, order=0)
+
+
+def test_a_quality_of_a_model_with_nothing_to_cache_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^the profile knows nothing that choices=\('cfg',\) could cache$"):
+        Planner(profile=made([1.0, 2.0, 4.0]), quality=12, choices=("cfg",))
+
+
+def test_a_plan_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = Planner(profile=wave(6), speedup=1.5)
+    asked = []
+    frontier = Planner.frontier
+
+    def counted(self: Planner, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
+        asked.append((sigmas, guidance))
+        return frontier(self, sigmas, guidance)
+
+    monkeypatch.setattr(Planner, "frontier", counted)
+    other = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+    first, again = planner.plan(other, None), planner.plan(other, None)
+    assert first[0] is again[0]
+    assert first[1] is again[1]
+    assert planner.plan(other, 2.0)[0] is not first[0]
+    assert asked == [(other, None), (other, 2.0)]
+
+
+def test_a_plan_is_of_the_noise_levels_of_the_generation() -> None:
+    plan, trajectory = Planner(profile=wave(6), speedup=1.5).plan((1.0, 0.7, 0.4, 0.2, 0.0), None)
+    assert len(plan.choices) == trajectory.num_steps == 4
+    assert trajectory.sigmas == [1.0, 0.7, 0.4, 0.2, 0.0]
+
+
+def test_a_short_schedule_has_the_nearest_plan() -> None:
+    profile = made([1.0, 2.0, 4.0])
+    fast, good = (Planner(profile=profile, order=0, **wish) for wish in ({"speedup": 2.5}, {"quality": 11.0}))
+    assert pattern(fast.plan((1.0, 0.5, 0.0), None)[0]) == ".s"
+    assert pattern(good.plan((1.0, 0.5, 0.0), None)[0]) == ".."
+    assert pattern(fast.plan((1.0, 0.0), None)[0]) == "."
+
+
+# -------------------------------------------------------------------------------------------------------- noise levels
+
+
+class FakeScheduler:
+    """Even noise levels, as many as were asked for."""
+
+    sigmas: tuple[float, ...] = ()
+
+    def set_timesteps(self, num_steps: int) -> None:
+        if num_steps > 100:
+            raise ValueError("too many steps")
+        self.sigmas = tuple(1 - index / num_steps for index in range(num_steps + 1))
+
+
+def test_noise_levels_of_a_number_of_steps() -> None:
+    profile, scheduler = made([1.0, 2.0, 4.0]), FakeScheduler()
+    assert noise_levels(profile, scheduler, None) == SIGMAS
+    assert noise_levels(profile, scheduler, 3) == SIGMAS
+    assert noise_levels(profile, scheduler, 4) == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert scheduler.sigmas == ()
+
+
+def test_a_scheduler_that_does_not_tell_its_noise_levels() -> None:
+    profile = made([1.0, 2.0, 4.0])
+    with pytest.raises(ValueError, match="FakeScheduler does not tell the noise levels of 200 steps: too many steps"):
+        noise_levels(profile, FakeScheduler(), 200)
+    with pytest.raises(ValueError, match="has no sigmas"):
+        noise_levels(profile, SimpleNamespace(set_timesteps=lambda _: None), 4)
