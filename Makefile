@@ -46,7 +46,6 @@ bench-quick: .venv/installed
 	$(BIN)/python -m mixcache.bench.quick --out docs/results
 
 study: .venv/installed
-	$(PIP) --editable '.[bench]'
 	$(BIN)/python -m mixcache.bench.study --out docs/results
 
 overhead: .venv/installed

@@ -52,6 +52,7 @@ NUM_SAMPLES = 16384
 """Values of each tensor that its inner products are taken from."""
 NUM_DIMENSIONS = 48
 """Most coordinates of a point in a profile."""
+MIN_STEPS = 4
 WINDOW = 2
 """Cached steps in a row whose carry is measured."""
 TIMED_PATTERN = ("compute", "step", "compute", "cfg", "compute", "block")
@@ -280,6 +281,8 @@ class Calibration:
             latents = self._latents(index)
         finally:
             handle.disable()
+        if len(engine.sigmas) < MIN_STEPS:
+            raise ValueError(f"{len(engine.sigmas)} steps are too few to calibrate on; take {MIN_STEPS} at least")
         guidance = handle.denoisers[0].reader.guidance
         cond, uncond = (engine.matrix("output", branch) for branch in (CONDITIONAL, UNCONDITIONAL))
         if cond is None:

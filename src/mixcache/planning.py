@@ -236,7 +236,7 @@ class Planner:
             found += self._search(trajectory, steps_alone)
         best, frontier = -math.inf, []
         for plan in sorted(found, key=lambda plan: (-plan.speedup, -plan.psnr_db)):  # a slower one must be better
-            if plan.psnr_db > best:
+            if plan.psnr_db > best and plan.speedup >= 1:
                 best = plan.psnr_db
                 frontier.append(plan)
         return frontier[::-1]

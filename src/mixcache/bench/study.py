@@ -4,8 +4,8 @@
 
 Five parts: (a) interference of granularities, (b) the two ends of the trajectory, (c) the parts of policy `mixcache`,
 (d) predictor orders and curves of quality against speed-up, (e) the distance to a schedule searched with the true
-error. What is measured is kept in the folder `--work`, clip by clip, and a run that was cut off goes on from there;
-empty it after a change of the engine or of a policy.
+error. What is measured is kept in the folder `--work`, clip by clip, and a run that was cut off goes on from there, as
+long as model, profile, engine and policies are the same.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from typing import Any, cast
 import torch
 from rich.progress import Progress
 
+import mixcache
 from mixcache import generation
 from mixcache.attachment import Handle, enable
 from mixcache.bench.methods import Method, fewer_steps
 from mixcache.bench.run import WARM_UP_STEPS, Record, margin, summarise
 from mixcache.calibration import Schedule, trace_of
-from mixcache.calls import CONDITIONAL, CallInfo, SpanMode
+from mixcache.calls import CallInfo, SpanMode
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Granularity
 from mixcache.engine import Compute, Engine, StepRecord, Streams
@@ -270,7 +271,8 @@ def oracle_trials(num_steps: int, num_prompts: int) -> Iterator[Trial]:
 
 def all_trials(parts: Sequence[str], num_steps: Sequence[int], num_prompts: int, block_cost: float) -> list[Trial]:
     """Every row; parts a, b, c and e at the first step count alone, and later counts on half of the prompts."""
-    first, trials = num_steps[0], []
+    first = num_steps[0]
+    trials: list[Trial] = []
     few = {part: min(count, num_prompts) for part, count in PROMPTS_OF_PART.items()}
     for place, count in enumerate(num_steps):
         if place and "d" not in parts:
@@ -336,14 +338,18 @@ class Store:
     """What was measured, one JSON line each, by a key."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.done = path, {}  # type: Path, dict[str, Any]
+        self.path = path
+        self.done: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+            if text and not text.endswith("\n"):
+                path.write_text(f"{text}\n")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
-                    continue  # the last line of a run that was cut off
+                    continue  # where a run was cut off
                 self.done[entry["key"]] = entry["value"]
 
     def get(self, identity: Any, measure: Callable[[], Any]) -> Any:
@@ -364,7 +370,7 @@ class Study:
         self.pipeline, self.prompts, self.arguments, self.store = pipeline, prompts, dict(arguments), store
         profile = profile_for(pipeline.transformer)
         calibrated = hashlib.sha256(json.dumps(asdict(profile), sort_keys=True).encode()).hexdigest() if profile else ""
-        self.model = [weights_hash(pipeline.transformer), calibrated[:16]]
+        self.model = [weights_hash(pipeline.transformer), calibrated[:16], code_hash()]
         self.skipped: dict[str, str] = {}
         """Methods that could not be run, and why."""
         self._plain: dict[tuple[int, int], Generated] = {}
@@ -506,6 +512,14 @@ class Study:
         return cast(dict[str, Any], self.measured("search", [num_steps, num_trials, SPEEDUP], index, measure))
 
 
+def code_hash() -> str:
+    """Of the source that decides and predicts."""
+    root = Path(mixcache.__file__).parent
+    names = ("attachment", "engine", "history", "host", "planning", "signals")
+    files = [*(root / f"{name}.py" for name in names), *sorted((root / "policies").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def schedule_trial(name: str, schedule: Any, num_prompts: int) -> Trial:
     """A schedule of part e as a row; its items are pairs of a granularity and an order."""
     pairs = tuple((str(granularity), int(order)) for granularity, order in schedule)
@@ -558,7 +572,7 @@ def with_margins(rows: list[Row]) -> list[Row]:
     """Each row with what it is above fewer plain steps of the same work, on the same prompts."""
     for row in rows:
         row["margin_db"] = None
-        if row["psnr_db"] is not None:
+        if row["psnr_db"] is not None and "ideal_by_prompt" in row:
             fewer = points(rows, PLAIN, row["num_steps"], range(row["num_prompts"]))
             row["margin_db"] = margin(fmean(row["ideal_by_prompt"]), row["psnr_db"], fewer)
     return rows
@@ -600,7 +614,7 @@ def oracle_rows(rows: Sequence[Row], searched: Row, num_steps: int) -> list[Row]
         ideals, psnrs, best = zip(*pairs, strict=True)
         found.append(
             row
-            | {"ideal": fmean(ideals), "psnr_db": fmean(psnrs), "num_prompts": len(pairs), "margin_db": None}
+            | {"ideal": fmean(ideals), "psnr_db": fmean(psnrs), "num_prompts": len(pairs)}
             | {"below_searched_db": fmean(b - p for b, p in zip(best, psnrs, strict=True))}
         )
     return found
@@ -715,10 +729,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{arguments['width']}x{arguments['height']}, held-out captions; "
         + ", ".join(f"{name} {value}" for name, value in {**result["versions"], **result["machine"]}.items()),
         "",
-        "`ideal` is the speed-up by the block work left out, without noise; `wall_clock` that of the denoising loop, the "
-        "median over prompts; PSNR (mean and spread over prompts) and SSIM are against the plain clip of the same seed; "
-        "`margin_db` is the PSNR over that of fewer plain steps of the same ideal speed-up, an en dash outside their "
-        "range. A PSNR that is absent means an identical clip.",
+        "`ideal` is the speed-up by the block work left out, without noise; `wall_clock` that of the denoising loop, "
+        "the median over prompts; PSNR (mean and spread over prompts) and SSIM are against the plain clip of the same "
+        "seed, and no PSNR means an identical clip; `margin_db` is the PSNR over that of fewer plain steps of the same "
+        "ideal speed-up, an en dash outside their range.",
         "",
         "![Quality against speed-up, and the deviation over sigma](method-study.png)",
     ]
@@ -744,13 +758,11 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Quality against ideal speed-up, a panel for each step count, and the deviation over sigma."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     curves: dict[str, dict[str, Points]] = result["curves"]
-    figure, panels = pyplot.subplots(1, len(curves) + 1, figsize=(6.5 * (len(curves) + 1), 5), layout="constrained")
+    figure = Figure(figsize=(6.5 * (len(curves) + 1), 5), layout="constrained")
+    panels = figure.subplots(1, len(curves) + 1)
     for panel, (count, of_count) in zip(panels, curves.items(), strict=False):
         for number, curve in enumerate(CURVES):
             if of_count.get(curve):
@@ -759,7 +771,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         panel.set(xlabel="ideal speed-up", ylabel="PSNR (dB) to the plain clip", title=f"{count} steps", xlim=(1, 4))
     for name, line in result["deviations"].items():
         panels[-1].plot(*zip(*line, strict=True), marker=".", label=name)
-    panels[-1].set(xlabel="sigma", ylabel="relative L1 change since the step before", title="deviation")
+    panels[-1].set(
+        xlabel="sigma", ylabel="relative L1 error of the prediction", title="deviation, order 0 unless named"
+    )
     panels[-1].set_yscale("log")
     panels[-1].invert_xaxis()
     for panel in panels:
@@ -767,7 +781,6 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         if panel.lines:
             panel.legend(fontsize="small")
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -815,18 +828,11 @@ def measure_all(
             if row["part"] == "e" and row["method"].startswith("planned") and row["psnr_db"] is not None:
                 row["below_searched_db"] = (searched["psnr_db"] or 0.0) - row["psnr_db"]
     return {
-        "rows": with_interpolated(rows),
+        "rows": with_margins(rows),
         "curves": {str(count): lines(rows, count) for count in num_steps},
         "deviations": mean_deviations(runs),
         "searches": searches,
     }
-
-
-def with_interpolated(rows: list[Row]) -> list[Row]:
-    """Margins for the rows that were measured; interpolated ones have none."""
-    measured = [row for row in rows if "ideal_by_prompt" in row or row["psnr_db"] is None]
-    with_margins(measured)
-    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

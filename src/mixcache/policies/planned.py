@@ -7,6 +7,7 @@ computed step the error that reuse would have made is held against the one that 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -43,7 +44,8 @@ class Progress:
     computed: list[float] = field(default_factory=list)
     """Noise levels of the last computed steps."""
     excess: float = 0.0
-    """Last seen error of reuse over the expected one."""
+    """Seen error of reuse over the expected one: the geometric mean of the last two, since one says little."""
+    last_excess: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,9 @@ class Planned(Policy):
     """Granularities that may be chosen."""
     order: int = 1
     """Highest order of predictor."""
-    guard: float = 1.5
-    """How far over the band of the calibration an error may be before the plan is left."""
+    guard: float = 2.0
+    """How far over the band of the calibration an error may be before the plan is left; errors of `step` are watched, so
+    there is no guard where `choices` lacks it."""
     planner: SchedulePlanner | None = None
     """Makes the plan; `enable` puts in the one of the profile."""
 
@@ -86,7 +89,7 @@ class Planned(Policy):
         if self.quality is not None and not is_number(self.quality):
             raise ValueError(f"quality={self.quality!r} must be a finite number of decibels, such as 40")
         if not is_number(self.guard) or self.guard <= 0:
-            raise ValueError(f"guard={self.guard!r} must be a finite number over 0, such as 1.5")
+            raise ValueError(f"guard={self.guard!r} must be a finite number over 0, such as 2.0")
         if isinstance(self.choices, str) or not self.choices:
             raise ValueError(f"choices={self.choices!r} must be a list of step, cfg and block, with one at least")
         for name in self.choices:
@@ -133,5 +136,6 @@ class Planned(Policy):
         if seen is not None and state.expectation is not None and state.computed:
             expected = state.expectation.relative_error(0, measurement.sigma, state.computed[-1:])
             if expected is not None:
-                state.excess = seen / max(expected, 1e-6)
+                excess = seen / max(expected, 1e-6)
+                state.excess, state.last_excess = math.sqrt(excess * state.last_excess), excess
         state.computed = [measurement.sigma]
