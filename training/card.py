@@ -40,9 +40,10 @@ pipeline's default of 512 padded tokens is slower, and not what it was trained o
 `training/train_vae.py` ({vae_frames_steps} steps on frames, {vae_clips_steps} on clips, {vae_decoder_steps} of the
 decoder alone, all of 64x64 pixels, and {vae_full_size_steps} of the decoder on 96x96; {vae_minutes:.0f} minutes), then
 `training/train_transformer.py`: {small_steps} steps of 32 clips out of {small_clips} of 64x64 pixels
-({small_minutes:.0f} minutes), and from there {steps} steps of 16 clips out of {clips} of 96x96 ({minutes:.0f} minutes).
-Seed 0, on {hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}.
-Last logged loss {loss:.3f}.
+({small_minutes:.0f} minutes), from there {middle_steps} steps of 16 clips out of {clips} of 96x96 ({middle_minutes:.0f}
+minutes, seed 0; weighted to clips of two objects after step 3,500), and from there {steps} more ({minutes:.0f} minutes,
+seed 7; weighted to two objects and to spinning ones, which then all turned one way). Seed 0 where none is named, on {hardware}, shared with other work. Flow matching with Muon and AdamW, caption
+dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
 
 ## Figures
 
@@ -82,8 +83,9 @@ def main() -> None:
     evaluation = json.loads((args.runs / "evaluation.json").read_text())
     vae = json.loads((args.runs / "vae" / "figures.json").read_text())
     stages = {name: last_row(args.runs / "vae" / f"{name}.log.jsonl") for name in STAGES}
-    small, denoiser = (
-        last_row(args.runs / name / "checkpoint.log.jsonl") for name in ("transformer-64", "transformer")
+    small, middle, denoiser = (
+        last_row(args.runs / name / "checkpoint.log.jsonl")
+        for name in ("transformer-64", "transformer", "transformer-2")
     )
     sizes = {part: (args.out / part).glob("*.safetensors") for part in ("transformer", "vae", "text_encoder")}
     num_bytes = {part: sum(path.stat().st_size for path in paths) for part, paths in sizes.items()}
@@ -95,8 +97,10 @@ def main() -> None:
         small_steps=small["step"],
         small_clips=int((args.runs / "transformer-64" / "latents.done").read_text()),
         small_minutes=small["seconds"] / 60,
+        middle_steps=middle["step"],
+        middle_minutes=middle["seconds"] / 60,
         steps=denoiser["step"],
-        clips=int((args.runs / "transformer" / "latents.done").read_text()),
+        clips=int((args.runs / "transformer-2" / "latents.done").read_text()),
         minutes=denoiser["seconds"] / 60,
         loss=denoiser["loss"],
         ema=0.998,
