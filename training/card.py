@@ -42,8 +42,9 @@ decoder alone, all of 64x64 pixels, and {vae_full_size_steps} of the decoder on 
 `training/train_transformer.py`: {small_steps} steps of 32 clips out of {small_clips} of 64x64 pixels
 ({small_minutes:.0f} minutes), from there {middle_steps} steps of 16 clips out of {clips} of 96x96 ({middle_minutes:.0f}
 minutes, seed 0; weighted to clips of two objects after step 3,500), and from there {steps} more ({minutes:.0f} minutes,
-seed 7; weighted to two objects and to spinning ones, which then all turned one way). Seed 0 where none is named, on {hardware}, shared with other work. Flow matching with Muon and AdamW, caption
-dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
+seed 7; weighted to two objects and to spinning ones, which then all turned one way). Seed 0 where none is named, on
+{hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged
+loss {loss:.3f}.
 
 ## Figures
 

@@ -99,7 +99,7 @@ def video_ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.T
     _, height, width, _ = first.shape
     if min(height, width) < 11:
         raise ValueError(f"frames are {height} by {width} pixels; SSIM needs at least 11 by 11 for its window")
-    preds, target = first.permute(0, 3, 1, 2), second.permute(0, 3, 1, 2)
+    preds, target = first.float().permute(0, 3, 1, 2), second.float().permute(0, 3, 1, 2)
     return float(structural_similarity_index_measure(preds, target, data_range=1.0))
 
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ DOUBT = 0.5
 """How much of an error is taken not to cancel; `carry` differs between prompts by about this factor."""
 COST_LEVELS_PER_STEP = 4
 KEPT_PER_LEVEL = 2
+NUM_REMEMBERED = 64
 MAX_AGE = 8
 SLACK = 0.02
 """A plan may be this much slower than asked: one computed step more or less is as much at 2x and 50 steps."""
@@ -182,29 +183,36 @@ class Planner:
     quality: float | None = None
     choices: tuple[str, ...] = ("step", "cfg", "block")
     order: int = 1
-    _known: dict[tuple[tuple[float, ...], float | None], tuple[Plan, Trajectory]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         sigmas, guidance = tuple(self.profile.sigmas), self.profile.guidance
-        plan = self.chosen(self.frontier(sigmas, guidance))
-        self._known[sigmas, guidance] = (plan, Trajectory(self.profile, sigmas, guidance))
+        if self._key(sigmas, guidance) not in _PLANS:
+            self._remember(sigmas, guidance, self.chosen(self.frontier(sigmas, guidance)))
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Plan, Trajectory]:
-        """The plan for these noise levels and the profile read there; worked out once.
+        """The plan for these noise levels and the profile read there.
 
-        Where these steps do not allow what was asked, it is the nearest plan.
+        Where these steps do not allow what was asked, it is the nearest plan. The newest `NUM_REMEMBERED` plans of all
+        planners are remembered: a search takes about a second.
         """
-        key = (sigmas, guidance)
-        if key not in self._known:
-            plans = self.frontier(sigmas, guidance)
-            try:
-                plan = self.chosen(plans)
-            except ValueError:
-                plan = plans[-1] if self.speedup is not None else plans[0]
-            self._known[key] = (plan, Trajectory(self.profile, sigmas, guidance))
-        return self._known[key]
+        known = _PLANS.get(self._key(sigmas, guidance))
+        if known is not None:
+            return known
+        plans = self.frontier(sigmas, guidance)
+        try:
+            plan = self.chosen(plans)
+        except ValueError:
+            plan = plans[-1] if self.speedup is not None else plans[0]
+        return self._remember(sigmas, guidance, plan)
+
+    def _key(self, sigmas: tuple[float, ...], guidance: float | None) -> Hashable:
+        return (self.profile.digest, self.speedup, self.quality, self.choices, self.order, sigmas, guidance)
+
+    def _remember(self, sigmas: tuple[float, ...], guidance: float | None, plan: Plan) -> tuple[Plan, Trajectory]:
+        found = _PLANS[self._key(sigmas, guidance)] = (plan, Trajectory(self.profile, sigmas, guidance))
+        while len(_PLANS) > NUM_REMEMBERED:
+            del _PLANS[next(iter(_PLANS))]
+        return found
 
     def chosen(self, plans: Sequence[Plan]) -> Plan:
         """Of a frontier, the plan that was asked for; ValueError with the reachable range where there is none."""
@@ -301,6 +309,9 @@ def _floored(value: float, num_digits: int) -> str:
     """With so many digits behind the point, and never over `value`: what a message promises can be asked for."""
     scale = 10**num_digits
     return f"{math.floor(value * scale + 1e-6) / scale:.{num_digits}f}"
+
+
+_PLANS: dict[Hashable, tuple[Plan, Trajectory]] = {}
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:

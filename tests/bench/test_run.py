@@ -80,7 +80,7 @@ def test_a_run_measures_every_method_on_every_prompt(pipeline: Any) -> None:
         }
     )
     assert page.count("| every_nth step, period 2, order 0 |") == 1
-    assert "- yes: policy mixcache, it runs\n- NO: policy mixcache, it flies" in page
+    assert "- yes: it runs\n- NO: it flies" in page
 
 
 def test_the_bars_are_read_off_the_row_of_the_policy() -> None:

@@ -18,17 +18,16 @@ from mixcache.calibration import trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.models import row_for
 from mixcache.policies import Replay
-from tests.conftest import run_pipeline
 
 SCHEDULE = [(COMPUTE, 0), (COMPUTE, 0), (STEP, 1), (COMPUTE, 0), (CFG, 0), (BLOCK, 1), (COMPUTE, 0), (STEP, 0)]
 
 
-def replayed(pipeline: Any, engine: str, schedule: Any) -> tuple[torch.Tensor, Handle]:
+def replayed(pipeline: Any, generate: Any, engine: str, schedule: Any) -> tuple[torch.Tensor, Handle]:
     config = MixCacheConfig(policy=Replay(trace=trace_of(schedule)))
     handle = Handle(pipeline, config, row_for(pipeline.transformer, pipeline), study.ENGINES[engine])
     handle._attach()
     try:
-        return run_pipeline(pipeline, num_steps=len(schedule)), handle
+        return generate(pipeline, num_steps=len(schedule)), handle
     finally:
         handle.disable()
 
@@ -114,21 +113,21 @@ def test_the_store_measures_once_and_survives_a_torn_line(tmp_path: Path) -> Non
     assert Store(path).get(["b"], lambda: 4) == 3
 
 
-def test_a_stacked_step_runs_one_call_without_its_span(pipeline: Any) -> None:
-    _, handle = replayed(pipeline, "stacked", [(COMPUTE, 0), (CFG, 0), (COMPUTE, 0)])
+def test_a_stacked_step_runs_one_call_without_its_span(pipeline: Any, generate: Any) -> None:
+    _, handle = replayed(pipeline, generate, "stacked", [(COMPUTE, 0), (CFG, 0), (COMPUTE, 0)])
     calls = {call.branch: call for call in handle.trace[1].calls}
     assert calls["cond"].num_blocks == 4 - handle.engine.span.num_skipped < 4
     assert not calls["uncond"].computed
 
 
-def test_fed_histories_change_what_later_steps_predict(pipeline: Any) -> None:
+def test_fed_histories_change_what_later_steps_predict(pipeline: Any, generate: Any) -> None:
     schedule = [(COMPUTE, 0), (COMPUTE, 0), (BLOCK, 1), (STEP, 1), (CFG, 1), (COMPUTE, 0)]
-    clean, _ = replayed(pipeline, "", schedule)
-    fed, handle = replayed(pipeline, "fed", schedule)
+    clean, _ = replayed(pipeline, generate, "", schedule)
+    fed, handle = replayed(pipeline, generate, "fed", schedule)
     assert [entry.granularity for entry in handle.trace] == [granularity for granularity, _ in schedule]
     assert not torch.equal(clean, fed)
     alone = [(COMPUTE, 0), (COMPUTE, 0), (BLOCK, 1), (COMPUTE, 0)]
-    assert torch.equal(replayed(pipeline, "", alone)[0], replayed(pipeline, "fed", alone)[0])
+    assert torch.equal(replayed(pipeline, generate, "", alone)[0], replayed(pipeline, generate, "fed", alone)[0])
 
 
 def test_a_small_study_is_written_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

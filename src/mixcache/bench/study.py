@@ -572,7 +572,7 @@ def with_margins(rows: list[Row]) -> list[Row]:
     """Each row with what it is above fewer plain steps of the same work, on the same prompts."""
     for row in rows:
         row["margin_db"] = None
-        if row["psnr_db"] is not None and "ideal_by_prompt" in row:
+        if row["psnr_db"] is not None and "ideal_by_prompt" in row and row["curve"] != PLAIN:
             fewer = points(rows, PLAIN, row["num_steps"], range(row["num_prompts"]))
             row["margin_db"] = margin(fmean(row["ideal_by_prompt"]), row["psnr_db"], fewer)
     return rows

@@ -49,7 +49,7 @@ class Hindsight(Policy):
         "max_cached_run": 8,
     }
 
-    error: float = 0.002
+    error: float = 0.003
     """Harm allowed between two computed steps: relative error of the guided output times the way in sigma."""
     choices: tuple[str, ...] = ("step", "cfg", "block")
     """Granularities that may be chosen."""

@@ -74,7 +74,7 @@ class Planned(Policy):
     order: int = 1
     """Highest order of predictor."""
     guard: float = 2.0
-    """How far over the band of the calibration an error may be before the plan is left; errors of `step` are watched, so
+    """How far over the band of the calibration an error may be before the plan is left. Errors of `step` are watched:
     there is no guard where `choices` lacks it."""
     planner: SchedulePlanner | None = None
     """Makes the plan; `enable` puts in the one of the profile."""

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache, cached_property
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -81,6 +82,11 @@ class Profile:
         _must(all(cost > 0 for cost in self.costs.values()), "a cost is not over 0")
         _must(self.band >= 1, "band is under 1")
         _must(all(_is_finite(getattr(self, f.name)) for f in fields(self) if f.name != "provenance"), "a NaN is in it")
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what is in it: a SHA-256."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""
@@ -174,10 +180,11 @@ def weights_hash(transformer: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def shipped_profiles() -> list[Profile]:
+@cache
+def shipped_profiles() -> tuple[Profile, ...]:
     """All profiles in the package."""
     files = sorted(f.name for f in resources.files(__name__).iterdir() if f.name.endswith(".json"))
-    return [Profile.parse(resources.files(__name__).joinpath(name).read_text(), name) for name in files]
+    return tuple(Profile.parse(resources.files(__name__).joinpath(name).read_text(), name) for name in files)
 
 
 def profile_for(transformer: Any) -> Profile | None:
