@@ -12,8 +12,15 @@ import pytest
 import torch
 
 from mixcache.attachment import Handle
-from mixcache.bench import study
-from mixcache.bench.study import BLOCK, CFG, COMPUTE, STEP, Store, climb, even_schedule, level, neighbour
+from mixcache.bench.study import __main__ as study
+from mixcache.bench.study import measure, trials
+from mixcache.bench.study.engines import ENGINES
+from mixcache.bench.study.measure import Store, Study
+from mixcache.bench.study.page import ablation_sentence, curve_sentence, interference_sentence
+from mixcache.bench.study.search import climb, neighbour
+from mixcache.bench.study.settings import BLOCK, CFG, COMPUTE, HINDSIGHT, PLAIN, STEP
+from mixcache.bench.study.summary import level, oracle_rows, with_margins
+from mixcache.bench.study.trials import even_schedule
 from mixcache.calibration import trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.models import row_for
@@ -24,7 +31,7 @@ SCHEDULE = [(COMPUTE, 0), (COMPUTE, 0), (STEP, 1), (COMPUTE, 0), (CFG, 0), (BLOC
 
 def replayed(pipeline: Any, generate: Any, engine: str, schedule: Any) -> tuple[torch.Tensor, Handle]:
     config = MixCacheConfig(policy=Replay(trace=trace_of(schedule)))
-    handle = Handle(pipeline, config, row_for(pipeline.transformer, pipeline), study.ENGINES[engine])
+    handle = Handle(pipeline, config, row_for(pipeline.transformer, pipeline), ENGINES[engine])
     handle._attach()
     try:
         return generate(pipeline, num_steps=len(schedule)), handle
@@ -85,8 +92,8 @@ def test_a_level_is_read_between_points() -> None:
 
 
 def test_margins_are_taken_on_the_prompts_of_the_row() -> None:
-    fewer = [row(study.PLAIN, "38", [1.5, 1.5], [40.0, 90.0]), row(study.PLAIN, "20", [2.5, 2.5], [30.0, 80.0])]
-    rows = study.with_margins([*fewer, row("", "one prompt", [2.0], [38.0]), row("", "same", [1.0], [None])])
+    fewer = [row(PLAIN, "38", [1.5, 1.5], [40.0, 90.0]), row(PLAIN, "20", [2.5, 2.5], [30.0, 80.0])]
+    rows = with_margins([*fewer, row("", "one prompt", [2.0], [38.0]), row("", "same", [1.0], [None])])
     assert rows[2]["margin_db"] == pytest.approx(3)
     assert rows[3]["margin_db"] is None
 
@@ -94,12 +101,12 @@ def test_margins_are_taken_on_the_prompts_of_the_row() -> None:
 def test_sentences_are_computed_from_rows() -> None:
     names = ("cfg+block in one step, order 0", "cfg, block in turn, order 0")
     rows = [row("", name, [1.67], [psnr], part="a") for name, psnr in zip(names, (30.0, 33.5), strict=True)]
-    assert "stacked in one step are -3.5 dB from one per step with order 0" in study.interference_sentence(rows)
-    assert study.ablation_sentence(rows) == "Nothing was measured that tells."
-    curves = [row(study.HINDSIGHT, str(x), [x], [y]) for x, y in ((1.5, 44.0), (2.5, 40.0))]
-    assert study.curve_sentence(curves, 50) == "At an ideal speed-up of 2: hindsight 42.0 dB."
+    assert "stacked in one step are -3.5 dB from one per step with order 0" in interference_sentence(rows)
+    assert ablation_sentence(rows) == "Nothing was measured that tells."
+    curves = [row(HINDSIGHT, str(x), [x], [y]) for x, y in ((1.5, 44.0), (2.5, 40.0))]
+    assert curve_sentence(curves, 50) == "At an ideal speed-up of 2: hindsight 42.0 dB."
     searched = row("", "searched", [2.0], [45.0], part="e")
-    assert study.oracle_rows(curves, searched, 50)[0]["below_searched_db"] == pytest.approx(3)
+    assert oracle_rows(curves, searched, 50)[0]["below_searched_db"] == pytest.approx(3)
 
 
 def test_the_store_measures_once_and_survives_a_torn_line(tmp_path: Path) -> None:
@@ -131,10 +138,10 @@ def test_fed_histories_change_what_later_steps_predict(pipeline: Any, generate: 
 
 
 def test_a_small_study_is_written_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "WARM_UPS", (1,))
-    monkeypatch.setattr(study, "COOL_DOWNS", (0,))
-    monkeypatch.setattr(study, "FEWER", (0.5,))
-    monkeypatch.setattr(study, "video_ssim", lambda a, b: 1.0)
+    monkeypatch.setattr(trials, "WARM_UPS", (1,))
+    monkeypatch.setattr(trials, "COOL_DOWNS", (0,))
+    monkeypatch.setattr(trials, "FEWER", (0.5,))
+    monkeypatch.setattr(measure, "video_ssim", lambda a, b: 1.0)
     arguments = ["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--parts", "b"]
     arguments += ["--num-prompts", "1", "--num-steps", "4"]
     study.main(arguments)
@@ -143,6 +150,6 @@ def test_a_small_study_is_written_and_gone_on_with(tmp_path: Path, monkeypatch: 
     assert set(result["deviations"]) >= {"step", "cfg", "block"}
     assert "## The ends of the trajectory, 4 steps" in (tmp_path / "method-study.md").read_text()
     assert (tmp_path / "method-study.png").stat().st_size > 1000
-    monkeypatch.setattr(study.Study, "_generate", None)
+    monkeypatch.setattr(Study, "_generate", None)
     study.main(arguments)
     assert json.loads((tmp_path / "method-study.json").read_text())["rows"] == result["rows"]

@@ -1,0 +1,226 @@
+"""Measures trials clip by clip, and keeps what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import mixcache
+from mixcache import generation
+from mixcache.attachment import Handle, enable
+from mixcache.bench.methods import Method
+from mixcache.bench.run import WARM_UP_STEPS, Record
+from mixcache.bench.study.engines import ENGINES
+from mixcache.bench.study.search import climb
+from mixcache.bench.study.settings import BLOCK, SEED, SPEEDUP, STEP
+from mixcache.bench.study.trials import Trial, even_schedule, planned_trial
+from mixcache.calibration import Schedule, trace_of
+from mixcache.config import MixCacheConfig
+from mixcache.decision import Granularity
+from mixcache.generation import Generated
+from mixcache.metrics import adherence, video_psnr, video_ssim
+from mixcache.models import row_for
+from mixcache.policies import Replay
+from mixcache.profiles import profile_for, weights_hash
+
+
+class Store:
+    """What was measured, one JSON line each, by a key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            text = path.read_text()
+            if text and not text.endswith("\n"):
+                path.write_text(f"{text}\n")
+            for line in text.splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # where a run was cut off
+                self.done[entry["key"]] = entry["value"]
+
+    def get(self, identity: Any, measure: Callable[[], Any]) -> Any:
+        """What was measured before, or is now."""
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+        if key not in self.done:
+            value = measure()
+            with self.path.open("a") as file:
+                file.write(f"{json.dumps({'key': key, 'identity': identity, 'value': value})}\n")
+            self.done[key] = json.loads(json.dumps(value))
+        return self.done[key]
+
+
+class Study:
+    """Measures trials on prompts; what the store holds is not measured again."""
+
+    def __init__(self, pipeline: Any, prompts: Sequence[str], arguments: Mapping[str, Any], store: Store) -> None:
+        self.pipeline, self.prompts, self.arguments, self.store = pipeline, prompts, dict(arguments), store
+        profile = profile_for(pipeline.transformer)
+        calibrated = hashlib.sha256(json.dumps(asdict(profile), sort_keys=True).encode()).hexdigest() if profile else ""
+        self.model = [weights_hash(pipeline.transformer), calibrated[:16], code_hash()]
+        self.skipped: dict[str, str] = {}
+        """Methods that could not be run, and why."""
+        self._plain: dict[tuple[int, int], Generated] = {}
+        self._plain_latents: dict[tuple[int, int], torch.Tensor] = {}
+        self._planners: dict[tuple[float, int], Any] = {}
+
+    def measured(self, kind: str, identity: Any, index: int, measure: Callable[[], Any]) -> Any:
+        """From the store, or measured on the prompt of that index."""
+        arguments = {k: v for k, v in self.arguments.items() if k != "num_inference_steps"}
+        return self.store.get([kind, self.model, arguments, identity, self.prompts[index], SEED + index], measure)
+
+    def record(self, trial: Trial, index: int) -> Record | None:
+        """One row on one prompt; None where the method cannot be run."""
+        if trial.method.name in self.skipped:
+            return None
+        try:
+            values = self.measured("clip", trial.identity, index, lambda: asdict(self._record(trial, index)))
+        except ValueError as reason:
+            if trial.method.policy != "planned":
+                raise
+            self.skipped[trial.method.name] = str(reason)
+            return None
+        return Record(**values | {"method": trial.method.name})
+
+    def _record(self, trial: Trial, index: int) -> Record:
+        prompt, plain = self.prompts[index], self.plain(trial.num_steps, index)
+        count = trial.method.num_inference_steps
+        summary: dict[str, Any] = {"ideal_speedup": trial.num_steps / (count or trial.num_steps)}
+        with self.attached(trial) as handle:
+            made = self._generate(count or trial.num_steps, index)
+            if handle is not None:
+                summary = handle.summary()
+        psnr = video_psnr(made.clip, plain.clip)
+        return Record(
+            method=trial.method.name,
+            prompt=prompt,
+            seed=SEED + index,
+            denoising_seconds=made.denoising_seconds,
+            speedup=plain.denoising_seconds / made.denoising_seconds,
+            ideal_speedup=summary["ideal_speedup"],
+            psnr_db=psnr if math.isfinite(psnr) else None,
+            ssim=video_ssim(made.clip, plain.clip),
+            adherence=adherence(made.clip, prompt).mean,
+            cache_peak_bytes=summary.get("peak_bytes", 0),
+            granularity_counts=summary.get("granularity_counts", {}),
+        )
+
+    @contextmanager
+    def attached(self, trial: Trial) -> Iterator[Handle | None]:
+        """The pipeline with the trial's method on it; None for the plain pipeline."""
+        settings = dict(trial.method.settings)
+        if trial.schedule:
+            trace = trace_of([(Granularity(name), order) for name, order in trial.schedule])
+            row = row_for(self.pipeline.transformer, self.pipeline)
+            config = MixCacheConfig(policy=Replay(trace=trace))
+            handle = Handle(self.pipeline, config, row, ENGINES[trial.engine])
+            handle._attach()
+        elif trial.method.policy is None:
+            yield None
+            return
+        else:
+            if trial.method.policy == "planned":
+                settings["planner"] = self._planner(trial)
+            handle = enable(self.pipeline, trial.method.policy, **settings)
+        try:
+            yield handle
+        finally:
+            handle.disable()
+
+    def _planner(self, trial: Trial) -> Any:
+        """A planner that knows these noise levels already: a user plans once, so it is no part of the time."""
+        key = (trial.method.settings["speedup"], trial.num_steps)
+        if key not in self._planners:
+            with enable(self.pipeline, "planned", speedup=key[0]) as handle:
+                self._latents(trial.num_steps, 0)
+                self._planners[key] = handle.config.settings["planner"]
+        return self._planners[key]
+
+    def _generate(self, num_steps: int, index: int) -> Generated:
+        arguments = self.arguments | {"num_inference_steps": num_steps}
+        return generation.generate(self.pipeline, self.prompts[index], seed=SEED + index, **arguments)
+
+    def plain(self, num_steps: int, index: int) -> Generated:
+        """The clip that nothing was left out of, made once."""
+        if (num_steps, index) not in self._plain:
+            if not self._plain:
+                self._generate(WARM_UP_STEPS, index)
+            self._plain[num_steps, index] = self._generate(num_steps, index)
+        return self._plain[num_steps, index]
+
+    def _latents(self, num_steps: int, index: int) -> torch.Tensor:
+        generator = torch.Generator("cpu").manual_seed(SEED + index)
+        arguments = self.arguments | {"num_inference_steps": num_steps, "output_type": "latent"}
+        with generation.watched_loop(self.pipeline):
+            made = self.pipeline(self.prompts[index], generator=generator, **arguments)
+        return cast(torch.Tensor, made.frames).detach().float().cpu()
+
+    def deviations(self, num_steps: int, index: int) -> list[dict[str, Any]]:
+        """At every step of a run that computes all: sigma, the deviation of order 1, and the distances."""
+        measuring = Method(name="", policy="hindsight", settings={"error": 1e-12})
+        trial = Trial(part="b", method=measuring, num_steps=num_steps, num_prompts=1)
+
+        def measure() -> list[dict[str, Any]]:
+            with self.attached(trial) as handle:
+                self._latents(num_steps, index)
+                entries = list(cast(Handle, handle).trace)
+            return [
+                {"sigma": e.sigma, "deviation": e.deviation, **{g.value: d for g, d in e.distances.items()}}
+                for e in entries
+            ]
+
+        return cast(list[dict[str, Any]], self.measured("deviations", trial.identity, index, measure))
+
+    def searched(self, num_steps: int, index: int, num_trials: int, block_cost: float) -> dict[str, Any]:
+        """The schedule that a search with the true error finds, from the planned one of this prompt."""
+
+        def run(trial: Trial) -> tuple[torch.Tensor, Schedule]:
+            with self.attached(trial) as handle:
+                latents = self._latents(num_steps, index)
+                return latents, [(e.granularity, e.order) for e in cast(Handle, handle).trace]
+
+        def error_of(schedule: Schedule) -> float:
+            latents, _ = run(schedule_trial("", schedule, 1))
+            plain = self._plain_latents[num_steps, index]
+            return float((latents - plain).square().mean().sqrt() / plain.square().mean().sqrt())
+
+        def measure() -> dict[str, Any]:
+            if (num_steps, index) not in self._plain_latents:
+                self._plain_latents[num_steps, index] = self._latents(num_steps, index)
+            try:
+                _, start = run(planned_trial("e", num_steps, 1, SPEEDUP))
+                origin = "planned"
+            except ValueError:
+                even = even_schedule(num_steps, (STEP, BLOCK), (0.0, block_cost), 1 / SPEEDUP, 1)
+                start, origin = [(Granularity(name), order) for name, order in even], "steps and blocks in turn"
+            best, errors = climb(start, error_of, num_trials, random.Random(SEED + index))
+            return {"origin": origin, "schedule": [[g.value, order] for g, order in best], "errors": errors}
+
+        return cast(dict[str, Any], self.measured("search", [num_steps, num_trials, SPEEDUP], index, measure))
+
+
+def code_hash() -> str:
+    """Of the source that decides and predicts."""
+    root = Path(mixcache.__file__).parent
+    names = ("attachment", "engine", "history", "host", "planning", "signals")
+    files = [*(root / f"{name}.py" for name in names), *sorted((root / "policies").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def schedule_trial(name: str, schedule: Any, num_prompts: int) -> Trial:
+    """A schedule of part e as a row; its items are pairs of a granularity and an order."""
+    pairs = tuple((str(granularity), int(order)) for granularity, order in schedule)
+    method = Method(name=name)
+    return Trial(part="e", method=method, num_steps=len(pairs), num_prompts=num_prompts, schedule=pairs)
