@@ -29,7 +29,7 @@ grammar. A tenth of all captions, chosen by their SHA-256, is held out of every 
 | autoencoder | AutoencoderKLWan, 8x8 in space and 4x in time, 20 channels | {vae:.2f} M |
 | text encoder | UMT5EncoderModel, 2 layers of width 128, trained with the denoiser | {text_encoder:.2f} M |
 | tokenizer | one token a word of the grammar | |
-| scheduler | UniPCMultistepScheduler, flow prediction, shift 12 | |
+| scheduler | UniPCMultistepScheduler, flow prediction, shift 20 | |
 
 All weights together: {mib:.2f} MiB in bfloat16. Call it with `max_sequence_length=24`, as it was trained: the
 pipeline's default of 512 padded tokens is slower, and not what it was trained on.

@@ -51,8 +51,8 @@ class Hindsight(Policy):
 
     error: float = 0.003
     """Harm allowed between two computed steps: relative error of the guided output times the way in sigma."""
-    choices: tuple[str, ...] = ("step", "cfg", "block")
-    """Granularities that may be chosen."""
+    choices: tuple[str, ...] = ("step", "cfg")
+    """Granularities that may be chosen. "block" may be added: it keeps token-sized tensors."""
     order: int = 1
     """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
     memory: int = 2

@@ -69,8 +69,8 @@ class Planned(Policy):
     """A `Profile` or its path; the shipped one of the model unless given."""
     force_profile: bool = False
     """Takes a profile of another model too."""
-    choices: tuple[str, ...] = ("step", "cfg", "block")
-    """Granularities that may be chosen."""
+    choices: tuple[str, ...] = ("step", "cfg")
+    """Granularities that may be chosen. "block" may be added: it keeps token-sized tensors."""
     order: int = 1
     """Highest order of predictor."""
     guard: float = 2.0
