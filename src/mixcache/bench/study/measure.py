@@ -169,7 +169,7 @@ class Study:
 
     def deviations(self, num_steps: int, index: int) -> list[dict[str, Any]]:
         """At every step of a run that computes all: sigma, the deviation of order 1, and the distances."""
-        measuring = Method(name="", policy="hindsight", settings={"error": 1e-12})
+        measuring = Method(name="", policy="hindsight", settings={"error": 1e-12, "choices": ["step", "cfg", "block"]})
         trial = Trial(part="b", method=measuring, num_steps=num_steps, num_prompts=1)
 
         def measure() -> list[dict[str, Any]]:
