@@ -42,7 +42,7 @@ class MixCache(Policy):
     """A deviation under it lengthens the interval by one step."""
     delta_2: float = 0.3
     """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
-    first_interval: int = 2
+    first_interval: int = 3
     """N at the end of the warm-up."""
     max_interval: int = 4
     """N never grows over it."""
