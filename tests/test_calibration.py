@@ -126,7 +126,7 @@ def test_no_strength_changes_nothing(pipeline: Any, monkeypatch: pytest.MonkeyPa
 def test_six_steps_are_enough_and_nothing_stays_attached(pipeline: Any, generate: Callable[..., Any]) -> None:
     before, forward = generate(pipeline), pipeline.transformer.forward
     few_steps = calibrate(pipeline, config_of(prompts=("a circle",), num_steps=6))
-    assert {"compute", "step", "cfg"} <= set(few_steps.costs)
+    assert {"compute", "step", "cfg", "block"} <= set(few_steps.costs)
     assert pipeline.transformer.forward == forward
     assert not any(hasattr(module, "_diffusers_hook") for module in pipeline.transformer.modules())
     assert "progress_bar" not in vars(pipeline)

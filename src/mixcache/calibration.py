@@ -96,17 +96,15 @@ class FixedPlanner:
 def timed_schedule(num_steps: int, granularities: Sequence[Granularity]) -> tuple[Schedule, list[str]]:
     """A schedule in which the granularities take turns, and the name under which each step is timed.
 
-    Two steps are left out in a row, and the time of the first of them is kept apart.
+    The time of the first cached step after a computed one is kept apart.
     """
     pattern = [(Granularity.COMPUTE, "compute"), (Granularity.STEP, AFTER_COMPUTED), (Granularity.STEP, "step")]
-    for granularity in granularities:
-        if granularity is not Granularity.STEP:
-            pattern += [(Granularity.COMPUTE, "compute"), (Granularity.STEP, AFTER_COMPUTED)]
-            pattern += [(granularity, granularity.value)]
-    turns = [pattern[(step - 1) % len(pattern)] if step else pattern[0] for step in range(num_steps)]
-    return [(granularity, min(1, max(0, step - 2))) for step, (granularity, _) in enumerate(turns)], [
-        n for _, n in turns
+    pattern += [
+        (granularity, granularity.value) for granularity in granularities if granularity is not Granularity.STEP
     ]
+    turns = [pattern[(step - 1) % len(pattern)] if step else pattern[0] for step in range(num_steps)]
+    schedule = [(granularity, min(1, max(0, step - 2))) for step, (granularity, _) in enumerate(turns)]
+    return schedule, [name for _, name in turns]
 
 
 # ------------------------------------------------------------------------------------------------------------- engines
