@@ -17,6 +17,7 @@ beam.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,11 +29,14 @@ from mixcache.decision import Decision, Granularity
 from mixcache.history import lagrange_weights
 from mixcache.profiles import Profile
 
+logger = logging.getLogger("mixcache")
 DOUBT = 0.5
 """How much of an error is taken not to cancel; `carry` differs between prompts by about this factor."""
 COST_LEVELS_PER_STEP = 4
 KEPT_PER_LEVEL = 2
 NUM_REMEMBERED = 64
+FAR = 1.5
+"""Numbers of steps that differ by more than this factor walk trajectories that are too different."""
 MAX_AGE = 8
 SLACK = 0.02
 """A plan may be this much slower than asked: one computed step more or less is as much at 2x and 50 steps."""
@@ -198,6 +202,13 @@ class Planner:
         known = _PLANS.get(self._key(sigmas, guidance))
         if known is not None:
             return known
+        calibrated, wanted = len(self.profile.sigmas) - 1, len(sigmas) - 1
+        if not 1 / FAR < wanted / calibrated < FAR:
+            logger.warning(
+                "the profile was made with %d steps and foretells %d badly; calibrate with about as many",
+                calibrated,
+                wanted,
+            )
         plans = self.frontier(sigmas, guidance)
         try:
             plan = self.chosen(plans)
