@@ -38,10 +38,11 @@ from mixcache.attachment import Handle, enable
 from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
 from mixcache.config import MixCacheConfig
 from mixcache.decision import CACHED, Decision, Granularity
-from mixcache.engine import Compute, Engine, Streams
+from mixcache.engine import Compute, Engine, Streams, parts_of
 from mixcache.metrics import video_psnr
 from mixcache.models import row_for
 from mixcache.policies import MixCache, Planned, Replay
+from mixcache.policies.base import check_count
 from mixcache.profiles import FORMAT, Profile, fingerprint, weights_hash
 from mixcache.trace import Trace, TraceEntry
 from mixcache.zoo import world
@@ -125,7 +126,7 @@ class PerturbingEngine(Engine):
         output = compute()
         if not is_step or self.target not in (Granularity.STEP, Granularity.CFG):
             return output
-        parts = dict(zip(info.branches, output.chunk(len(info.branches)) if info.parts else (output,), strict=True))
+        parts = parts_of(output, info)
         if CONDITIONAL in parts:
             self._conditional = parts[CONDITIONAL]
         for branch, part in parts.items():
@@ -167,9 +168,7 @@ class RecordingEngine(Engine):
         self.span_mode = SpanMode.RECORD
         output = compute()
         self.span_mode = SpanMode.RUN
-        for branch, part in zip(
-            info.branches, output.chunk(len(info.branches)) if info.parts else (output,), strict=True
-        ):
+        for branch, part in parts_of(output, info).items():
             self._keep("output", branch, part)
         return output
 
@@ -213,9 +212,7 @@ class CalibrationConfig:
         if not self.prompts:
             raise ValueError("calibration needs a prompt at least")
         for name in ("num_windows", "num_impact_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+            check_count(name, getattr(self, name), 1)
 
 
 class Calibration:
@@ -295,12 +292,9 @@ class Calibration:
 
     def _latents(self, index: int, on_step: generation.OnStep | None = None) -> torch.Tensor:
         """Final latents of a prompt, float32 on the CPU."""
-        generator = torch.Generator("cpu").manual_seed(self.config.seed + index)
-        with generation.watched_loop(self.pipeline, on_step):
-            made = self.pipeline(
-                self.config.prompts[index], generator=generator, output_type="latent", **self._arguments()
-            )
-        return cast(torch.Tensor, made.frames).detach().float().cpu()
+        seed = self.config.seed + index
+        prompt = self.config.prompts[index]
+        return generation.final_latents(self.pipeline, prompt, seed=seed, on_step=on_step, **self._arguments())
 
     def _clip(self, index: int) -> np.ndarray:
         seed = self.config.seed + index

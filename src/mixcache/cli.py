@@ -230,7 +230,7 @@ def generate(
     """Generates one clip from any supported local pipeline folder."""
     try:
         config = parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
-        width, height = parse_size(size)
+        asked = asked_arguments(size, frames, steps, guidance)
         if plain and trace:
             raise ValueError("--trace needs the cache, which --plain leaves out")
         prepare_file(out, force, ".mp4")
@@ -242,8 +242,6 @@ def generate(
     from mixcache import generation
     from mixcache.report.video import write_mp4
 
-    asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
-    asked |= {"num_inference_steps": steps, "guidance_scale": guidance}
     try:
         pipeline, arguments, handle = prepare_pipeline(model, config, plain, asked)
     except (ValueError, TypeError) as error:
@@ -282,11 +280,18 @@ def prepare_pipeline(
     from mixcache.generation import accepted_arguments
 
     pipeline, arguments = open_model(model)
-    given = {name: value for name, value in asked.items() if value is not None}
     handle = enable(pipeline, config)
     if plain:
         handle.disable()
-    return pipeline, accepted_arguments(pipeline, arguments | given), None if plain else handle
+    return pipeline, accepted_arguments(pipeline, arguments | asked), None if plain else handle
+
+
+def asked_arguments(size: str | None, frames: int | None, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """Arguments of the pipeline's call, those that were given; ValueError for a size that is none."""
+    width, height = parse_size(size)
+    asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
+    asked |= {"num_inference_steps": steps, "guidance_scale": guidance}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
@@ -341,7 +346,7 @@ def calibrate(
 ) -> None:
     """Measures what `--speedup` needs to know of a model, on a few prompts; goes on where it was cut off."""
     try:
-        width, height = parse_size(size)
+        asked = asked_arguments(size, frames, steps, guidance)
         prepare_file(out, force, ".json")
         given = read_prompts(prompts) if prompts else None
     except (ValueError, TypeError) as error:
@@ -352,13 +357,11 @@ def calibrate(
     from mixcache.generation import accepted_arguments
     from mixcache.zoo import BUILT_IN
 
-    asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
-    asked |= {"num_inference_steps": steps, "guidance_scale": guidance}
     try:
         pipeline, arguments = open_model(model)
         if given is None and model not in BUILT_IN:
             raise ValueError("--prompts FILE is missing: only the built-in models bring captions of their own")
-        arguments = accepted_arguments(pipeline, arguments | {k: v for k, v in asked.items() if v is not None})
+        arguments = accepted_arguments(pipeline, arguments | asked)
         config = CalibrationConfig(
             model=model if model in BUILT_IN else Path(model).resolve().name,
             prompts=tuple(given or built_in_prompts(num_prompts)),

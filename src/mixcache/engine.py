@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ class StepRecord:
 
     def has(self, branches: tuple[str, ...]) -> bool:
         return any(call.branch in branches for call in self.calls)
+
+
+def parts_of(output: torch.Tensor, info: CallInfo) -> dict[str, torch.Tensor]:
+    """The outputs of the branches that a call is of, which a joined one has stacked along dimension 0."""
+    parts = output.chunk(len(info.parts)) if info.parts else (output,)
+    return dict(zip(info.branches, parts, strict=True))
 
 
 class Engine:
@@ -167,8 +174,7 @@ class Engine:
         record.calls += [Call(branch=branch, computed=True, num_blocks=num_blocks) for branch in info.branches]
         record.finite[info.branch] = all_finite(output)
         if is_full and (self._keeps_outputs or Granularity.CFG in self._kept):
-            parts = output.detach().clone().chunk(len(info.branches)) if info.parts else (output.detach().clone(),)
-            record.outputs |= zip(info.branches, parts, strict=True)
+            record.outputs |= parts_of(output.detach().clone(), info)
         return output
 
     def _predict(self, branch: str, sigma: float, order: int) -> torch.Tensor:
@@ -269,7 +275,7 @@ class Engine:
         names: list[SignalName] = list(record.finite)
         scalars = list(record.finite.values())
         if is_full and self.policy.measures:
-            signals = self._signals(record) | (self._errors(record) if self.policy.looks_back else {})
+            signals = self._signals(record)
             names += signals
             scalars += signals.values()
         values = dict(zip(names, to_floats(scalars), strict=True))
@@ -293,17 +299,20 @@ class Engine:
             logger.warning("the model's output has a NaN or an infinity at step %d; it is not cached", record.info.step)
 
     def _signals(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
-        """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
+        """Device scalars: the deviation of the cache from this computed step, the distance of each granularity, and the
+        errors for a policy that looks back."""
         signals: dict[SignalName, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
-        behind = {branch: self._outputs[branch] for branch in outputs if len(self._outputs.get(branch, ()))}
-        if outputs and len(behind) == len(outputs):
-            guided = self._guided(outputs)
-            reused = self._guided({branch: self._predict(branch, sigma, 0) for branch in outputs})
-            signals[Granularity.STEP] = relative_l1(reused, guided)
+        guided = self._guided(outputs) if outputs else None
+
+        @cache
+        def predicted(order: int) -> torch.Tensor:
+            return self._guided({branch: self._predict(branch, sigma, order) for branch in outputs})
+
+        if guided is not None and all(len(self._outputs.get(branch, ())) for branch in outputs):
+            signals[Granularity.STEP] = relative_l1(predicted(0), guided)
             if self.policy.max_order:
-                predicted = {branch: self._predict(branch, sigma, self.policy.max_order) for branch in outputs}
-                signals["deviation"] = relative_l1(self._guided(predicted), guided)
+                signals["deviation"] = relative_l1(predicted(self.policy.max_order), guided)
         difference = self._computed_difference(outputs)
         if Granularity.CFG in self._kept and difference is not None and self._difference.last is not None:
             signals[Granularity.CFG] = relative_l1(self._difference.last, difference)
@@ -312,22 +321,22 @@ class Engine:
         ]
         if residuals and len(residuals) == len(record.residuals):
             signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
-        return signals
+        return signals | (self._errors(record, guided, predicted) if self.policy.looks_back else {})
 
-    def _errors(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
+    def _errors(
+        self, record: StepRecord, guided: torch.Tensor | None, predicted: Callable[[int], torch.Tensor]
+    ) -> dict[SignalName, torch.Tensor]:
         """Device scalars: what the guided output would have been wrong by, for each granularity and order that the
-        histories allow.
+        histories allow; `predicted` gives the guided output that a `step` of an order would have given.
 
         For `block` it is the error of the guided residual over that residual: what is behind the span is not run again.
         """
         errors: dict[SignalName, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
-        guided = self._guided(outputs) if outputs else None
         if guided is not None and Granularity.STEP in self._kept:
             lengths = [len(self._outputs.get(branch, ())) for branch in outputs]
             for order in range(min(lengths)):
-                predicted = self._guided({branch: self._predict(branch, sigma, order) for branch in outputs})
-                errors[Granularity.STEP, order] = relative_rms(predicted - guided, guided)
+                errors[Granularity.STEP, order] = relative_rms(predicted(order) - guided, guided)
         scale, difference = self._guidance(), self._computed_difference(outputs)
         if guided is not None and difference is not None and scale is not None and Granularity.CFG in self._kept:
             for order in range(len(self._difference)):
@@ -336,8 +345,8 @@ class Engine:
         if record.residuals and all(len(self._residuals.get(key, ())) for key in record.residuals):
             residual = self._guided_residual(record.residuals)
             for order in range(min(len(self._residuals[key]) for key in record.residuals)):
-                predicted = {key: self._residuals[key].predict(sigma, order) for key in record.residuals}
-                errors[Granularity.BLOCK, order] = relative_rms(self._guided_residual(predicted) - residual, residual)
+                reused = {key: self._residuals[key].predict(sigma, order) for key in record.residuals}
+                errors[Granularity.BLOCK, order] = relative_rms(self._guided_residual(reused) - residual, residual)
         return errors
 
     def _guided_residual(self, residuals: dict[StreamKey, torch.Tensor]) -> torch.Tensor:

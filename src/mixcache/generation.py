@@ -99,6 +99,17 @@ def generate(pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = 
     )
 
 
+def final_latents(
+    pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = None, **arguments: Any
+) -> torch.Tensor:
+    """What the VAE would decode, float32 on the CPU; seed and arguments as for `generate`."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with watched_loop(pipeline, on_step):
+        made = pipeline(prompt, generator=generator, output_type="latent", **arguments)
+    latents: torch.Tensor = made.frames
+    return latents.detach().float().cpu()
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak of the CUDA device since its last reset, or of this process's resident memory."""
     if device.type == "cuda":

@@ -38,8 +38,6 @@ NUM_REMEMBERED = 64
 FAR = 1.5
 """Numbers of steps that differ by more than this factor walk trajectories that are too different."""
 MAX_AGE = 8
-SLACK = 0.02
-"""A plan may be this much slower than asked: one computed step more or less is as much at 2x and 50 steps."""
 Choice = tuple[Granularity, int]
 COMPUTE: Choice = (Granularity.COMPUTE, 0)
 Nodes = tuple[int, ...]

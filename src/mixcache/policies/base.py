@@ -65,6 +65,14 @@ def check_count(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
 
 
+def check_choices(choices: Any) -> None:
+    """ValueError unless it lists granularities that can be cached."""
+    if isinstance(choices, str) or not choices:
+        raise ValueError(f"choices={choices!r} must be a list of step, cfg and block, with one at least")
+    for name in choices:
+        granularity_of(name)
+
+
 def is_number(value: Any) -> bool:
     """A finite int or float; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_order, granularity_of, is_number
+from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number
 
 Choice = tuple[Granularity, int]
 
@@ -62,12 +62,8 @@ class Hindsight(Policy):
         check_order(self.order)
         if not is_number(self.error) or self.error <= 0:
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
-        if isinstance(self.choices, str) or not self.choices:
-            raise ValueError(f"choices={self.choices!r} must be a list of step, cfg and block, with one at least")
-        for name in self.choices:
-            granularity_of(name)
-        if isinstance(self.memory, bool) or not isinstance(self.memory, int) or self.memory < 1:
-            raise ValueError(f"memory={self.memory!r} must be a whole number of at least 1")
+        check_choices(self.choices)
+        check_count("memory", self.memory, 1)
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:

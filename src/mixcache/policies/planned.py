@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from mixcache.decision import CACHED, Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_order, granularity_of, is_number
+from mixcache.policies.base import Policy, check_choices, check_order, is_number
 
 
 class Schedule(Protocol):
@@ -42,7 +42,7 @@ class Progress:
     plan: Schedule | None = None
     expectation: Expectation | None = None
     computed: list[float] = field(default_factory=list)
-    """Noise levels of the last computed steps."""
+    """Noise level of the last computed step, if there was one."""
     excess: float = 0.0
     """Seen error of reuse over the expected one: the geometric mean of the last two, since one says little."""
     last_excess: float = 1.0
@@ -90,10 +90,7 @@ class Planned(Policy):
             raise ValueError(f"quality={self.quality!r} must be a finite number of decibels, such as 40")
         if not is_number(self.guard) or self.guard <= 0:
             raise ValueError(f"guard={self.guard!r} must be a finite number over 0, such as 2.0")
-        if isinstance(self.choices, str) or not self.choices:
-            raise ValueError(f"choices={self.choices!r} must be a list of step, cfg and block, with one at least")
-        for name in self.choices:
-            granularity_of(name)
+        check_choices(self.choices)
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:
@@ -134,7 +131,7 @@ class Planned(Policy):
     def observe(self, measurement: Measurement, state: Progress) -> None:
         seen = measurement.errors.get((Granularity.STEP, 0))
         if seen is not None and state.expectation is not None and state.computed:
-            expected = state.expectation.relative_error(0, measurement.sigma, state.computed[-1:])
+            expected = state.expectation.relative_error(0, measurement.sigma, state.computed)
             if expected is not None:
                 excess = seen / max(expected, 1e-6)
                 state.excess, state.last_excess = math.sqrt(excess * state.last_excess), excess

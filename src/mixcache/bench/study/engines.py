@@ -9,7 +9,7 @@ import torch
 
 from mixcache.bench.study.settings import BLOCK, CFG
 from mixcache.calls import CallInfo, SpanMode
-from mixcache.engine import Compute, Engine, StepRecord, Streams
+from mixcache.engine import Compute, Engine, StepRecord, Streams, parts_of
 
 
 class StackedEngine(Engine):
@@ -38,8 +38,7 @@ class FedEngine(Engine):
     def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
         """The output, which the next step's histories will hold whatever it is."""
         output = super().call(info, compute, compute_conditional)
-        parts = output.detach().clone().chunk(len(info.branches))
-        cast(StepRecord, self._record).outputs |= zip(info.branches, parts, strict=True)
+        cast(StepRecord, self._record).outputs |= parts_of(output.detach().clone(), info)
         return output
 
     def span_ends(self, streams: Streams) -> Streams:

@@ -68,7 +68,7 @@ class Study:
     def __init__(self, pipeline: Any, prompts: Sequence[str], arguments: Mapping[str, Any], store: Store) -> None:
         self.pipeline, self.prompts, self.arguments, self.store = pipeline, prompts, dict(arguments), store
         profile = profile_for(pipeline.transformer)
-        calibrated = hashlib.sha256(json.dumps(asdict(profile), sort_keys=True).encode()).hexdigest() if profile else ""
+        calibrated = profile.digest if profile else ""
         self.model = [weights_hash(pipeline.transformer), calibrated[:16], code_hash()]
         self.skipped: dict[str, str] = {}
         """Methods that could not be run, and why."""
@@ -161,11 +161,8 @@ class Study:
         return self._plain[num_steps, index]
 
     def _latents(self, num_steps: int, index: int) -> torch.Tensor:
-        generator = torch.Generator("cpu").manual_seed(SEED + index)
-        arguments = self.arguments | {"num_inference_steps": num_steps, "output_type": "latent"}
-        with generation.watched_loop(self.pipeline):
-            made = self.pipeline(self.prompts[index], generator=generator, **arguments)
-        return cast(torch.Tensor, made.frames).detach().float().cpu()
+        arguments = self.arguments | {"num_inference_steps": num_steps}
+        return generation.final_latents(self.pipeline, self.prompts[index], seed=SEED + index, **arguments)
 
     def deviations(self, num_steps: int, index: int) -> list[dict[str, Any]]:
         """At every step of a run that computes all: sigma, the deviation of order 1, and the distances."""
