@@ -353,3 +353,16 @@ def test_a_shipped_profile_is_found_for_its_model_and_no_other(pipeline: Any) ->
     assert profile_for(pipeline.transformer) is None
     for profile in shipped_profiles():
         assert {"prompts", "versions", "date", "strength"} <= set(profile.provenance)
+
+
+def test_one_profile_serves_several_numbers_of_steps(make_pipeline: Callable[..., Any], tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    out = tmp_path / "two.json"
+    profile = calibrate(
+        make_pipeline(), config_of(), out, lambda *both: told.append(both), step_counts=(NUM_STEPS, 5, NUM_STEPS)
+    )
+    assert [profile.num_steps, *(other.num_steps for other in profile.others)] == [NUM_STEPS, 5]
+    assert Profile.load(out) == profile
+    assert told[-1][0] == told[-1][1]
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert list(tmp_path.iterdir()) == [out]

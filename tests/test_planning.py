@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -371,3 +372,13 @@ def test_a_scheduler_that_does_not_tell_its_noise_levels() -> None:
         noise_levels(profile, FakeScheduler(), 200)
     with pytest.raises(ValueError, match="has no sigmas"):
         noise_levels(profile, SimpleNamespace(set_timesteps=lambda _: None), 4)
+
+
+def test_a_plan_stands_on_the_profile_of_the_nearest_number_of_steps() -> None:
+    line = made([1.0, 2.0, 4.0, 8.0], sigmas=(1.0, 0.75, 0.5, 0.25, 0.0), costs={"compute": 1.0, "step": 0.5})
+    planner = Planner(profile=replace(line, others=[made([1.0, 1.0], sigmas=(1.0, 0.5, 0.0))]), speedup=1.0)
+    two, four = (planner.frontier(sigmas, None) for sigmas in ((1.0, 0.6, 0.0), (1.0, 0.8, 0.5, 0.25, 0.0)))
+    assert two[-1].speedup == pytest.approx(2 / 1.1)  # there a step costs 0.1
+    assert four[-1].speedup == pytest.approx(4 / 2.5)
+    assert planner.plan((1.0, 0.6, 0.0), None)[1].profile.num_steps == 2
+    assert noise_levels(planner.profile, None, 2) == (1.0, 0.5, 0.0)

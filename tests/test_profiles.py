@@ -47,6 +47,33 @@ def written(tmp_path: Path, **changed: Any) -> Path:
     return path
 
 
+def with_fewer_steps() -> Profile:
+    """The small profile of 3 steps, and one of 2."""
+    two = {name: getattr(small_profile(), name)[:2] for name in ("outputs", "differences", "residuals")}
+    return small_profile(others=[small_profile(sigmas=[1.0, 0.5, 0.0], band=2.5, **two)])
+
+
+def test_the_nearest_number_of_steps_is_read_as_a_ratio() -> None:
+    profile = with_fewer_steps()
+    assert [profile.nearest(n).num_steps for n in (1, 2, 3, 50)] == [2, 2, 3, 3]
+    assert small_profile().nearest(50).num_steps == 3
+
+
+def test_others_are_saved_loaded_and_checked(tmp_path: Path) -> None:
+    profile = with_fewer_steps()
+    profile.save(tmp_path / "two.json")
+    assert Profile.load(tmp_path / "two.json") == profile
+    values = asdict(profile)
+    values["others"][0]["weights"] = "2" * 16
+    (tmp_path / "two.json").write_text(json.dumps(values))
+    with pytest.raises(ProfileError, match="one of its others is of other weights"):
+        Profile.load(tmp_path / "two.json")
+    values["others"][0]["format"] = FORMAT + 1
+    (tmp_path / "two.json").write_text(json.dumps(values))
+    with pytest.raises(ProfileError, match="newer than this mixcache"):
+        Profile.load(tmp_path / "two.json")
+
+
 def profile_of(transformer: Any, **changed: Any) -> Profile:
     own = {
         "transformer_class": type(transformer).__name__,
@@ -81,10 +108,10 @@ def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
         (None, "cannot be read: No such file or directory"),
         (b"\x89PNG\r\n\x1a\n\x00\xff", "cannot be read: it is no text"),
         (b"", "broken off or damaged JSON"),
-        (b'{"format": 2,\n "model": "sma', r"broken off or damaged JSON \(line 2\)"),
+        (b'{"format": 3,\n "model": "sma', r"broken off or damaged JSON \(line 2\)"),
         (b"[1, 2]", "is no profile of mixcache"),
         (b'{"name": "small"}', "is no profile of mixcache"),
-        (b'{"format": 3, "model": "small"}', f"has format 3, newer than this mixcache, which reads {FORMAT}"),
+        (b'{"format": 4, "model": "small"}', f"has format 4, newer than this mixcache, which reads {FORMAT}"),
         (b'{"format": 1, "model": "small"}', f"has format 1, not of this mixcache, which reads {FORMAT}"),
         (b'{"format": "two"}', "has format two, not of this mixcache"),
     ],

@@ -24,7 +24,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -207,6 +207,8 @@ class CalibrationConfig:
     num_impact_steps: int = 4
     """Steps at which impacts are measured."""
     seed: int = CALIBRATION_SEED
+    command: str = field(default="", repr=False)
+    """What makes this profile again."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -507,6 +509,7 @@ class Calibration:
             "num_impact_steps": self.config.num_impact_steps,
             "versions": generation.versions(),
             "machine": generation.machine(self.pipeline._execution_device),
+            "command": self.config.command,
             "date": datetime.date.today().isoformat(),
         }
 
@@ -548,14 +551,31 @@ def calibrate(
     config: CalibrationConfig,
     out: Path | None = None,
     on_task: Callable[[int, int], None] | None = None,
+    *,
+    step_counts: Sequence[int] = (),
 ) -> Profile:
     """The profile of a pipeline's transformer, written to `out` if given.
 
-    A run that was cut off goes on from `out` with `.partial` behind it. ValueError where model or file are wrong.
+    `step_counts` are the numbers of denoising steps that it is made for, the first being the one that others are told
+    as ranges of; by default that of the config, or of the pipeline. A run that was cut off goes on from `out` with
+    `.partial` behind it. ValueError where model or file are wrong.
     """
-    unfinished = out.with_name(f"{out.name}.partial") if out else None
-    profile = Calibration(pipeline, config, unfinished).run(on_task)
-    if out is not None and unfinished is not None:
+    counts = tuple(dict.fromkeys(step_counts)) or (config.arguments.get("num_inference_steps"),)
+    profiles, unfinished = [], []
+    for place, count in enumerate(counts):
+        arguments = config.arguments | ({"num_inference_steps": count} if count else {})
+        partial_file = out.with_name(f"{out.name}.partial{place or ''}") if out else None
+        calibration = Calibration(pipeline, replace(config, arguments=arguments), partial_file)
+        unfinished.append(partial_file)
+
+        def told(num_done: int, total: int, place: int = place) -> None:
+            if on_task:
+                on_task(place * total + num_done, len(counts) * total)
+
+        profiles.append(calibration.run(told))
+    profile = replace(profiles[0], others=profiles[1:])
+    if out is not None:
         profile.save(out)
-        unfinished.unlink(missing_ok=True)
+        for path in filter(None, unfinished):
+            path.unlink(missing_ok=True)
     return profile

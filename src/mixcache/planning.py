@@ -122,8 +122,9 @@ def _carry(profile: Profile, kind: str, levels: np.ndarray) -> np.ndarray:
 def noise_levels(profile: Profile, scheduler: Any, num_steps: int | None) -> tuple[float, ...]:
     """Noise levels of `num_steps` steps of this scheduler, which stays as it is, and of its end; those of the profile
     where the number is not given. ValueError where the scheduler needs to know more."""
-    if num_steps is None or num_steps == len(profile.sigmas) - 1:
-        return tuple(profile.sigmas)
+    nearest = profile if num_steps is None else profile.nearest(num_steps)
+    if num_steps in (None, nearest.num_steps):
+        return tuple(nearest.sigmas)
     scheduler = copy.deepcopy(scheduler)
     try:
         scheduler.set_timesteps(num_steps)
@@ -200,7 +201,8 @@ class Planner:
         known = _PLANS.get(self._key(sigmas, guidance))
         if known is not None:
             return known
-        calibrated, wanted = len(self.profile.sigmas) - 1, len(sigmas) - 1
+        wanted = len(sigmas) - 1
+        calibrated = self.profile.nearest(wanted).num_steps
         if not 1 / FAR < wanted / calibrated < FAR:
             logger.warning(
                 "the profile was made with %d steps and foretells %d badly; calibrate with about as many",
@@ -218,7 +220,7 @@ class Planner:
         return (self.profile.digest, self.speedup, self.quality, self.choices, self.order, sigmas, guidance)
 
     def _remember(self, sigmas: tuple[float, ...], guidance: float | None, plan: Plan) -> tuple[Plan, Trajectory]:
-        found = _PLANS[self._key(sigmas, guidance)] = (plan, Trajectory(self.profile, sigmas, guidance))
+        found = _PLANS[self._key(sigmas, guidance)] = (plan, self._trajectory(sigmas, guidance))
         while len(_PLANS) > NUM_REMEMBERED:
             del _PLANS[next(iter(_PLANS))]
         return found
@@ -245,7 +247,7 @@ class Planner:
 
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
         """The least harmful plans from slowest to fastest; the first computes everything."""
-        trajectory = Trajectory(self.profile, sigmas, guidance)
+        trajectory = self._trajectory(sigmas, guidance)
         options = list(self._options(trajectory))
         found = self._search(trajectory, options)
         steps_alone = [choice for choice in options if choice[0] is Granularity.STEP]
@@ -258,6 +260,9 @@ class Planner:
                 frontier.append(plan)
         return frontier[::-1]
 
+    def _trajectory(self, sigmas: Sequence[float], guidance: float | None) -> Trajectory:
+        return Trajectory(self.profile.nearest(len(sigmas) - 1), sigmas, guidance)
+
     def _search(self, trajectory: Trajectory, options: Sequence[Choice]) -> list[Plan]:
         names = [COMPUTE, *options]
         none = np.empty(1, dtype=object)
@@ -268,7 +273,7 @@ class Planner:
             parts: dict[Nodes, list[_Batch]] = {}
             for nodes, batch in batches.items():
                 computed = (*nodes, index)[-self.order - 1 :]
-                cost = batch.cost + self.profile.costs["compute"]
+                cost = batch.cost + trajectory.profile.costs["compute"]
                 parts.setdefault(computed, []).append(replace(batch, cost=cost))
                 if not nodes or index - nodes[-1] > MAX_AGE:
                     continue
@@ -278,13 +283,13 @@ class Planner:
                         cached.choices = np.full(len(cached.cost), number)
                         parts.setdefault(nodes, []).append(cached)
             batches = {nodes: _joined(batch).pruned(names) for nodes, batch in parts.items()}
-        return self._plans(_joined(list(batches.values())), trajectory.num_steps)
+        return self._plans(_joined(list(batches.values())), trajectory)
 
     def _with(self, batch: _Batch, trajectory: Trajectory, choice: Choice, index: int, nodes: Nodes) -> _Batch:
         """The schedules of `batch` with one cached step more."""
         move = trajectory.move(*choice, index, nodes)
         alone = float(move @ move)
-        cost = batch.cost + self.profile.costs[choice[0].value]
+        cost = batch.cost + trajectory.profile.costs[choice[0].value]
         if choice[0] is Granularity.BLOCK:
             return replace(batch, cost=cost, alone=batch.alone + (1 + DOUBT**2) * alone)
         return replace(batch, cost=cost, moved=batch.moved + move, alone=batch.alone + DOUBT**2 * alone)
@@ -294,20 +299,21 @@ class Planner:
             granularity = Granularity(name)
             is_possible = {
                 Granularity.STEP: True,
-                Granularity.CFG: trajectory._weight != 0.0 and "cfg" in self.profile.costs,
-                Granularity.BLOCK: trajectory.has_residuals and "block" in self.profile.costs,
+                Granularity.CFG: trajectory._weight != 0.0 and "cfg" in trajectory.profile.costs,
+                Granularity.BLOCK: trajectory.has_residuals and "block" in trajectory.profile.costs,
             }[granularity]
             if is_possible:
                 yield from ((granularity, order) for order in range(self.order + 1))
 
-    def _plans(self, batch: _Batch, num_steps: int) -> list[Plan]:
+    def _plans(self, batch: _Batch, trajectory: Trajectory) -> list[Plan]:
+        profile, num_steps = trajectory.profile, trajectory.num_steps
         plans, harm = [], np.square(batch.moved).sum(1) + batch.alone
         for place in range(len(harm)):
             choices, path = [], batch.paths[place]
             while path is not None:
                 path, choice = path
                 choices.append(choice)
-            psnr = self.profile.psnr_at_one - 10 * math.log10(harm[place]) if harm[place] > 0 else math.inf
+            psnr = profile.psnr_at_one - 10 * math.log10(harm[place]) if harm[place] > 0 else math.inf
             caches = any(choice != COMPUTE for choice in choices)
             speedup = float(num_steps / batch.cost[place]) if caches else 1.0
             plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr))

@@ -55,8 +55,8 @@ class Hindsight(Policy):
     """Granularities that may be chosen. "block" may be added: it keeps token-sized tensors."""
     order: int = 1
     """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
-    memory: int = 2
-    """Computed steps whose errors are remembered: the worst of them counts, since one good guess says little."""
+    memory: int = 1
+    """Computed steps whose errors are remembered; the worst of them counts."""
 
     def __post_init__(self) -> None:
         check_order(self.order)

@@ -24,13 +24,13 @@ class Schedule(Protocol):
 class Expectation(Protocol):
     """What a profile expects of these noise levels."""
 
+    profile: Any
+
     def relative_error(self, order: int, sigma: float, nodes: list[float]) -> float | None: ...
 
 
 class SchedulePlanner(Protocol):
     """Makes schedules; `mixcache.planning.Planner` is the one."""
-
-    profile: Any
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Schedule, Expectation]: ...
 
@@ -120,7 +120,7 @@ class Planned(Policy):
         decision = state.plan.decision(step.index)
         if decision.granularity is Granularity.COMPUTE:
             return decision
-        if state.excess > self.planner.profile.band * self.guard:
+        if state.expectation is not None and state.excess > state.expectation.profile.band * self.guard:
             return Decision(
                 granularity=Granularity.COMPUTE, reason=f"guard: an error {state.excess:.1f} times the expected one"
             )

@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 GRANULARITIES = ("step", "cfg", "block")
 
 
@@ -66,9 +66,11 @@ class Profile:
     """The same by step of the calibration."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Command, prompts, seeds, scheduler, versions, machine, date."""
+    others: Sequence[Profile] = field(default_factory=list)
+    """The same model at other numbers of steps, each a profile without others."""
 
     def __post_init__(self) -> None:
-        num_steps = len(self.sigmas) - 1
+        num_steps = self.num_steps
         _must(num_steps >= 2, "sigmas has fewer than 3 values")
         _must(all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False)), "sigmas does not fall")
         for name in ("outputs", "differences", "residuals"):
@@ -81,7 +83,17 @@ class Profile:
         _must({"compute", "step"} <= set(self.costs), "costs lacks compute or step")
         _must(all(cost > 0 for cost in self.costs.values()), "a cost is not over 0")
         _must(self.band >= 1, "band is under 1")
+        _must(all(other.weights == self.weights for other in self.others), "one of its others is of other weights")
         _must(all(_is_finite(getattr(self, f.name)) for f in fields(self) if f.name != "provenance"), "a NaN is in it")
+
+    @property
+    def num_steps(self) -> int:
+        """Of the calibration."""
+        return len(self.sigmas) - 1
+
+    def nearest(self, num_steps: int) -> Profile:
+        """Of this profile and its others, the one whose number of steps is nearest, as a ratio."""
+        return min((self, *self.others), key=lambda profile: abs(math.log(profile.num_steps / num_steps)))
 
     @cached_property
     def digest(self) -> str:
@@ -122,7 +134,10 @@ class Profile:
             what = f"an unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
             raise ProfileError(f"{name} is no profile of this mixcache: it has {what}")
         try:
-            return cls(**values)
+            others = [cls.parse(json.dumps(other), name) for other in values["others"]]
+            return cls(**values | {"others": others})
+        except ProfileError:
+            raise
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ProfileError(f"{name} is no sound profile: {error}") from error
 
