@@ -1,0 +1,214 @@
+"""The rivals on the built-in model, small: each fires, and leaves nothing behind, not even after an exception."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
+
+from mixcache.bench.meter import WorkMeter
+from mixcache.bench.methods import Case, Method
+from mixcache.bench.peers import PEERS, MissingExtraError, teacache
+from mixcache.bench.peers.easycache import RootHook
+from mixcache.bench.peers.leftovers import quiet, restored
+from mixcache.calibration import built_in_prompts
+from mixcache.generation import final_latents
+from mixcache.zoo import call_defaults, load
+
+NUM_STEPS = 12
+SMALL = call_defaults() | {"height": 48, "width": 48, "num_frames": 5, "num_inference_steps": NUM_STEPS}
+PROMPT, *CALIBRATION_PROMPTS = built_in_prompts(2)
+CACHE_DIT = [name for name in PEERS if name.startswith("db-cache")]
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    torch.set_num_threads(1)
+    return Case(pipeline=load(), arguments=SMALL, calibration_prompts=tuple(CALIBRATION_PROMPTS))
+
+
+def latents_and_work(case: Case) -> tuple[torch.Tensor, int]:
+    meter = WorkMeter()
+    with meter.on(case.pipeline):
+        latents = final_latents(case.pipeline, PROMPT, seed=3, on_step=meter.mark, **case.arguments)
+    return latents, sum(meter.steps)
+
+
+@pytest.fixture(scope="module")
+def plain(case: Case) -> tuple[torch.Tensor, int]:
+    return latents_and_work(case)
+
+
+def boldest(name: str) -> Method:
+    return PEERS[name](NUM_STEPS)[-1]
+
+
+def footprint(case: Case) -> list[Any]:
+    """Everything a peer might change on the pipeline, its class and its transformer."""
+    pipeline, transformer = case.pipeline, case.pipeline.transformer
+    modules = [(name, sorted(vars(module)), list(module._modules)) for name, module in transformer.named_modules()]
+    registry = getattr(transformer, "_diffusers_hook", None)
+    hooks = list(registry.hooks) if registry is not None else []
+    return [type(pipeline).__call__, sorted(vars(type(pipeline))), sorted(vars(pipeline)), modules, hooks]
+
+
+@pytest.mark.parametrize("num_steps", [NUM_STEPS, 20, 50])
+@pytest.mark.parametrize("name", PEERS)
+def test_settings_of_a_family(name: str, num_steps: int) -> None:
+    methods = PEERS[name](num_steps)
+    assert 3 <= len(methods) <= 6
+    assert len({method.name for method in methods}) == len(methods)
+    for method in methods:
+        assert method.family == name
+        assert method.is_peer
+        assert method.setting
+        assert method.origin.startswith(("diffusers ", "cache-dit ", "re-implementation of arXiv "))
+        assert method.is_calibrated == (name in ("mag-cache", "teacache"))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_fires_and_leaves_nothing_behind(
+    name: str, case: Case, plain: tuple[torch.Tensor, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = footprint(case)
+    with boldest(name).attached(case) as account:
+        latents, work = latents_and_work(case)
+        assert isinstance(account(), dict)
+    assert latents.isfinite().all()
+    assert not torch.equal(latents, plain[0])
+    assert 0 < work < 0.95 * plain[1]
+    assert footprint(case) == before
+    again, full_work = latents_and_work(case)
+    assert torch.equal(again, plain[0])
+    assert full_work == plain[1]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_nothing_is_left_after_an_exception(name: str, case: Case, plain: tuple[torch.Tensor, int]) -> None:
+    before = footprint(case)
+
+    def stop(num_done: int, total: int) -> None:
+        if num_done == NUM_STEPS - 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), boldest(name).attached(case):
+        final_latents(case.pipeline, PROMPT, seed=4, on_step=stop, **case.arguments)
+    assert footprint(case) == before
+    assert torch.equal(latents_and_work(case)[0], plain[0])
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_two_generations_in_a_row_are_the_same(name: str, case: Case) -> None:
+    with boldest(name).attached(case):
+        first, second = latents_and_work(case), latents_and_work(case)
+    assert torch.equal(first[0], second[0])
+    assert first[1] == second[1]
+
+
+def test_faster_cache_as_it_comes_fails_on_wan(case: Case, plain: tuple[torch.Tensor, int]) -> None:
+    before = footprint(case)
+    with pytest.raises(IndexError), PEERS["faster-cache"](NUM_STEPS)[0].attached(case):
+        latents_and_work(case)
+    assert footprint(case) == before
+    assert torch.equal(latents_and_work(case)[0], plain[0])
+
+
+@pytest.mark.parametrize("name", CACHE_DIT)
+def test_a_missing_package_is_named(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = boldest(name)
+    monkeypatch.setitem(sys.modules, "cache_dit", None)
+    with pytest.raises(MissingExtraError, match=r"cache-dit is not installed.*pip install 'mixcache\[bench\]'"):
+        method.attached(case).__enter__()
+
+
+@pytest.mark.parametrize("name", ["mag-cache", "teacache"])
+def test_calibration_needs_prompts(name: str, case: Case) -> None:
+    empty = Case(pipeline=case.pipeline, arguments=case.arguments)
+    with pytest.raises(ValueError, match="calibration_prompts"):
+        boldest(name).attached(empty).__enter__()
+
+
+@pytest.mark.parametrize("name", ["mag-cache", "teacache"])
+def test_calibration_is_done_once(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    with boldest(name).attached(case):
+        pass
+    monkeypatch.setattr("mixcache.bench.peers.calibrated.final_latents", lambda *args, **kwargs: pytest.fail("again"))
+    with boldest(name).attached(case):
+        pass
+
+
+def test_quiet_restores_levels() -> None:
+    logger = logging.getLogger("diffusers.hooks.sea_cache")
+    level = logger.level
+    with quiet("diffusers"):
+        assert not logger.isEnabledFor(logging.WARNING)
+        assert logger.isEnabledFor(logging.ERROR)
+    assert logger.level == level
+
+
+def test_restored_takes_away_what_was_added() -> None:
+    model = torch.nn.Sequential(torch.nn.Identity())
+    with restored(model):
+        model[0].forward = lambda value: value + 1
+        HookRegistry.check_if_exists_or_initialize(model)
+        assert model(torch.ones(1)).item() == 2
+    assert model(torch.ones(1)).item() == 1
+    assert not hasattr(model, "_diffusers_hook")
+
+
+class Denoiser(torch.nn.Module):
+    """v = 2 x."""
+
+    num_calls = 0
+
+    def forward(self, hidden_states: torch.Tensor, return_dict: bool = True) -> tuple[torch.Tensor]:
+        self.num_calls += 1
+        return (2 * hidden_states,)
+
+
+def test_easycache_rule() -> None:
+    model = Denoiser()
+    hook = RootHook(threshold=0.4, num_first_steps=2)
+    HookRegistry.check_if_exists_or_initialize(model).register_hook(hook, "easycache")
+    outputs = []
+    for step, value in enumerate([1.0, 2.0, 2.5, 2.75, 4.0]):
+        _set_cache_context(model, CacheContext("cond", step_index=step, num_inference_steps=5))
+        outputs.append(model(torch.full((1,), value), return_dict=False)[0].item())
+    # k = |4 - 2| / |2 - 1| = 2; step 2: a = 2 * .5 / 4 = .25, v = 2.5 + (4 - 2); step 3: a = .25 + 2 * .25 / 4.5 = .36,
+    # v = 2.75 + 2; the last step is computed
+    assert outputs == [2.0, 4.0, 4.5, 4.75, 8.0]
+    assert model.num_calls == 3
+
+
+class Block(torch.nn.Module):
+    """Adds the sum of the modulation."""
+
+    num_calls = 0
+
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: None, temb: torch.Tensor, rotary_emb: None
+    ) -> torch.Tensor:
+        self.num_calls += 1
+        return hidden_states + temb.sum()
+
+
+def test_teacache_rule() -> None:
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList(Block() for _ in range(3))
+    outputs = []
+    with teacache.hooked(model, threshold=0.5, rescale=lambda change: 2 * change):
+        for step, value in enumerate([1.0, 1.1, 1.2, 2.4, 2.5]):
+            _set_cache_context(model, CacheContext("cond", step_index=step, num_inference_steps=5))
+            hidden_states = torch.full((1,), 10.0 * step)
+            for block in model.blocks:
+                hidden_states = block(hidden_states, None, torch.tensor([value]), None)
+            outputs.append(round(hidden_states.item(), 4))
+    # a = 2 * .1 = .2 and .2 + 2 * .0909 = .38 skip, then + 2 * 1 does not; the last step is computed
+    assert outputs == [3.0, 13.0, 23.0, 37.2, 47.5]
+    assert [block.num_calls for block in model.blocks] == [3, 3, 3]
+    assert not hasattr(model.blocks[0], "_diffusers_hook")
