@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all check lint format support bench-quick study overhead clean
+.PHONY: demo test test-all check lint format support bench bench-quick gate gate-anew study overhead clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -42,8 +42,26 @@ check: lint
 support: .venv/installed-test
 	$(BIN)/python -m pytest -q -m "" tests/conformance --support-table docs/support.md
 
-bench-quick: .venv/installed
-	$(BIN)/python -m mixcache.bench.quick --out docs/results
+.venv/installed-bench: .venv/installed
+	$(PIP) --editable '.[bench]'
+	touch $@
+
+bench: .venv/installed-bench
+	$(BIN)/mixcache bench --methods all --num-prompts 4 --steps 50 --force --out docs/results/shapes-wan-50
+	$(BIN)/mixcache bench --methods all --num-prompts 4 --steps 20 --force --out docs/results/shapes-wan-20
+
+bench-quick: .venv/installed-bench
+	$(BIN)/mixcache bench --methods quick --num-prompts 16 --force --out docs/results/quick
+
+GATE := $(BIN)/mixcache bench --methods quick --steps 20 --num-prompts 1 --force --out build/gate
+
+gate: .venv/installed
+	$(GATE) >build/gate.log || { cat build/gate.log; exit 1; }
+	$(BIN)/mixcache compare tests/gate.json build/gate/results.json
+
+gate-anew: .venv/installed
+	$(GATE)
+	cp build/gate/results.json tests/gate.json
 
 study: .venv/installed
 	$(BIN)/python -m mixcache.bench.study --out docs/results

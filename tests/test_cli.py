@@ -37,7 +37,7 @@ def failed(arguments: list[str]) -> str:
             ["demo", "--policy", "mixcache", "--set", "delta_1=50"],
             "thresholds must be finite with 0 <= delta_1 <= delta_2",
         ),
-        (["demo", "--set", "delta_1"], "--set 'delta_1' is not NAME=VALUE"),
+        (["demo", "--set", "delta_1"], "setting 'delta_1' is not NAME=VALUE"),
         (["demo", "--speedup", "2", "--quality", "40"], "speedup= and quality= are both given"),
         (["demo", "--speedup", "0.5"], "speedup=0.5 must be a finite number of at least 1"),
         (["demo", "--speedup", "nan"], "speedup=nan must be a finite number of at least 1"),
@@ -170,11 +170,6 @@ def test_models_lists_what_is_supported() -> None:
     assert result.exit_code == 0
     for name in ("WanTransformer3DModel", "WanPipeline", "step, cfg, block", "shapes-wan"):
         assert name in result.output
-
-
-def test_parse_settings() -> None:
-    pairs = ["period=2.5", "granularity=cfg", "max-age=3", 'impacts={"step": 1}']
-    assert cli.parse_settings(pairs) == {"period": 2.5, "granularity": "cfg", "max_age": 3, "impacts": {"step": 1}}
 
 
 def test_plan_prints_schedule_expectation_and_frontier(tmp_path: Path) -> None:

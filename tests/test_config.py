@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mixcache.config import MixCacheConfig, default_policy, setting_names
+from mixcache.config import MixCacheConfig, default_policy, parse_settings, setting_names
 from mixcache.decision import Granularity
 from mixcache.policies import POLICIES, Bounded, EveryNth, Hindsight, MixCache, Replay
 from mixcache.trace import Trace, TraceEntry
@@ -116,3 +116,21 @@ def test_every_policy_is_listed_with_its_settings() -> None:
         ),
         "replay": ("trace",),
     }
+
+
+def test_settings_are_numbers_where_they_are_numbers() -> None:
+    pairs = ["period=2.5", "granularity=cfg", "max-age=3", 'impacts={"step": 1}', "profile=a=b"]
+    assert parse_settings(pairs) == {
+        "period": 2.5,
+        "granularity": "cfg",
+        "max_age": 3,
+        "impacts": {"step": 1},
+        "profile": "a=b",
+    }
+    assert parse_settings(None) == {}
+
+
+@pytest.mark.parametrize("pair", ["period", "period=", "=3", ""])
+def test_a_setting_is_a_name_and_a_value(pair: str) -> None:
+    with pytest.raises(ValueError, match=f"setting {pair!r} is not NAME=VALUE"):
+        parse_settings([pair])

@@ -7,12 +7,15 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchmetrics.functional.image
 
+from mixcache import metrics
 from mixcache.metrics import (
     STILL,
     Adherence,
@@ -21,6 +24,7 @@ from mixcache.metrics import (
     adherence,
     parse_caption,
     read_clip,
+    video_lpips,
     video_psnr,
     video_ssim,
 )
@@ -115,6 +119,45 @@ def test_doors_refuse_what_they_cannot_measure(measure: Callable[..., float]) ->
 def test_ssim_refuses_frames_smaller_than_its_window() -> None:
     with pytest.raises(ValueError, match="frames are 8 by 16 pixels"):
         video_ssim(torch.zeros(1, 8, 16, 3), torch.zeros(1, 8, 16, 3))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder in place of torch's own; torchvision is taken for installed."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: object())
+    metrics._has_lpips.cache_clear()
+    yield tmp_path
+    metrics._has_lpips.cache_clear()
+
+
+def test_lpips_is_none_where_its_weights_are_not_at_hand(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = np.zeros((2, 16, 16, 3), np.float32)
+    assert video_lpips(clip, clip) is None
+    assert list(hub.iterdir()) == []  # nothing was downloaded
+    (hub / "checkpoints").mkdir()
+    (hub / "checkpoints" / "alexnet-owt-7be5be79.pth").write_bytes(b"")
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    metrics._has_lpips.cache_clear()
+    assert video_lpips(clip, clip) is None
+
+
+def test_lpips_is_asked_of_frames_as_torchmetrics_takes_them(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_channel(first: torch.Tensor, second: torch.Tensor, **settings: object) -> torch.Tensor:
+        assert settings == {"net_type": "alex", "normalize": True}
+        assert first.shape == second.shape == (2, 3, 16, 20)
+        assert first.dtype == second.dtype == torch.float32
+        return (first - second)[:, 0].abs().mean()
+
+    (hub / "checkpoints").mkdir()
+    (hub / "checkpoints" / "alexnet-owt-7be5be79.pth").write_bytes(b"")
+    monkeypatch.setattr(torchmetrics.functional.image, "learned_perceptual_image_patch_similarity", first_channel)
+    clip = np.zeros((2, 16, 20, 3))
+    red = clip + np.array([0.25, 0.5, 0.5])
+    assert video_lpips(red, clip) == 0.25
+    assert video_lpips(red + 1, clip) == 1.0  # values over 1 count as 1
+    with pytest.raises(ValueError, match="they must be the same"):
+        video_lpips(red[:1], clip)
 
 
 def test_importing_metrics_leaves_torchmetrics_unloaded() -> None:

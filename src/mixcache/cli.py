@@ -50,28 +50,12 @@ def fail(message: object) -> NoReturn:
     raise typer.Exit(2)
 
 
-def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
-    """`["period=3", "granularity=cfg"]` as a dict with numbers where they are numbers; ValueError for anything else."""
-    import json
-
-    settings: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        if not (name and equals and text):
-            raise ValueError(f"--set {pair!r} is not NAME=VALUE")
-        try:
-            settings[name.replace("-", "_")] = json.loads(text)
-        except json.JSONDecodeError:
-            settings[name.replace("-", "_")] = text
-    return settings
-
-
 def parse_config(policy: str | None, pairs: list[str] | None, **named: Any) -> MixCacheConfig:
     """The policy and its settings, checked; `named` are settings with an option of their own, None where not given.
 
     ValueError or TypeError for a wrong one.
     """
-    from mixcache.config import MixCacheConfig, default_policy
+    from mixcache.config import MixCacheConfig, default_policy, parse_settings
 
     settings = parse_settings(pairs) | {name: value for name, value in named.items() if value is not None}
     if "profile" in settings:
@@ -277,7 +261,7 @@ def prepare_pipeline(
     ValueError or TypeError for what is no pipeline or is not supported, plain or not.
     """
     from mixcache.attachment import enable
-    from mixcache.generation import accepted_arguments
+    from mixcache.generation import accepted_arguments, open_model
 
     pipeline, arguments = open_model(model)
     handle = enable(pipeline, config)
@@ -304,41 +288,15 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     return int(width), int(height)
 
 
-def open_model(name: str) -> tuple[Any, dict[str, Any]]:
-    """A built-in model with its call arguments, or the pipeline in a folder with none; ValueError if it is neither.
-
-    A folder is loaded in bfloat16 onto the GPU where there is one, else in float32.
-    """
-    from mixcache import zoo
-    from mixcache.config import unknown_name
-
-    if name in zoo.BUILT_IN:
-        return zoo.load(name), zoo.call_defaults(name)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise ValueError(unknown_name("model or folder", name, zoo.BUILT_IN))
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
-    import torch
-    from diffusers import DiffusionPipeline
-
-    has_gpu = torch.cuda.is_available()
-    try:
-        dtype = torch.bfloat16 if has_gpu else torch.float32
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except Exception as error:  # a broken folder fails in as many ways as it has files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
-    return pipeline.to("cuda") if has_gpu else pipeline, {}
-
-
 @app.command()
 def calibrate(
     out: Annotated[Path, typer.Option(help="The profile to write; PROFILE.partial is kept until it is done.")],
     model: Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")] = "shapes-wan",
     prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.")] = None,
     num_prompts: Annotated[int, typer.Option(min=1, max=1000, help="Captions, for a built-in model.")] = 4,
-    steps: Annotated[int | None, typer.Option(min=4, help="Denoising steps.")] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(min=4, help="Denoising steps; may be repeated, for a profile that serves each.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Number of frames.")] = None,
@@ -346,7 +304,7 @@ def calibrate(
 ) -> None:
     """Measures what `--speedup` needs to know of a model, on a few prompts; goes on where it was cut off."""
     try:
-        asked = asked_arguments(size, frames, steps, guidance)
+        asked = asked_arguments(size, frames, None, guidance)
         prepare_file(out, force, ".json")
         given = read_prompts(prompts) if prompts else None
     except (ValueError, TypeError) as error:
@@ -354,7 +312,7 @@ def calibrate(
     quiet()
     from mixcache.calibration import CalibrationConfig, built_in_prompts
     from mixcache.calibration import calibrate as measure
-    from mixcache.generation import accepted_arguments
+    from mixcache.generation import accepted_arguments, open_model
     from mixcache.zoo import BUILT_IN
 
     try:
@@ -366,12 +324,15 @@ def calibrate(
             model=model if model in BUILT_IN else Path(model).resolve().name,
             prompts=tuple(given or built_in_prompts(num_prompts)),
             arguments=arguments,
+            command=" ".join(["mixcache", *sys.argv[1:]]),
         )
         with progress_display() as progress:
             task = progress.add_task("measurements", total=None)
-            profile = measure(
-                pipeline, config, out, lambda done, total: progress.update(task, completed=done, total=total)
-            )
+
+            def watch(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            profile = measure(pipeline, config, out, watch, step_counts=steps or ())
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -379,6 +340,102 @@ def calibrate(
         raise typer.Exit(130) from None
     typer.echo(f"profile   {out}")
     typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in profile.costs.items()))
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md, quality.png and report.html.")],
+    model: Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")] = "shapes-wan",
+    methods: Annotated[str, typer.Option(help="Names or groups, by commas: ours, peers, all, hindsight ...")] = "all",
+    steps: Annotated[int | None, typer.Option(min=4, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="unipc, euler or dpm++, for models of flow matching.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Number of frames.")] = None,
+    num_prompts: Annotated[
+        int | None,
+        typer.Option(min=1, max=200, help="Held-out captions (8 unless told), or the first lines of --prompts."),
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.")] = None,
+    calibration_prompts: Annotated[
+        Path | None, typer.Option(help="The same for peers that calibrate themselves; not to be measured on.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first clip.")] = 9000,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Clips of each method and prompt.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    force: Force = False,
+) -> None:
+    """Measures caching methods side by side: ours, the real peers, and fewer plain steps."""
+    try:
+        asked = asked_arguments(size, frames, steps, guidance)
+        prepare_folder(out, [], force)
+        given = read_prompts(prompts)[:num_prompts] if prompts else None
+        own = read_prompts(calibration_prompts) if calibration_prompts else None
+    except (ValueError, TypeError) as error:
+        fail(error)
+    quiet()
+    from mixcache.bench.command import Bench, BenchConfig, calibration_captions, held_out
+
+    try:
+        config = BenchConfig(
+            model=model,
+            methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+            prompts=tuple(given or held_out(model, num_prompts or 8)),
+            calibration_prompts=calibration_captions(model, own),
+            arguments=asked,
+            scheduler=scheduler,
+            seed=seed,
+            num_repeats=repeats,
+            command=" ".join(["mixcache", *(word for word in sys.argv[1:] if word != "--resume")]),
+        )
+        run = Bench(config, out, resume=resume, force=force)
+        with progress_display() as progress:
+
+            def watcher(stage: str) -> Any:
+                task = progress.add_task(stage, total=None)
+                return lambda done, total: progress.update(task, completed=done, total=total)
+
+            result = run.run(watcher)
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; the same command with --resume goes on.", err=True)
+        raise typer.Exit(130) from None
+    for bar in result["bars"]:
+        typer.echo(
+            f"{ {True: 'met   ', False: 'MISSED', None: '-     '}[bar['met']] }    {bar['bar']}: {bar['measured']}"
+        )
+    for name, fact in result["methods"].items():
+        if fact["failure"]:
+            typer.echo(f"failed    {name}: {fact['failure']}", err=True)
+    typer.echo(f"results   {out / 'results.json'}")
+    typer.echo(f"report    {out / 'report.html'}")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="results.json of one run.")],
+    after: Annotated[Path, typer.Argument(help="results.json of another, of the same case.")],
+) -> None:
+    """Says what changed between two benchmarks beyond noise; exit code 1 if it is a loss."""
+    from mixcache.bench.compare import compare as changes_of
+    from mixcache.bench.results import load
+
+    try:
+        first, second = load(before), load(after)
+        changes = changes_of(first, second)
+    except ValueError as error:
+        fail(error)
+    for name in ("versions", "machine"):
+        if first.get(name) != second.get(name):
+            typer.echo(f"note      {name} differ: {first.get(name)} and {second.get(name)}", err=True)
+    for change in changes:
+        kind = "LOSS  " if change.is_loss else "change"
+        typer.echo(f"{kind}    {change.method}: {change.what}: {change.before} -> {change.after}")
+    if not changes:
+        typer.echo("no change beyond noise")
+    if any(change.is_loss for change in changes):
+        raise typer.Exit(1)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -417,6 +474,7 @@ def plan(
         fail(error)
     quiet()
     from mixcache.attachment import enable
+    from mixcache.generation import open_model
     from mixcache.planning import noise_levels
     from mixcache.report.frontier import draw_frontier, frontier_rows, letters
 

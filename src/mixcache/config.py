@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
@@ -28,6 +29,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}{hint} (there are: {', '.join(known) or 'none'})"
+
+
+def parse_settings(pairs: Iterable[str] | None) -> dict[str, Any]:
+    """`["period=3", "granularity=cfg"]` as a dict with numbers where they are numbers; ValueError for anything else."""
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"setting {pair!r} is not NAME=VALUE")
+        try:
+            settings[name.replace("-", "_")] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name.replace("-", "_")] = text
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)

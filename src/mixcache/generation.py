@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from mixcache import zoo
+from mixcache.config import unknown_name
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) when the loop begins and after each step."""
@@ -26,6 +30,10 @@ class LoopTime:
 
     seconds: float = 0.0
     num_loops: int = 0
+    began: float | None = None
+    """`time.perf_counter()` at which the first of them began."""
+    ended: float | None = None
+    """The same for the end of the last."""
 
 
 class _Watch:
@@ -39,6 +47,8 @@ class _Watch:
             self.on_step(0, self.total)
         _synchronize(self.device)
         self.start = time.perf_counter()
+        if self.clock.began is None:
+            self.clock.began = self.start
         return self
 
     def update(self, num_steps: int = 1) -> None:
@@ -48,7 +58,8 @@ class _Watch:
 
     def __exit__(self, *error: object) -> None:
         _synchronize(self.device)
-        self.clock.seconds += time.perf_counter() - self.start
+        self.clock.ended = time.perf_counter()
+        self.clock.seconds += self.clock.ended - self.start
         self.clock.num_loops += 1
 
 
@@ -78,6 +89,10 @@ class Generated:
     """Wall-clock of the denoising loop: text encoding and VAE decoding are left out."""
     total_seconds: float
     """Wall-clock of the whole pipeline call."""
+    encoding_seconds: float
+    """Of it, before the loop: text encoding and preparation."""
+    decoding_seconds: float
+    """Of it, after the loop: VAE decoding."""
     peak_memory_bytes: int
     """Highest memory of the device in use; on a CPU the highest resident size of this process so far."""
 
@@ -91,10 +106,13 @@ def generate(pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = 
     start = time.perf_counter()
     with watched_loop(pipeline, on_step) as clock:
         video = pipeline(prompt, generator=generator, output_type="np", **arguments).frames[0]
+    end = time.perf_counter()
     return Generated(
         clip=np.asarray(video, dtype=np.float32),
         denoising_seconds=clock.seconds,
-        total_seconds=time.perf_counter() - start,
+        total_seconds=end - start,
+        encoding_seconds=(clock.began or start) - start,
+        decoding_seconds=end - (clock.ended or end),
         peak_memory_bytes=peak_memory_bytes(device),
     )
 
@@ -122,6 +140,30 @@ def accepted_arguments(pipeline: Any, arguments: dict[str, Any]) -> dict[str, An
     """Those of `arguments` that are not None and that the pipeline's call takes."""
     known = inspect.signature(pipeline.__call__).parameters
     return {name: value for name, value in arguments.items() if value is not None and name in known}
+
+
+def open_model(name: str) -> tuple[Any, dict[str, Any]]:
+    """A built-in model with its call arguments, or the pipeline in a folder with none; ValueError if it is neither.
+
+    A folder is loaded in bfloat16 onto the GPU where there is one, else in float32.
+    """
+    if name in zoo.BUILT_IN:
+        return zoo.load(name), zoo.call_defaults(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ValueError(unknown_name("model or folder", name, zoo.BUILT_IN))
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
+    from diffusers import DiffusionPipeline
+
+    has_gpu = torch.cuda.is_available()
+    try:
+        dtype = torch.bfloat16 if has_gpu else torch.float32
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # a broken folder fails in as many ways as it has files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
+    return pipeline.to("cuda") if has_gpu else pipeline, {}
 
 
 def versions() -> dict[str, str]:

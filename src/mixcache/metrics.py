@@ -1,13 +1,16 @@
-"""How good a clip is: against a reference (PSNR, SSIM: torchmetrics), and against its caption in the drawn world.
+"""How good a clip is: against a reference (PSNR, SSIM, LPIPS: torchmetrics), and against its caption.
 
 Adherence looks at the clip alone, through the analytic reader `mixcache.zoo.reader`, and only then at the caption.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ __all__ = [
     "adherence",
     "parse_caption",
     "read_clip",
+    "video_lpips",
     "video_psnr",
     "video_ssim",
 ]
@@ -101,6 +105,26 @@ def video_ssim(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.T
         raise ValueError(f"frames are {height} by {width} pixels; SSIM needs at least 11 by 11 for its window")
     preds, target = first.float().permute(0, 3, 1, 2), second.float().permute(0, 3, 1, 2)
     return float(structural_similarity_index_measure(preds, target, data_range=1.0))
+
+
+@functools.cache
+def _has_lpips() -> bool:
+    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    return importlib.util.find_spec("torchvision") is not None and any(checkpoints.glob("alexnet-*.pth"))
+
+
+def video_lpips(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> float | None:
+    """Learned perceptual distance (LPIPS, AlexNet), the mean over frames; 0 for identical clips.
+
+    Clips as for `video_psnr`. None where torchvision, or AlexNet's weights in torch's hub folder, are not at hand:
+    nothing is downloaded.
+    """
+    if not _has_lpips():
+        return None
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    first, second = (clip.float().permute(0, 3, 1, 2).clamp(0, 1) for clip in _as_pair(video, reference))
+    return float(learned_perceptual_image_patch_similarity(first, second, net_type="alex", normalize=True))
 
 
 def parse_caption(caption: str) -> ParsedCaption:

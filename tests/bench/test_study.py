@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from mixcache.attachment import Handle
+from mixcache.bench.store import Store
 from mixcache.bench.study import __main__ as study
 from mixcache.bench.study import measure, trials
 from mixcache.bench.study.engines import ENGINES
-from mixcache.bench.study.measure import Store, Study
+from mixcache.bench.study.measure import Study
 from mixcache.bench.study.page import ablation_sentence, curve_sentence, interference_sentence
 from mixcache.bench.study.search import climb, neighbour
 from mixcache.bench.study.settings import BLOCK, CFG, COMPUTE, HINDSIGHT, PLAIN, STEP

@@ -7,43 +7,71 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mixcache.bench.page import kind_of, level_rows
+from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-COLUMNS = {
-    "method": "method",
-    "speedup": "speed-up",
-    "ideal": "ideal",
-    "of_ideal": "of ideal",
-    "psnr_db": "PSNR (dB)",
-    "margin_db": "over fewer steps (dB)",
-    "ssim": "SSIM",
-    "adherence": "caption right",
-    "cache_kib": "cache (KiB)",
+RUNS = ("shapes-wan-50", "shapes-wan-20")
+"""Folders of docs/results that `make bench` fills."""
+KINDS = {
+    "ours": "ours",
+    "calibrated": "ours, calibrated",
+    "peer": "peer",
+    "fewer": "no cache",
+    "cadence": "ours, fixed",
 }
 
 
 def measured(results: Path) -> str:
-    """The section's text, from quick-50.json and overhead.json in `results`."""
-    quick = json.loads((results / "quick-50.json").read_text())
+    """The section's text, from the results of `make bench` and overhead.json in the folder `results`."""
+    runs = {name: load(results / name / "results.json") for name in RUNS}
     overhead = json.loads((results / "overhead.json").read_text())
-    arguments, versions, machine = quick["arguments"], quick["versions"], quick["machine"]
-    rows = [{label: row[name] for name, label in COLUMNS.items()} for row in quick["summary"]]
-    num_prompts = len({record["prompt"] for record in quick["records"]})
+    first = next(iter(runs.values()))
     lines = [
-        f"`make bench-quick`: `shapes-wan`, {num_prompts} held-out captions, {arguments['num_inference_steps']} steps,",
-        f"guidance {arguments['guidance_scale']:g}, {quick['scheduler']}; {machine['threads']} CPU threads,",
-        f"torch {versions['torch']}, diffusers {versions['diffusers']}. Wall-clock of the denoising loop; PSNR, SSIM",
-        "against the plain clip of the same seed. All rows are of one run.",
-        "",
-        table(rows),
-        "",
-        overhead_line(overhead),
+        f"`make bench`: `{first['model']}`, {len(first['prompts'])} held-out captions,",
+        f"guidance {first['arguments']['guidance_scale']:g}, {first['scheduler']}; {first['machine']['threads']} CPU",
+        f"threads, torch {first['versions']['torch']}, diffusers {first['versions']['diffusers']}. PSNR (dB) against",
+        "the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each method's best",
+        "settings.",
     ]
-    return "\n".join(lines)
+    for name, run in runs.items():
+        steps = run["arguments"]["num_inference_steps"]
+        bars = [bar["met"] for bar in run["bars"] if bar["met"] is not None]
+        lines += [
+            "",
+            f"{steps} steps ({sum(bars)} of {len(bars)} bars are met; [every setting, spread and bar]"
+            f"(docs/results/{name}/results.md)):",
+            "",
+            *(
+                [f"![Quality against speed-up, {steps} steps](docs/results/{name}/quality.png)", ""]
+                if run is first
+                else []
+            ),
+            table(rows_with_kinds(run)),
+            *failures(run),
+        ]
+    return "\n".join([*lines, "", overhead_line(overhead)])
+
+
+def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`page.level_rows`, with whose each family is."""
+    kinds = {fact["family"]: KINDS[kind_of(fact)] for fact in run["methods"].values()}
+    columns = [f"{speedup:g}x" for speedup in SPEEDUPS]
+    return [
+        {"method": row["family"], "": kinds[row["family"]], **{name: row[name] for name in columns}}
+        for row in level_rows(run)
+    ]
+
+
+def failures(run: Mapping[str, Any]) -> list[str]:
+    """One line for each setting that could not be run."""
+    found = {name: fact["failure"] for name, fact in run["methods"].items() if fact["failure"]}
+    return ["", *(f"- cannot be run: {name}: {reason}" for name, reason in found.items())] if found else []
 
 
 def overhead_line(overhead: dict[str, Any]) -> str:

@@ -1,150 +1,316 @@
-"""Runs methods on prompts, interleaved, and sums up: wall-clock, quality against the plain clip, adherence, work
-really skipped."""
+"""Runs methods on prompts, interleaved with plain clips, and records wall-clock, quality against the plain clip of the
+same seed, adherence, and the work really skipped.
+
+    survey   every method once, untimed: does it run, what memory does it add, does it leave the pipeline as it was?
+    measure  for each prompt and repeat: plain, a few methods, plain, a few methods, plain ...
+
+A method's speed-up is the mean time of the plain clips before and after its group over its own. What is done is in the
+store, and is not done again.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import fmean, median, pstdev
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from mixcache import generation
-from mixcache.attachment import enable
-from mixcache.bench.methods import PLAIN, Method
+from mixcache.bench.meter import MemoryGauge, WorkMeter, work_digits, work_share
+from mixcache.bench.methods import PLAIN, Case, Method
+from mixcache.bench.records import Progress, Record
+from mixcache.bench.store import Store
 from mixcache.generation import Generated
-from mixcache.metrics import adherence, video_psnr, video_ssim
+from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
 
 WARM_UP_STEPS = 4
+GROUP = 6
+"""Methods between two plain clips."""
+SAME_DB = 80.0
+"""PSNR from which two plain clips are the same, on devices that do not repeat themselves to the bit."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """One method on one prompt."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One clip and what was read off while it was made."""
 
-    method: str
-    prompt: str
-    seed: int
-    denoising_seconds: float
-    speedup: float
-    """Seconds of the plain clip of the same prompt, over this one's."""
-    ideal_speedup: float
-    """If everything but the transformer's blocks and calls cost nothing."""
-    psnr_db: float | None
-    """Against the plain clip; None where the two are identical."""
-    ssim: float
-    adherence: float
-    """Share of the caption that the clip shows, 0 to 1."""
-    cache_peak_bytes: int
-    granularity_counts: dict[str, int]
+    made: Generated
+    steps: tuple[int, ...]
+    """Work of each step, see `WorkMeter`."""
+    account: dict[str, Any] = field(default_factory=dict)
 
 
-def run_method(
-    pipeline: Any, method: Method, prompt: str, seed: int, arguments: dict[str, Any]
-) -> tuple[Generated, Any]:
-    """The clip of one method, and its handle's summary (None for the plain pipeline)."""
-    if method.num_inference_steps is not None:
-        arguments = arguments | {"num_inference_steps": method.num_inference_steps}
-    if method.policy is None:
-        return generation.generate(pipeline, prompt, seed=seed, **arguments), None
-    with enable(pipeline, method.policy, **method.settings) as handle:
-        made = generation.generate(pipeline, prompt, seed=seed, **arguments)
-        return made, handle.summary()
+class Benchmark:
+    """Methods on prompts. `load` gives a fresh pipeline, for when a method has spoilt the one in use."""
 
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        arguments: dict[str, Any],
+        prompts: Sequence[str],
+        calibration_prompts: Sequence[str],
+        *,
+        seed: int,
+        store: Store,
+        num_repeats: int = 1,
+    ) -> None:
+        self.load, self.arguments, self.prompts, self.seed = load, arguments, list(prompts), seed
+        self.store, self.num_repeats = store, num_repeats
+        self._calibration_prompts = tuple(calibration_prompts)
+        self._reload()
 
-def run(
-    pipeline: Any,
-    methods: Sequence[Method],
-    prompts: Sequence[str],
-    arguments: dict[str, Any],
-    *,
-    seed: int,
-    on_clip: Callable[[], None] | None = None,
-) -> list[Record]:
-    """Every method on every prompt, the order turning with the prompt.
+    def _reload(self) -> None:
+        self.pipeline: Any = None  # two may be more than the device holds
+        self.pipeline = self.load()
 
-    The plain clip is made before and after the others; its time is the mean of the two. `on_clip` is called
-    after every clip.
-    """
-    generation.generate(pipeline, prompts[0], seed=seed, **arguments | {"num_inference_steps": WARM_UP_STEPS})
-    records = []
-    for index, prompt in enumerate(prompts):
-        turn = index % max(1, len(methods))
-        made: list[tuple[Method, Generated, dict[str, Any] | None]] = []
-        for method in [PLAIN, *methods[turn:], *methods[:turn], PLAIN]:
-            made.append((method, *run_method(pipeline, method, prompt, seed + index, arguments)))
+    @property
+    def case(self) -> Case:
+        return Case(pipeline=self.pipeline, arguments=self.arguments, calibration_prompts=self._calibration_prompts)
+
+    @property
+    def folder(self) -> Path:
+        """Where plain clips and frames are kept."""
+        return self.store.path.parent
+
+    # --------------------------------------------------------------------------------------------------- one clip
+
+    def generate(self, method: Method, prompt: str, seed: int, watch: generation.OnStep | None = None) -> Measured:
+        """One clip of a method; `watch` is told after every step."""
+        arguments = dict(self.arguments)
+        if method.num_inference_steps is not None:
+            arguments["num_inference_steps"] = method.num_inference_steps
+        meter = WorkMeter()
+
+        def on_step(num_done: int, total: int) -> None:
+            meter.mark(num_done, total)
+            if watch:
+                watch(num_done, total)
+
+        with method.attached(self.case) as account, meter.on(self.pipeline):
+            made = generation.generate(self.pipeline, prompt, seed=seed, on_step=on_step, **arguments)
+            if not np.isfinite(made.clip).all():
+                raise ArithmeticError(f"{method.name}: the clip holds a NaN or an infinity")
+            return Measured(made=made, steps=tuple(meter.steps), account=account())
+
+    def _warm_up(self) -> Generated:
+        arguments = self.arguments | {"num_inference_steps": WARM_UP_STEPS}
+        return generation.generate(self.pipeline, self.prompts[0], seed=self.seed, **arguments)
+
+    # ----------------------------------------------------------------------------------------------------- survey
+
+    def survey(self, methods: Sequence[Method], on_clip: Progress | None = None) -> dict[str, dict[str, Any]]:
+        """For every method the bytes it added, or the reason why it cannot be measured."""
+        asked = [method for method in methods if not self.store.has(["survey", method.name])]
+        if asked:
+            reference = self._warm_up()
+            plain = self._gauged(PLAIN)
+        for index, method in enumerate(asked):
+            found: dict[str, Any] = {"memory_added_bytes": None, "failure": None}
+            try:
+                found["memory_added_bytes"] = self._gauged(method).above(plain)
+            except Exception as error:  # a peer fails in ways of its own; the reason is the result
+                found["failure"] = f"{type(error).__name__}: {first_line(error)}"
+            found["failure"] = found["failure"] or self._spoilt(reference)
+            if found["failure"]:
+                self._reload()
+                self._warm_up()
+            self.store.keep(["survey", method.name], found)
             if on_clip:
-                on_clip()
-        first, last = made[0][1], made.pop()[1]
-        plain = replace(first, denoising_seconds=(first.denoising_seconds + last.denoising_seconds) / 2)
-        made[0] = (PLAIN, plain, None)
-        num_steps = arguments["num_inference_steps"]
-        records += [
-            _record(method, prompt, seed + index, plain, clip, summary, num_steps) for method, clip, summary in made
+                on_clip(index + 1, len(asked))
+        return {method.name: self.store.get(["survey", method.name]) for method in methods}
+
+    def _fail(self, method: Method, reason: str) -> None:
+        """From here on the method counts as one that cannot be measured."""
+        self.store.keep(["survey", method.name], {"memory_added_bytes": None, "failure": reason})
+        self._reload()
+
+    def _has_failed(self, method: Method) -> bool:
+        key = ["survey", method.name]
+        return self.store.has(key) and self.store.get(key)["failure"] is not None
+
+    def _gauged(self, method: Method) -> MemoryGauge:
+        gauge = MemoryGauge(self.pipeline._execution_device)
+        self.generate(method, self.prompts[0], self.seed, gauge.mark)
+        return gauge
+
+    def _spoilt(self, reference: Generated) -> str | None:
+        try:
+            is_same = same(self._warm_up(), reference)
+        except Exception as error:  # as above
+            return f"leaves the pipeline broken: {type(error).__name__}: {first_line(error)}"
+        if not is_same:
+            return "leaves the pipeline changed: a plain clip after it is another one"
+        return None
+
+    # ---------------------------------------------------------------------------------------------------- measure
+
+    def run(self, methods: Sequence[Method], on_clip: Progress | None = None) -> list[Record]:
+        """The records of every method on every prompt and repeat, the order turning with the prompt. What fails on the
+        way is left out from there on; `survey` then tells the reason."""
+        self._warm_up()
+        num_done, total = 0, len(methods) * len(self.prompts) * self.num_repeats
+        for repeat in range(self.num_repeats):
+            for index in range(len(self.prompts)):
+                turn = (index + repeat * len(self.prompts)) % max(1, len(methods))
+                asked = [
+                    method
+                    for method in (*methods[turn:], *methods[:turn])
+                    if not self._has_failed(method) and not self.store.has(self._key(method, index, repeat))
+                ]
+                num_done += len(methods) - len(asked)
+                before: Measured | None = None
+                for start in range(0, len(asked), GROUP):
+                    before = self._measure_group(asked[start : start + GROUP], index, repeat, before)
+                    num_done += len(asked[start : start + GROUP])
+                    if on_clip:
+                        on_clip(num_done, total)
+        return self.records(methods)
+
+    def records(self, methods: Sequence[Method]) -> list[Record]:
+        """Those that are measured, the plain ones first."""
+        keys = [
+            self._key(method, index, repeat)
+            for method in (PLAIN, *methods)
+            for repeat in range(self.num_repeats)
+            for index in range(len(self.prompts))
         ]
-    return records
+        failed = {method.name for method in methods if self._has_failed(method)}
+        return [Record(**self.store.get(key)) for key in keys if key[1] not in failed and self.store.has(key)]
 
+    def pace(self) -> list[list[float]]:
+        """Seconds of the plain clips before and after each group that was measured."""
+        return [list(value) for value in self.store.all("pace")]
 
-def _record(
-    method: Method, prompt: str, seed: int, plain: Generated, made: Generated, summary: Any, num_steps: int
-) -> Record:
-    psnr = video_psnr(made.clip, plain.clip)
-    ideal = num_steps / (method.num_inference_steps or num_steps)
-    return Record(
-        method=method.name,
-        prompt=prompt,
-        seed=seed,
-        denoising_seconds=made.denoising_seconds,
-        speedup=plain.denoising_seconds / made.denoising_seconds,
-        ideal_speedup=summary["ideal_speedup"] if summary else ideal,
-        psnr_db=psnr if math.isfinite(psnr) else None,
-        ssim=video_ssim(made.clip, plain.clip),
-        adherence=adherence(made.clip, prompt).mean,
-        cache_peak_bytes=summary["peak_bytes"] if summary else 0,
-        granularity_counts=summary["granularity_counts"] if summary else {},
-    )
+    def _key(self, method: Method, index: int, repeat: int) -> list[Any]:
+        return ["record", method.name, index, repeat]
 
-
-def summarise(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """One row per method, in order of appearance: medians of times, means of qualities, spread of the PSNR."""
-    rows = []
-    for name in dict.fromkeys(record.method for record in records):
-        of_method = [record for record in records if record.method == name]
-        psnrs = [record.psnr_db for record in of_method if record.psnr_db is not None]
-        speedup, ideal = median(r.speedup for r in of_method), median(r.ideal_speedup for r in of_method)
-        counts = [record.granularity_counts for record in of_method if record.granularity_counts]
-        rows.append(
-            {
-                "method": name,
-                "seconds": median(r.denoising_seconds for r in of_method),
-                "speedup": speedup,
-                "ideal": ideal,
-                "of_ideal": median(r.speedup / r.ideal_speedup for r in of_method),
-                "psnr_db": fmean(psnrs) if psnrs else None,
-                "psnr_spread": pstdev(psnrs) if psnrs else None,
-                "ssim": fmean(r.ssim for r in of_method),
-                "adherence": fmean(r.adherence for r in of_method),
-                "cache_kib": max(r.cache_peak_bytes for r in of_method) / 1024,
-                "steps": {g: fmean(c[g] for c in counts) for g in counts[0]} if counts else {},
-            }
+    def _measure_group(
+        self, methods: Sequence[Method], index: int, repeat: int, before: Measured | None
+    ) -> Measured | None:
+        """Records methods between two plain clips: `before`, or a new one, and the one that is returned."""
+        prompt, seed = self.prompts[index], self.seed + index
+        before = before or self.generate(PLAIN, prompt, seed)
+        measured = []
+        for method in methods:
+            try:
+                measured.append((method, self.generate(method, prompt, seed)))
+            except Exception as error:  # as in the survey
+                self._fail(method, f"{type(error).__name__}: {first_line(error)} (seed {seed})")
+        after = self.generate(PLAIN, prompt, seed)
+        if not same(after.made, before.made):
+            sound = [method for method, _ in measured if not self._spoils(method, prompt, seed, before.made)]
+            if len(sound) == len(measured):
+                raise RuntimeError("two plain clips of the same seed differ, and no method is to blame for it")
+            return self._measure_group(sound, index, repeat, None) if sound else None
+        if not measured:
+            return after
+        seconds = (before.made.denoising_seconds + after.made.denoising_seconds) / 2
+        self.store.keep(
+            ["pace", index, repeat, measured[0][0].name], [before.made.denoising_seconds, after.made.denoising_seconds]
         )
-    return rows
+        if not self.store.has(self._key(PLAIN, index, repeat)):
+            measured.insert(0, (PLAIN, before))
+        for method, one in measured:
+            if index == 0 and repeat == 0:
+                self._keep_frames(method, one.made)
+            record = self._record(method, prompt, seed, repeat, one, before, seconds)
+            self.store.keep(self._key(method, index, repeat), asdict(record))
+        return after
+
+    def _spoils(self, method: Method, prompt: str, seed: int, reference: Generated) -> bool:
+        """True, and the method has failed, if a plain clip after it is another one."""
+        self._reload()
+        self.generate(method, prompt, seed)
+        if same(self.generate(PLAIN, prompt, seed).made, reference):
+            return False
+        self._fail(method, f"leaves the pipeline changed: a plain clip after it is another one (seed {seed})")
+        return True
+
+    def _record(
+        self, method: Method, prompt: str, seed: int, repeat: int, one: Measured, plain: Measured, seconds: float
+    ) -> Record:
+        made, clip = one.made, plain.made.clip
+        psnr = video_psnr(made.clip, clip)
+        on_gpu = self.pipeline._execution_device.type == "cuda"
+        return Record(
+            method=method.name,
+            prompt=prompt,
+            seed=seed,
+            repeat=repeat,
+            denoising_seconds=made.denoising_seconds,
+            encoding_seconds=made.encoding_seconds,
+            decoding_seconds=made.decoding_seconds,
+            speedup=1.0 if method is PLAIN else seconds / made.denoising_seconds,
+            ideal_speedup=1 / work_share(one.steps, plain.steps),
+            psnr_db=psnr if math.isfinite(psnr) else None,
+            ssim=video_ssim(made.clip, clip),
+            lpips=video_lpips(made.clip, clip),
+            adherence=adherence_of(made.clip, prompt),
+            cache_peak_bytes=one.account.get("cache_bytes"),
+            peak_memory_bytes=made.peak_memory_bytes if on_gpu else None,
+            granularity_counts=one.account.get("granularity_counts", {}),
+            schedule=one.account.get("schedule", ""),
+            work=work_digits(one.steps, plain.steps),
+        )
+
+    def _keep_frames(self, method: Method, made: Generated) -> None:
+        """A few frames of the first prompt's clip, for the page."""
+        shown = np.linspace(0, len(made.clip) - 1, min(6, len(made.clip))).round().astype(int)
+        np.save(self.frames_path(method.name), (made.clip[shown] * 255).round().clip(0, 255).astype(np.uint8))
+
+    def frames_path(self, name: str) -> Path:
+        return self.folder / f"frames {''.join(c if c.isalnum() or c in ' .,-' else '_' for c in name)}.npy"
+
+    # ------------------------------------------------------------------------------------------------ noise floor
+
+    def noise_floor(self, num_prompts: int = 2) -> dict[str, float | None]:
+        """PSNR of the plain clip against itself computed otherwise, the mean over a few prompts; None where it is the
+        same to the bit. Empty on a GPU."""
+        if self.pipeline._execution_device.type == "cuda":
+            return {}
+        return dict(self.store.get(["noise floor"], lambda: self._noise_floor(num_prompts)))
+
+    def _noise_floor(self, num_prompts: int) -> dict[str, float | None]:
+        chosen = [(prompt, self.seed + index) for index, prompt in enumerate(self.prompts[:num_prompts])]
+        plain = [self.generate(PLAIN, prompt, seed).made.clip for prompt, seed in chosen]
+
+        def floor() -> float | None:
+            clips = [self.generate(PLAIN, prompt, seed).made.clip for prompt, seed in chosen]
+            values = [video_psnr(a, b) for a, b in zip(clips, plain, strict=True)]
+            finite = [value for value in values if math.isfinite(value)]
+            return sum(finite) / len(finite) if finite else None
+
+        num_threads = torch.get_num_threads()
+        other = 1 if num_threads > 1 else 2
+        torch.set_num_threads(other)
+        try:
+            found = {f"{other} instead of {num_threads} threads": floor()}
+        finally:
+            torch.set_num_threads(num_threads)
+        if next(self.pipeline.transformer.parameters()).dtype is torch.float32:
+            with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of layers that autocast leaves in float32
+                found["bfloat16 autocast instead of float32"] = floor()
+        return found
 
 
-def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The records as plain data."""
-    return [asdict(record) for record in records]
+def same(made: Generated, reference: Generated) -> bool:
+    """True for clips that differ by no more than the device's own noise; False where one holds a NaN."""
+    return video_psnr(made.clip, reference.clip) >= SAME_DB
 
 
-def margin(speedup: float, psnr: float, fewer: Sequence[tuple[float, float]]) -> float | None:
-    """PSNR over that of fewer plain steps taking the same time: `fewer` holds (speed-up, PSNR), joined by lines.
+def adherence_of(clip: np.ndarray, prompt: str) -> float | None:
+    """Share of the caption that the clip shows; None for a prompt that is no caption of the drawn world."""
+    try:
+        return adherence(clip, prompt).mean
+    except ValueError:
+        return None
 
-    None outside them.
-    """
-    points = sorted(fewer)
-    for (low, at_low), (high, at_high) in itertools.pairwise(points):
-        if low <= speedup <= high:
-            share = (speedup - low) / (high - low)
-            return psnr - (at_low + share * (at_high - at_low))
-    return None
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:300]

@@ -48,9 +48,9 @@ def film(pair: ClipPair) -> Film:
     return Film(
         frame_numbers=shown,
         strips=(
-            Strip(label="Plain", uris=_uris(pair.plain[index])),
-            Strip(label="Cached", uris=_uris(pair.cached[index])),
-            Strip(label=f"Difference ×{DIFFERENCE_GAIN}", uris=_uris(difference)),
+            Strip(label="Plain", uris=image_uris(pair.plain[index])),
+            Strip(label="Cached", uris=image_uris(pair.cached[index])),
+            Strip(label=f"Difference ×{DIFFERENCE_GAIN}", uris=image_uris(difference)),
         ),
         pixelated=pair.plain.shape[2] <= MAX_WIDTH,
     )
@@ -61,7 +61,7 @@ def data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _uris(clip: Clip) -> tuple[str, ...]:
+def image_uris(clip: Clip) -> tuple[str, ...]:
     return tuple(_image_uri(frame) for frame in to_bytes(clip))
 
 

@@ -20,8 +20,9 @@ from rich.progress import Progress
 
 from mixcache import generation
 from mixcache.attachment import enable
-from mixcache.bench.run import Record
-from mixcache.bench.study.measure import Store, Study, schedule_trial
+from mixcache.bench.records import Record
+from mixcache.bench.store import Store
+from mixcache.bench.study.measure import Study, schedule_trial
 from mixcache.bench.study.page import draw, markdown
 from mixcache.bench.study.settings import PARTS, PROMPTS_OF_PART
 from mixcache.bench.study.summary import lines, mean_deviations, oracle_rows, row_of, with_margins

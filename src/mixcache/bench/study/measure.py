@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-import mixcache
 from mixcache import generation
 from mixcache.attachment import Handle, enable
 from mixcache.bench.methods import Method
-from mixcache.bench.run import WARM_UP_STEPS, Record
+from mixcache.bench.records import Record
+from mixcache.bench.run import WARM_UP_STEPS
+from mixcache.bench.store import Store, code_hash
 from mixcache.bench.study.engines import ENGINES
 from mixcache.bench.study.search import climb
 from mixcache.bench.study.settings import BLOCK, SEED, SPEEDUP, STEP
@@ -31,35 +29,6 @@ from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.models import row_for
 from mixcache.policies import Replay
 from mixcache.profiles import profile_for, weights_hash
-
-
-class Store:
-    """What was measured, one JSON line each, by a key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            text = path.read_text()
-            if text and not text.endswith("\n"):
-                path.write_text(f"{text}\n")
-            for line in text.splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # where a run was cut off
-                self.done[entry["key"]] = entry["value"]
-
-    def get(self, identity: Any, measure: Callable[[], Any]) -> Any:
-        """What was measured before, or is now."""
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-        if key not in self.done:
-            value = measure()
-            with self.path.open("a") as file:
-                file.write(f"{json.dumps({'key': key, 'identity': identity, 'value': value})}\n")
-            self.done[key] = json.loads(json.dumps(value))
-        return self.done[key]
 
 
 class Study:
@@ -166,7 +135,9 @@ class Study:
 
     def deviations(self, num_steps: int, index: int) -> list[dict[str, Any]]:
         """At every step of a run that computes all: sigma, the deviation of order 1, and the distances."""
-        measuring = Method(name="", policy="hindsight", settings={"error": 1e-12, "choices": ["step", "cfg", "block"]})
+        measuring = Method(
+            family="", policy="hindsight", settings={"error": 1e-12, "choices": ["step", "cfg", "block"]}
+        )
         trial = Trial(part="b", method=measuring, num_steps=num_steps, num_prompts=1)
 
         def measure() -> list[dict[str, Any]]:
@@ -208,16 +179,8 @@ class Study:
         return cast(dict[str, Any], self.measured("search", [num_steps, num_trials, SPEEDUP], index, measure))
 
 
-def code_hash() -> str:
-    """Of the source that decides and predicts."""
-    root = Path(mixcache.__file__).parent
-    names = ("attachment", "engine", "history", "host", "planning", "signals")
-    files = [*(root / f"{name}.py" for name in names), *sorted((root / "policies").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
 def schedule_trial(name: str, schedule: Any, num_prompts: int) -> Trial:
     """A schedule of part e as a row; its items are pairs of a granularity and an order."""
     pairs = tuple((str(granularity), int(order)) for granularity, order in schedule)
-    method = Method(name=name)
+    method = Method(family=name)
     return Trial(part="e", method=method, num_steps=len(pairs), num_prompts=num_prompts, schedule=pairs)

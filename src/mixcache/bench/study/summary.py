@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import cast
 
-from mixcache.bench.run import Record, margin, summarise
+from mixcache.bench.records import Record, margin, summarise
 from mixcache.bench.study.settings import CURVES, HINDSIGHT, MIXCACHE, PLAIN, Points, Row
 from mixcache.bench.study.trials import Trial
 

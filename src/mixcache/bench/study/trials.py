@@ -85,7 +85,7 @@ def interference_trials(num_steps: int, num_prompts: int, block_cost: float) -> 
     for name, engine, kinds, costs, order in wanted:
         yield Trial(
             part="a",
-            method=Method(name=f"{name}, order {order}"),
+            method=Method(family=f"{name}, order {order}"),
             num_steps=num_steps,
             num_prompts=num_prompts,
             schedule=even_schedule(num_steps, kinds, costs, SHARE, order),
@@ -100,7 +100,7 @@ def boundary_trials(num_steps: int, num_prompts: int) -> Iterator[Trial]:
             settings = {"granularity": granularity, "period": 3, "order": 0}
             settings |= {"num_warmup_steps": warm_up, "num_cooldown_steps": cool_down}
             name = f"{granularity}, warm-up {warm_up}, cool-down {cool_down}"
-            method = Method(name=name, policy="every_nth", settings=settings)
+            method = Method(family=name, policy="every_nth", settings=settings)
             yield Trial(part="b", method=method, num_steps=num_steps, num_prompts=num_prompts)
 
 
@@ -116,14 +116,14 @@ def ablation_trials(num_steps: int, num_prompts: int) -> Iterator[Trial]:
         **{f"{name} alone": {"impacts": {name: 1.0}} for name in ("step", "cfg", "block")},
     }
     for name, given in settings.items():
-        method = Method(name=name, policy="mixcache", settings=given)
+        method = Method(family=name, policy="mixcache", settings=given)
         yield Trial(part="c", method=method, num_steps=num_steps, num_prompts=num_prompts)
 
 
 def hindsight_trials(part: str, num_steps: int, num_prompts: int, errors: Sequence[float]) -> Iterator[Trial]:
     """The curve of `hindsight`."""
     for error in errors:
-        method = Method(name=f"hindsight, error {error:g}", policy="hindsight", settings={"error": error})
+        method = Method(family=f"hindsight, error {error:g}", policy="hindsight", settings={"error": error})
         yield Trial(part=part, method=method, num_steps=num_steps, num_prompts=num_prompts, curve=HINDSIGHT)
 
 
@@ -132,13 +132,13 @@ def mixcache_trials(part: str, num_steps: int, num_prompts: int, cool_down: int,
     for interval in intervals:
         settings = {"first_interval": interval, "max_interval": interval, "num_cooldown_steps": cool_down}
         curve = f"mixcache, cool-down {cool_down}"
-        method = Method(name=f"{curve}, interval to {interval}", policy="mixcache", settings=settings)
+        method = Method(family=f"{curve}, interval to {interval}", policy="mixcache", settings=settings)
         yield Trial(part=part, method=method, num_steps=num_steps, num_prompts=num_prompts, curve=curve)
 
 
 def planned_trial(part: str, num_steps: int, num_prompts: int, speedup: float) -> Trial:
     """Policy `planned` at one speed-up."""
-    method = Method(name=f"planned, speedup {speedup:g}", policy="planned", settings={"speedup": speedup})
+    method = Method(family=f"planned, speedup {speedup:g}", policy="planned", settings={"speedup": speedup})
     return Trial(part=part, method=method, num_steps=num_steps, num_prompts=num_prompts, curve=PLANNED)
 
 
@@ -148,7 +148,7 @@ def curve_trials(num_steps: int, num_prompts: int, errors: Sequence[float]) -> I
     for order, periods in ((0, (1.5, 2, 2.5, 3)), (1, (1.5, 2, 2.5, 3)), (2, (2, 3))):
         for period in periods:
             settings = {"granularity": "step", "period": period, "order": order}
-            method = Method(name=f"step, period {period:g}, order {order}", policy="every_nth", settings=settings)
+            method = Method(family=f"step, period {period:g}, order {order}", policy="every_nth", settings=settings)
             count = few if order == 2 else num_prompts
             yield Trial(part="d", method=method, num_steps=num_steps, num_prompts=count, curve=f"step, order {order}")
     yield from hindsight_trials("d", num_steps, num_prompts, errors)
@@ -159,7 +159,7 @@ def curve_trials(num_steps: int, num_prompts: int, errors: Sequence[float]) -> I
         ("hindsight, order 2", {"order": 2}, ERRORS[2:7:3]),
     ):
         for error in chosen:
-            method = Method(name=f"{curve}, error {error:g}", policy="hindsight", settings=given | {"error": error})
+            method = Method(family=f"{curve}, error {error:g}", policy="hindsight", settings=given | {"error": error})
             yield Trial(part="d", method=method, num_steps=num_steps, num_prompts=few, curve=curve)
     yield from mixcache_trials("d", num_steps, num_prompts, 3, (1, 2, 3, 4))
     yield from mixcache_trials("d", num_steps, num_prompts, 8, (1, 2, 3, 4)[: 4 if num_steps > 16 else 0])

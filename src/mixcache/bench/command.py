@@ -1,0 +1,205 @@
+"""`mixcache bench`: prepares a benchmark, runs or resumes it, and writes its results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixcache import generation, zoo
+from mixcache.bench.families import select
+from mixcache.bench.methods import Method
+from mixcache.bench.page import write
+from mixcache.bench.records import Progress
+from mixcache.bench.results import assemble
+from mixcache.bench.run import Benchmark
+from mixcache.bench.store import Store, code_hash
+from mixcache.calibration import built_in_prompts
+from mixcache.config import unknown_name
+from mixcache.models import row_for
+from mixcache.profiles import profile_for, weights_hash
+
+SEED = 9000
+MAX_PROMPTS = 200
+NUM_CALIBRATION_PROMPTS = 2
+FLOW_SCHEDULERS = {
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+}
+RESULTS, WORK = "results.json", "work"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is run on what. ValueError for an unknown method or scheduler, and for prompts that cannot be."""
+
+    model: str = "shapes-wan"
+    """Built-in model, or the folder of a diffusers pipeline."""
+    methods: tuple[str, ...] = ("all",)
+    """Names of `mixcache.bench.families`."""
+    prompts: tuple[str, ...] = ()
+    calibration_prompts: tuple[str, ...] = ()
+    """For methods that calibrate themselves; training captions for a built-in model."""
+    arguments: dict[str, Any]
+    """Of the pipeline's call, those that were given."""
+    scheduler: str | None = None
+    """One of `FLOW_SCHEDULERS`; the pipeline's own unless given."""
+    seed: int = SEED
+    num_repeats: int = 1
+    command: str = ""
+    """What makes these results again."""
+
+    def __post_init__(self) -> None:
+        select(self.methods, 50)
+        if self.scheduler is not None and self.scheduler not in FLOW_SCHEDULERS:
+            raise ValueError(unknown_name("scheduler", self.scheduler, FLOW_SCHEDULERS))
+        if not self.prompts:
+            raise ValueError("there is no prompt to measure on")
+        if len(self.prompts) > MAX_PROMPTS:
+            raise ValueError(
+                f"{len(self.prompts)} prompts are over the {MAX_PROMPTS} of a run; --num-prompts N takes the first N"
+            )
+
+
+class Bench:
+    """One benchmark in its folder: `run()` measures what is missing and writes the results."""
+
+    def __init__(self, config: BenchConfig, out: Path, *, resume: bool = False, force: bool = False) -> None:
+        self.config, self.out, self.work = config, out, out / WORK
+        self._check_folder(resume, force)
+        pipeline, defaults = self._load()
+        self._loaded = [pipeline]
+        self.arguments = generation.accepted_arguments(pipeline, defaults | config.arguments)
+        num_steps = self.arguments.setdefault("num_inference_steps", 50)
+        self.methods: list[Method] = select(config.methods, num_steps)
+        self.case = self._case(pipeline)
+        self.store = self._opened(force)
+
+    def _check_folder(self, resume: bool, force: bool) -> None:
+        if resume and force:
+            raise ValueError("--resume goes on with a run, and --force begins anew: give one of them")
+        has_run = (self.work / "records.jsonl").exists()
+        if not (resume or force) and (has_run or (self.out / RESULTS).exists()):
+            raise ValueError(
+                f"{self.out} holds a run; --resume goes on with it, --force begins anew, --out names another"
+            )
+        if resume and not has_run and (self.out / RESULTS).exists():
+            raise ValueError(f"{self.out} holds results, but not the work to resume; --force begins anew")
+
+    def _load(self) -> tuple[Any, dict[str, Any]]:
+        """The pipeline, and the arguments of its call that the model brings; TypeError where it is not supported."""
+        pipeline, defaults = generation.open_model(self.config.model)
+        row_for(getattr(pipeline, "transformer", None), pipeline)
+        if self.config.scheduler is not None:
+            pipeline.scheduler = flow_scheduler(self.config.scheduler, pipeline.scheduler)
+        return pipeline, defaults
+
+    def _fresh(self) -> Any:
+        return self._loaded.pop() if self._loaded else self._load()[0]
+
+    def _case(self, pipeline: Any) -> dict[str, Any]:
+        """What must be the same in all records of a run."""
+        profile = profile_for(pipeline.transformer)
+        return {
+            "model": self.config.model,
+            "weights": weights_hash(pipeline.transformer),
+            "profile": profile.digest if profile else None,
+            "source": code_hash(),
+            "arguments": self.arguments,
+            "scheduler": type(pipeline.scheduler).__name__,
+            "seed": self.config.seed,
+            "prompts": list(self.config.prompts),
+            "calibration_prompts": list(self.config.calibration_prompts),
+            "versions": generation.versions(),
+            "machine": generation.machine(pipeline._execution_device),
+        }
+
+    def _opened(self, force: bool) -> Store:
+        if force:
+            shutil.rmtree(self.work, ignore_errors=True)
+        store = Store(self.work / "records.jsonl")
+        if not store.has(["case"]):
+            store.keep(["case"], self.case)
+        before = store.get(["case"])
+        for name, value in json.loads(json.dumps(self.case)).items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{self.out} holds a run of another {name} ({_short(before.get(name))}, not {_short(value)}): "
+                    "its records cannot stand in one table with these; --force begins anew, --out names another"
+                )
+        return store
+
+    def run(self, watch: Callable[[str], Progress] | None = None) -> dict[str, Any]:
+        """Measures what is missing, writes results.json, results.md, quality.png and report.html, and returns what is
+        in the first. `watch` is given a stage's name and gives what is told of its progress."""
+
+        def progress(stage: str) -> Progress | None:
+            return watch(stage) if watch else None
+
+        prompts = self.config.prompts
+        benchmark = Benchmark(
+            self._fresh,
+            self.arguments,
+            prompts,
+            self.config.calibration_prompts,
+            seed=self.config.seed,
+            store=self.store,
+            num_repeats=self.config.num_repeats,
+        )
+        survey = benchmark.survey(self.methods, progress("survey"))
+        sound = [method for method in self.methods if survey[method.name]["failure"] is None]
+        records = benchmark.run(sound, progress("clips"))
+        survey = benchmark.survey(self.methods)
+        floor = benchmark.noise_floor()
+        case = {"command": self.config.command, "num_repeats": self.config.num_repeats, **self.case}
+        result = assemble(case, self.methods, survey, records, floor, benchmark.pace())
+        (self.out / RESULTS).write_text(json.dumps(result, indent=1) + "\n")
+        write(result, self.out, benchmark.frames_path)
+        return result
+
+
+def held_out(model: str, num_prompts: int) -> tuple[str, ...]:
+    """Captions for a built-in model that training never saw; ValueError for another model."""
+    if model not in zoo.BUILT_IN and not Path(model).is_dir():
+        raise ValueError(unknown_name("model or folder", model, zoo.BUILT_IN))
+    if model not in zoo.BUILT_IN:
+        raise ValueError("--prompts FILE is missing: only the built-in models bring captions of their own")
+    from mixcache.zoo import world
+
+    return tuple(world.held_out_captions(num_prompts, seed=1))
+
+
+def calibration_captions(model: str, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Prompts for methods that calibrate themselves; none for a model of the user's without a file of them."""
+    if given is not None:
+        return tuple(given)
+    return tuple(built_in_prompts(NUM_CALIBRATION_PROMPTS)) if model in zoo.BUILT_IN else ()
+
+
+def flow_scheduler(name: str, own: Any) -> Any:
+    """A scheduler for flow matching with the shift of the pipeline's own; ValueError where that is of another kind."""
+    import diffusers
+
+    config = own.config
+    is_flow = "FlowMatch" in type(own).__name__ or config.get("prediction_type") == "flow_prediction"
+    if not is_flow:
+        raise ValueError(f"--scheduler is for models of flow matching; this pipeline has {type(own).__name__}")
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    chosen = getattr(diffusers, FLOW_SCHEDULERS[name])
+    if name == "euler":
+        return chosen(num_train_timesteps=config["num_train_timesteps"], shift=shift)
+    return chosen(
+        num_train_timesteps=config["num_train_timesteps"],
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

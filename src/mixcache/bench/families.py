@@ -1,0 +1,91 @@
+"""The names of `mixcache bench --methods`: ours, fewer steps, the peers, and groups of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mixcache.bench.methods import Family, Method, cadence, fewer_steps, policy_method
+from mixcache.bench.peers import PEERS
+from mixcache.config import MixCacheConfig, parse_settings, unknown_name
+
+MANY_STEPS = 35
+HINDSIGHT_ERRORS = {True: (0.001, 0.002, 0.0045, 0.007, 0.011, 0.016), False: (0.006, 0.012, 0.025, 0.05, 0.1)}
+"""Beside the default, for many steps and for few."""
+PLANNED_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5)
+MIXCACHE_INTERVALS = ((1, 1), (2, 2), (6, 6))
+"""`first_interval` and `max_interval`, beside the defaults."""
+NEAR_2X = {"step": 2.25, "cfg": 12, "block": 3}
+"""Periods; cfg cannot reach 2x with anything else computed, so it is caught at its longest."""
+CADENCES = (("step", 0), ("step", 1), ("block", 0), ("cfg", 0))
+PERIODS = {"step": (1.5, 2, 2.5, 3.5), "cfg": (12,), "block": (2, 4)}
+SHARES = (0.66, 0.5, 0.4, 0.33, 0.28)
+"""Of the steps, for fewer of them."""
+
+
+def hindsight(num_steps: int) -> list[Method]:
+    return [
+        policy_method("hindsight"),
+        *(policy_method("hindsight", error=e) for e in HINDSIGHT_ERRORS[num_steps > MANY_STEPS]),
+    ]
+
+
+def planned(num_steps: int) -> list[Method]:
+    return [policy_method("planned", speedup=speedup) for speedup in PLANNED_SPEEDUPS]
+
+
+def mixcache(num_steps: int) -> list[Method]:
+    """The paper's policy."""
+    others = [policy_method("mixcache", first_interval=n, max_interval=most) for n, most in MIXCACHE_INTERVALS]
+    return [policy_method("mixcache"), *others]
+
+
+def every_nth(num_steps: int) -> list[Method]:
+    """Fixed cadences of a single granularity."""
+    return [cadence(granularity, period, order) for granularity, order in CADENCES for period in PERIODS[granularity]]
+
+
+def fewer(num_steps: int) -> list[Method]:
+    return [fewer_steps(count) for count in dict.fromkeys(max(2, round(num_steps * share)) for share in SHARES)]
+
+
+def quick(num_steps: int) -> list[Method]:
+    """The policies as they come, near 2x: beside fewer plain steps and every single granularity."""
+    policies = [policy_method("mixcache"), policy_method("hindsight"), policy_method("planned", speedup=2.0)]
+    near = [fewer_steps(round(num_steps * share)) for share in (0.56, 0.44)]
+    return [*policies, *near, *(cadence(g, period, order) for g, period in NEAR_2X.items() for order in (0, 1))]
+
+
+OURS: dict[str, Family] = {"hindsight": hindsight, "planned": planned, "mixcache": mixcache, "every-nth": every_nth}
+FAMILIES: dict[str, Family] = {**OURS, "fewer-steps": fewer, **PEERS, "quick": quick}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "ours": tuple(OURS),
+    "peers": tuple(PEERS),
+    "all": (*OURS, "fewer-steps", *PEERS),
+}
+
+
+def select(names: Sequence[str], num_steps: int) -> list[Method]:
+    """The methods of some names or groups, each once, and policies with settings (`hindsight:error=0.01:order=2`).
+
+    ValueError for an unknown name, policy or setting.
+    """
+    found: dict[str, Method] = {}
+    for name in names:
+        if ":" in name:
+            chosen = [_with_settings(name)]
+        elif name in FAMILIES or name in GROUPS:
+            chosen = [method for family in GROUPS.get(name, (name,)) for method in FAMILIES[family](num_steps)]
+        else:
+            raise ValueError(unknown_name("method", name, (*GROUPS, *FAMILIES)))
+        for method in chosen:
+            found.setdefault(method.name, method)
+    if not found:
+        raise ValueError(f"no method is named (there are: {', '.join((*GROUPS, *FAMILIES))})")
+    return list(found.values())
+
+
+def _with_settings(text: str) -> Method:
+    policy, *pairs = text.split(":")
+    settings = parse_settings(pairs)
+    MixCacheConfig(policy=policy, settings=settings)
+    return policy_method(policy, **settings)

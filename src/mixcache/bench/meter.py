@@ -1,0 +1,100 @@
+"""Measures any caching method from outside, ours and the peers' alike: the work it really did, the memory it held."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from mixcache.attachment import blocks_of, experts_of
+from mixcache.models import row_for
+
+FULL = 0.995
+"""Share of a plain step's work from which a step counts as computed in full."""
+
+
+class WorkMeter:
+    """Counts the multiplications of all linear layers in the transformer's blocks, step by step.
+
+    Attention's own products are left out: they go with the projections before them. The counting costs the same for
+    every layer that runs, so it shortens no method's ratio of times.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        """Multiplications of each finished step."""
+        self._count = 0
+
+    def mark(self, num_done: int, total: int) -> None:
+        """Told at the loop's start and after every step, as `generation.OnStep` is."""
+        if num_done:
+            self.steps.append(self._count)
+        else:
+            self.steps = []
+        self._count = 0
+
+    @contextlib.contextmanager
+    def on(self, pipeline: Any) -> Iterator[WorkMeter]:
+        """Counts while it is open."""
+        layers = {
+            id(layer): layer
+            for transformer in experts_of(pipeline).values()
+            for block in blocks_of(transformer, row_for(transformer, pipeline))
+            for layer in block.modules()
+            if isinstance(layer, torch.nn.Linear)
+        }
+        handles = [layer.register_forward_pre_hook(self._before) for layer in layers.values()]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, layer: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        self._count += args[0].numel() * layer.out_features
+
+
+def work_share(steps: Sequence[int], plain: Sequence[int]) -> float:
+    """Work of a run as a share of the plain one's."""
+    return sum(steps) / sum(plain)
+
+
+def work_digits(steps: Sequence[int], plain: Sequence[int]) -> str:
+    """One character a step: `#` all of a plain step's work, `.` none, a digit the tenths between."""
+    full = max(plain)
+    return "".join("#" if s >= FULL * full else "." if not s else str(max(1, int(10 * s / full))) for s in steps)
+
+
+class MemoryGauge:
+    """How many bytes of tensors are alive after some of the steps."""
+
+    EVERY = 10
+    """Steps between two looks, since a look at a CPU's memory goes through every object there is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seen: dict[int, int] = {}
+
+    def mark(self, num_done: int, total: int) -> None:
+        """Told as `WorkMeter.mark` is; the last step is left out, after which caches may be gone."""
+        if num_done < total and (num_done % self.EVERY == 0 or num_done == total - 1):
+            self.seen[num_done] = live_tensor_bytes(self.device)
+
+    def above(self, plain: MemoryGauge) -> int:
+        """The most that was alive over what the plain run had at the same step."""
+        return max((0, *(self.seen[step] - plain.seen[step] for step in self.seen if step in plain.seen)))
+
+
+def live_tensor_bytes(device: torch.device) -> int:
+    """Bytes of all tensors alive on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device == device:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

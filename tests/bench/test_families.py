@@ -1,0 +1,71 @@
+"""What the names of --methods stand for."""
+
+from __future__ import annotations
+
+import pytest
+
+from mixcache.bench.families import FAMILIES, GROUPS, OURS, PEERS, select
+from mixcache.bench.results import FIRST_BLOCK
+
+
+@pytest.mark.parametrize("num_steps", [50, 20])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in PEERS])
+def test_a_family_gives_methods_of_different_names(name: str, num_steps: int) -> None:
+    methods = FAMILIES[name](num_steps)
+    assert methods
+    assert len({method.name for method in methods}) == len(methods)
+    assert not any(method.is_peer for method in methods)
+
+
+def test_fewer_steps_are_shares_of_the_benchmarks() -> None:
+    assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](50)] == [33, 25, 20, 16, 14]
+    assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](20)] == [13, 10, 8, 7, 6]
+    assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](4)] == [3, 2]
+
+
+def test_groups_are_made_of_families() -> None:
+    assert GROUPS["peers"] == tuple(PEERS)
+    assert GROUPS["all"] == (*OURS, "fewer-steps", *PEERS)
+    for names in GROUPS.values():
+        assert set(names) <= set(FAMILIES)
+    assert not set(GROUPS) & set(FAMILIES)
+    chosen = select(["ours"], 50)
+    assert {method.policy for method in chosen} == {"hindsight", "planned", "mixcache", "every_nth"}
+    assert {method.policy for method in chosen if method.is_calibrated} == {"planned"}
+
+
+def test_a_group_and_its_families_give_each_method_once() -> None:
+    names = [method.name for method in select(["mixcache", "ours", "quick"], 50)]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["mixcache, defaults", "mixcache, first_interval 1, max_interval 1"]
+    assert select(["ours"], 50) == select([*GROUPS["ours"]], 50)
+
+
+def test_a_policy_takes_settings() -> None:
+    (method,) = select(["hindsight:error=0.01:num-warmup-steps=3"], 50)
+    assert method.name == "hindsight, error 0.01, num_warmup_steps 3"
+    assert method.policy == "hindsight"
+    assert method.settings == {"error": 0.01, "num_warmup_steps": 3}
+    assert not method.is_peer
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["hindsigt"], r"unknown method 'hindsigt'; did you mean 'hindsight'\?"),
+        (["ours", "al"], r"unknown method 'al'; did you mean 'all'\?"),
+        ([], r"no method is named \(there are: ours, peers, all, hindsight"),
+        (["hindsigt:error=1"], r"unknown policy 'hindsigt'; did you mean 'hindsight'\?"),
+        (["hindsight:eror=1"], r"unknown setting of policy hindsight 'eror'; did you mean 'error'\?"),
+        (["hindsight:error"], "setting 'error' is not NAME=VALUE"),
+        (["hindsight:error=much"], "error='much'"),
+        (["planned:order=2"], "speedup= and quality= are missing"),
+    ],
+)
+def test_an_unknown_name_is_an_error(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select(names, 50)
+
+
+def test_the_bar_of_memory_names_a_peer_that_there_is() -> None:
+    assert FIRST_BLOCK in PEERS
