@@ -94,7 +94,7 @@ def live_tensor_bytes(device: torch.device) -> int:
         return int(torch.cuda.memory_allocated(device))
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device == device:
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device == device:  # a fake one holds nothing
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
