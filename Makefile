@@ -56,7 +56,8 @@ bench-quick: .venv/installed-bench
 GATE := $(BIN)/mixcache bench --methods quick --steps 20 --num-prompts 1 --force --out build/gate
 
 gate: .venv/installed
-	$(GATE) >build/gate.log || { cat build/gate.log; exit 1; }
+	@mkdir -p build
+	$(GATE) >build/gate.log 2>&1 || { cat build/gate.log; exit 1; }
 	$(BIN)/mixcache compare tests/gate.json build/gate/results.json
 
 gate-anew: .venv/installed
