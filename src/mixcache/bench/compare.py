@@ -67,7 +67,12 @@ def _state(name: str, result: Mapping[str, Any]) -> str:
 
 
 def _keys(result: Mapping[str, Any]) -> set[tuple[Any, ...]]:
-    return {(record["prompt"], record["seed"], record["repeat"]) for record in result["records"]}
+    return {_key(record) for record in result["records"]}
+
+
+def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which clip a record is of, whatever the method."""
+    return record["prompt"], record["seed"], record["repeat"]
 
 
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -75,10 +80,7 @@ Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 def _pairs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Pair]:
     """Records of the same prompt, seed and repeat."""
-    first, second = (
-        {(r["prompt"], r["seed"], r["repeat"]): r for r in result["records"] if r["method"] == name}
-        for result in (before, after)
-    )
+    first, second = ({_key(r): r for r in result["records"] if r["method"] == name} for result in (before, after))
     return [(first[key], second[key]) for key in first if key in second]
 
 

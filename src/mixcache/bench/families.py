@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixcache.bench.methods import Family, Method, cadence, fewer_steps, policy_method
+from mixcache.bench.methods import MANY_STEPS, Family, Method, cadence, fewer_steps, policy_method
 from mixcache.bench.peers import PEERS
 from mixcache.config import MixCacheConfig, parse_settings, unknown_name
 
-MANY_STEPS = 35
 HINDSIGHT_ERRORS = {True: (0.001, 0.002, 0.0045, 0.007, 0.011, 0.016), False: (0.006, 0.012, 0.025, 0.05, 0.1)}
 """Beside the default, for many steps and for few."""
 PLANNED_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5)

@@ -102,5 +102,7 @@ def cadence(granularity: str, period: float, order: int) -> Method:
     )
 
 
+MANY_STEPS = 35
+"""Number of steps over which a family has its settings for many; those for few lie far from them."""
 Family = Callable[[int], Sequence[Method]]
 """What one name of `--methods` stands for, at a number of denoising steps."""

@@ -114,7 +114,7 @@ class Benchmark:
             try:
                 found["memory_added_bytes"] = self._gauged(method).above(plain)
             except Exception as error:  # a peer fails in ways of its own; the reason is the result
-                found["failure"] = f"{type(error).__name__}: {first_line(error)}"
+                found["failure"] = reason_of(error)
             found["failure"] = found["failure"] or self._spoilt(reference)
             if found["failure"]:
                 self._reload()
@@ -142,7 +142,7 @@ class Benchmark:
         try:
             is_same = same(self._warm_up(), reference)
         except Exception as error:  # as above
-            return f"leaves the pipeline broken: {type(error).__name__}: {first_line(error)}"
+            return f"leaves the pipeline broken: {reason_of(error)}"
         if not is_same:
             return "leaves the pipeline changed: a plain clip after it is another one"
         return None
@@ -200,7 +200,7 @@ class Benchmark:
             try:
                 measured.append((method, self.generate(method, prompt, seed)))
             except Exception as error:  # as in the survey
-                self._fail(method, f"{type(error).__name__}: {first_line(error)} (seed {seed})")
+                self._fail(method, f"{reason_of(error)} (seed {seed})")
         after = self.generate(PLAIN, prompt, seed)
         if not same(after.made, before.made):
             sound = [method for method, _ in measured if not self._spoils(method, prompt, seed, before.made)]
@@ -312,5 +312,6 @@ def adherence_of(clip: np.ndarray, prompt: str) -> float | None:
         return None
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
+def reason_of(error: BaseException) -> str:
+    """Kind and first line of an error, for a table."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from mixcache.attachment import experts_of
-from mixcache.bench.methods import Account, Case, Method
+from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
 from mixcache.bench.peers.extras import imported
 from mixcache.bench.peers.leftovers import quiet, restored
 
@@ -38,14 +38,14 @@ def db_caches(num_steps: int) -> list[Method]:
     """The first block tells whether the rest may be skipped."""
     many = ((4, 1, 0.02), (4, 2, 0.02), (4, 2, 0.03), (4, 2, 0.06), (4, 3, 0.06), (4, 5, 0.12))
     few = ((2, 1, 0.03), (2, 2, 0.04), (2, 2, 0.06), (2, 2, 0.12), (2, 3, 0.12), (2, 4, 0.12))
-    return [_db_cache("db-cache", *options) for options in (many if num_steps > 35 else few)]
+    return [_db_cache("db-cache", *options) for options in (many if num_steps > MANY_STEPS else few)]
 
 
 def db_caches_taylorseer(num_steps: int) -> list[Method]:
     """The rest is forecast rather than reused (TaylorSeer, arXiv 2503.06923)."""
     many = ((4, 1, 0.02, 1), (4, 1, 0.04, 1), (4, 2, 0.06, 2), (4, 3, 0.06, 2), (4, 4, 0.08, 2), (4, 5, 0.12, 2))
     few = ((4, 1, 0.03, 1), (4, 1, 0.06, 1), (4, 1, 0.12, 1), (2, 2, 0.06, 1), (4, 3, 0.3, 1))
-    return [_db_cache("db-cache-taylorseer", *options) for options in (many if num_steps > 35 else few)]
+    return [_db_cache("db-cache-taylorseer", *options) for options in (many if num_steps > MANY_STEPS else few)]
 
 
 def db_caches_mask(num_steps: int) -> list[Method]:
@@ -56,7 +56,7 @@ def db_caches_mask(num_steps: int) -> list[Method]:
     """
     many = ((5, 1, 3, 2), (6, 2, 3, 2), (5, 3, 3, 2), (4, 4, 4, 2), (4, 5, 4, 1))
     few = ((5, 1, 3, 0), (3, 1, 1, 0), (3, 2, 3, 0), (3, 2, 1, 0), (2, 3, 3, 0), (2, 3, 1, 0))
-    return [_masked(num_steps, *options) for options in (many if num_steps > 35 else few)]
+    return [_masked(num_steps, *options) for options in (many if num_steps > MANY_STEPS else few)]
 
 
 def _db_cache(

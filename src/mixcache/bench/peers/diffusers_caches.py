@@ -12,7 +12,7 @@ import diffusers
 import torch
 
 from mixcache.attachment import experts_of
-from mixcache.bench.methods import Account, Case, Method
+from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
 from mixcache.bench.peers.leftovers import quiet, restored
 
 MakeConfig = Callable[[Case], Any]
@@ -49,7 +49,7 @@ def words(**options: Any) -> str:
 def first_block_caches(num_steps: int) -> list[Method]:
     """The change of the first block's residual tells whether the other blocks may be skipped (FirstBlockCache, after
     TeaCache, arXiv 2411.19108)."""
-    thresholds = (0.02, 0.03, 0.04, 0.06, 0.08) if num_steps > 35 else (0.03, 0.04, 0.06, 0.08, 0.12, 0.2)
+    thresholds = (0.02, 0.03, 0.04, 0.06, 0.08) if num_steps > MANY_STEPS else (0.03, 0.04, 0.06, 0.08, 0.12, 0.2)
     return [_first_block_cache(threshold) for threshold in thresholds]
 
 
@@ -68,7 +68,7 @@ def sea_caches(num_steps: int) -> list[Method]:
     Few steps lie too far apart for its linear extrapolation of the residual: there they reuse it as it is. Three last
     steps in full pay for themselves where much is skipped.
     """
-    if num_steps > 35:
+    if num_steps > MANY_STEPS:
         many = ((0.1, 2, 3), (0.15, 2, 3), (0.2, 2, 3), (0.25, 0, 3), (0.3, 0, 3), (0.4, 0, 3))
         return [_sea_cache(threshold, 1, *options) for threshold, *options in many]
     few = ((0.25, 2, 3), (0.4, 2, 3), (0.5, 2, 3), (0.6, 2, 3), (0.8, 0, 3), (1.0, 0, 3))
@@ -97,7 +97,7 @@ def taylorseers(num_steps: int) -> list[Method]:
     few = ((2, 1, 3, 3), (2, 0, 3, 1), (3, 0, 3, 3), (4, 0, 3, 3), (4, 0, 2, 3), (6, 0, 4, 1))
     return [
         _taylorseer(interval, max_order, num_first_steps, num_steps - num_last_steps)
-        for interval, max_order, num_first_steps, num_last_steps in (many if num_steps > 35 else few)
+        for interval, max_order, num_first_steps, num_last_steps in (many if num_steps > MANY_STEPS else few)
     ]
 
 

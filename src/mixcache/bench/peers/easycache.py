@@ -24,7 +24,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from mixcache.attachment import experts_of
-from mixcache.bench.methods import Account, Case, Method
+from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
 from mixcache.bench.peers.teacache import position
 
@@ -34,7 +34,7 @@ FAMILY = "easycache"
 def easycaches(num_steps: int) -> list[Method]:
     """A tenth of the steps comes first: fewer than the paper's 10 of 50, and better here at the same speed."""
     many, few = (0.015, 0.02, 0.03, 0.04, 0.05), (0.03, 0.05, 0.07, 0.1, 0.15)
-    return [_easycache(threshold, round(0.1 * num_steps)) for threshold in (many if num_steps > 35 else few)]
+    return [_easycache(threshold, round(0.1 * num_steps)) for threshold in (many if num_steps > MANY_STEPS else few)]
 
 
 def _easycache(threshold: float, num_first_steps: int) -> Method:
@@ -108,10 +108,10 @@ class RootHook(ModelHook):
 
     def _may_skip(self, branch: Branch, hidden_states: torch.Tensor) -> bool:
         step, num_steps = position(self.branches)
-        if step < self.num_first_steps or step == num_steps - 1 or branch.rate is None:
+        if step < self.num_first_steps or step == num_steps - 1:
             return False
-        assert branch.input is not None
-        assert branch.output is not None
+        if branch.rate is None or branch.input is None or branch.output is None:
+            return False
         branch.estimate += branch.rate * _norm(hidden_states - branch.input) / _norm(branch.output)
         return branch.estimate < self.threshold
 

@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import numpy as np
 
-from mixcache.bench.methods import Case, Method
+from mixcache.bench.methods import MANY_STEPS, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.diffusers_caches import diffusers_method, enabled, words
 
@@ -21,7 +21,7 @@ def mag_caches(num_steps: int) -> list[Method]:
     """The first tenth of the steps is computed; longer runs of skipped steps for the higher thresholds."""
     many = ((0.01, 2), (0.02, 2), (0.04, 2), (0.06, 3), (0.09, 4), (0.12, 4))
     few = ((0.015, 2), (0.02, 2), (0.04, 2), (0.06, 2), (0.12, 4), (0.24, 4))
-    return [_mag_cache(threshold, in_a_row, 0.1) for threshold, in_a_row in (many if num_steps > 35 else few)]
+    return [_mag_cache(threshold, in_a_row, 0.1) for threshold, in_a_row in (many if num_steps > MANY_STEPS else few)]
 
 
 def _mag_cache(threshold: float, max_skip_steps: int, retention_ratio: float) -> Method:

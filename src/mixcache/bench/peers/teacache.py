@@ -22,7 +22,7 @@ from diffusers import HookRegistry
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 
-from mixcache.bench.methods import Account, Case, Method
+from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.leftovers import restored
 
@@ -35,7 +35,7 @@ OnComputed = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 
 def teacaches(num_steps: int) -> list[Method]:
     many, few = (0.03, 0.04, 0.05, 0.07, 0.1), (0.06, 0.075, 0.12, 0.15, 0.2, 0.3)
-    return [_teacache(threshold) for threshold in (many if num_steps > 35 else few)]
+    return [_teacache(threshold) for threshold in (many if num_steps > MANY_STEPS else few)]
 
 
 def _teacache(threshold: float) -> Method:
