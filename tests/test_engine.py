@@ -14,7 +14,7 @@ from mixcache.calls import CallInfo, Span, SpanMode
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.engine import Engine
 from mixcache.policies import Policy
-from mixcache.trace import Trace
+from mixcache.trace import Trace, TraceEntry
 
 C, S, G, B = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 NUM_STEPS = 10
@@ -36,6 +36,7 @@ class Scripted(Policy):
 
     script: Sequence[Granularity]
     order: int = 0
+    trust: float = 1.0
     kept: tuple[Granularity, ...] = (S, G, B)
     measuring: bool = True
     seen: Seen = field(default_factory=Seen)
@@ -59,7 +60,7 @@ class Scripted(Policy):
     def decide(self, step: Step, state: Seen) -> Decision:
         state.steps.append(step)
         granularity = self.script[step.index] if step.index < len(self.script) else C
-        return Decision(granularity=granularity, order=self.order, reason="script")
+        return Decision(granularity=granularity, order=self.order, trust=self.trust, reason="script")
 
     def observe(self, measurement: Measurement, state: Seen) -> None:
         state.measurements.append(measurement)
@@ -148,6 +149,38 @@ def test_step_of_order_1_extrapolates_from_computed_values_alone() -> None:
     assert host.both(4, 99, 99) == approx(50, 6)
 
 
+def test_half_a_trust_goes_half_the_way_of_an_extrapolation_and_is_traced() -> None:
+    host = Host(scripted(C, C, S, G, order=1, trust=0.5))
+    host.both(0, 10, 4)
+    host.both(1, 20, 12)
+    assert host.both(2, 99, 99) == approx(25, 16)  # 30 and 20 all the way
+    assert host.both(3, 40, 99) == approx(40, 30)  # difference -8, and -12 all the way
+    host.engine.reset()
+    assert [entry.trust for entry in host.trace][2:] == [0.5, 0.5]
+    assert Trace([TraceEntry.from_json(entry.to_json()) for entry in host.trace]).generation(0)[2].trust == 0.5
+
+
+def test_half_a_trust_goes_half_the_way_in_a_span() -> None:
+    host = Host(scripted(C, C, B, order=1, trust=0.5))
+    host.spanned(0, "cond", 1, 5)
+    host.spanned(1, "cond", 1, 9)
+    assert host.spanned(2, "cond", 1, 99) == pytest.approx((2 + 11) * 3)  # residual 9, and 13 all the way
+
+
+def test_trials_tell_the_error_for_any_trust() -> None:
+    policy = LookingBack(script=(C, C, C), order=1, kept=(S, G))
+    host = Host(policy)
+    for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
+        host.both(step, cond, uncond)
+    host.engine.reset()
+    trials = policy.seen.measurements[2].trials
+    # guided 34 and 68: 68 + 34 trust, and 120 is true
+    assert trials[S, 1].error(0.5) == pytest.approx(35 / 120, rel=1e-4)
+    assert trials[S, 1].best_trust == 1.0
+    # four times a difference of -6 and -12: -12 - 6 trust, and -20 is true
+    assert trials[G, 1].error(0.5) == pytest.approx(4 * 5 / 120, rel=1e-4)
+
+
 def test_cfg_is_cond_plus_the_last_computed_difference() -> None:
     host = Host(scripted(C, G, C, G))
     host.both(0, 10, 4)
@@ -196,6 +229,10 @@ class LookingBack(Scripted):
         return True
 
 
+def errors_of(measurement: Measurement) -> dict[tuple[Granularity, int], float]:
+    return {choice: trial.error() for choice, trial in measurement.trials.items()}
+
+
 def test_errors_are_of_the_guided_output_for_each_granularity_and_order() -> None:
     """At guidance 5 the guided output is uncond + 5 (cond - uncond)."""
     policy = LookingBack(script=(C, C, C), order=1, kept=(S, G))
@@ -203,7 +240,7 @@ def test_errors_are_of_the_guided_output_for_each_granularity_and_order() -> Non
     for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
         host.both(step, cond, uncond)
     host.engine.reset()
-    first, second, third = [measurement.errors for measurement in policy.seen.measurements]
+    first, second, third = [errors_of(measurement) for measurement in policy.seen.measurements]
     assert first == {}
     # guided 34, then 68, then 120; differences -6, -12, -20
     assert second == pytest.approx({(S, 0): 34 / 68, (G, 0): 4 * 6 / 68})
@@ -219,7 +256,7 @@ def test_the_error_of_a_span_is_that_of_its_guided_residual() -> None:
         host.spanned(step, "cond", 1, cond)
         host.spanned(step, "uncond", 1, uncond)
     host.engine.reset()
-    errors = [measurement.errors for measurement in policy.seen.measurements]
+    errors = [errors_of(measurement) for measurement in policy.seen.measurements]
     # guided residuals 17, 23, 34
     assert errors[1] == pytest.approx({(B, 0): 6 / 23})
     assert errors[2] == pytest.approx({(B, 0): 11 / 34, (B, 1): 5 / 34}, rel=1e-4)
@@ -231,7 +268,7 @@ def test_nothing_is_tried_for_a_policy_that_does_not_look_back() -> None:
     for step in range(3):
         host.both(step, 10, 4)
     host.engine.reset()
-    assert [dict(measurement.errors) for measurement in policy.seen.measurements] == [{}, {}, {}]
+    assert [dict(measurement.trials) for measurement in policy.seen.measurements] == [{}, {}, {}]
 
 
 def test_a_policy_is_told_the_noise_levels_and_what_each_granularity_costs() -> None:

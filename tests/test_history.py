@@ -61,6 +61,13 @@ def test_order_1_is_exact_on_a_line() -> None:
     assert number(history.predict(0.0, 1)) == pytest.approx(3.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("trust", [0.0, 0.25, 1.0])
+def test_an_extrapolation_is_followed_for_a_share_of_the_way(order: int, trust: float) -> None:
+    history = filled(lambda sigma: 3 * sigma - 1)
+    assert number(history.predict(0.4, order, trust)) == pytest.approx(1.1 + trust * (0.2 - 1.1), abs=1e-5)
+
+
 def test_order_1_looks_at_the_last_two_alone() -> None:
     # 81 at 0.9 and 49 at 0.7 make the line 160 s - 63
     assert number(filled(lambda s: 100 * s**2).predict(0.5, 1)) == pytest.approx(17.0, abs=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -66,8 +67,36 @@ class Decision:
     granularity: Granularity
     order: int = 0
     """Order of the predictor, 0 to 2; of no meaning for `compute`."""
+    trust: float = 1.0
+    """How far an extrapolation is followed, as a share: 0 repeats the last value, 1 takes the polynomial."""
     reason: str = ""
     """Why, in a few words for the trace."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """What one granularity and order would have given at a computed step, for any trust in the extrapolation.
+
+    With t = true - last computed, x = extrapolated - last computed, both as changes of the guided output v; inner
+    products over that of v with itself.
+    """
+
+    missed: float
+    """<t, t>"""
+    overlap: float = 0.0
+    """<t, x>"""
+    reach: float = 0.0
+    """<x, x>"""
+
+    def error(self, trust: float = 1.0) -> float:
+        """rms(predicted - v) / rms(v), where the extrapolation is followed for a share `trust`."""
+        square = self.missed - 2 * trust * self.overlap + trust**2 * self.reach
+        return math.sqrt(max(0.0, square)) if math.isfinite(square) else square
+
+    @property
+    def best_trust(self) -> float:
+        """The share, 0 to 1, at which the error would have been least; 1 where nothing moved."""
+        return min(1.0, max(0.0, self.overlap / self.reach)) if self.reach > 0 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +111,5 @@ class Measurement:
     history."""
     distances: Mapping[Granularity, float] = field(default_factory=dict)
     """Relative L1 change, between the last two computed values, of what each granularity would reuse."""
-    errors: Mapping[tuple[Granularity, int], float] = field(default_factory=dict)
-    """What the guided output would have been wrong by, rms(predicted - v) / rms(v), for each granularity and order that
-    the histories allowed; for policies that look back."""
+    trials: Mapping[tuple[Granularity, int], Trial] = field(default_factory=dict)
+    """What each granularity and order that the histories allowed would have given; for policies that look back."""

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, Span, SpanMode
-from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.decision import Decision, Granularity, Measurement, Step, Trial
 from mixcache.history import History
 from mixcache.policies.base import Policy
-from mixcache.signals import all_finite, relative_l1, relative_rms, to_floats
+from mixcache.signals import all_finite, inner, relative_l1, to_floats
 from mixcache.trace import Call, Trace, TraceEntry
 
 logger = logging.getLogger("mixcache")
@@ -31,8 +31,8 @@ Streams = tuple[torch.Tensor, ...]
 
 StreamKey = tuple[str, int]
 """Name of a call within its step, and index of a stream."""
-SignalName = Granularity | str | tuple[Granularity, int]
-"""What a measured scalar is of: a granularity's distance, a call, or the error of a granularity with an order."""
+SignalName = Granularity | str | tuple[Granularity, int, str]
+"""What a measured scalar is of: a granularity's distance, a call, or a field of a granularity's trial with an order."""
 
 
 @dataclass(slots=True)
@@ -62,6 +62,32 @@ def parts_of(output: torch.Tensor, info: CallInfo) -> dict[str, torch.Tensor]:
     """The outputs of the branches that a call is of, which a joined one has stacked along dimension 0."""
     parts = output.chunk(len(info.parts)) if info.parts else (output,)
     return dict(zip(info.branches, parts, strict=True))
+
+
+def _trials_of(
+    granularity: Granularity,
+    num_orders: int,
+    predicted: Callable[[int], torch.Tensor],
+    true: torch.Tensor,
+    unit: torch.Tensor,
+    weight: float = 1.0,
+) -> dict[SignalName, torch.Tensor]:
+    """Fields of a `Trial` for each order: `true` times `weight` is the part of the guided output that is predicted, and
+    `unit` the whole of it."""
+    if not num_orders:
+        return {}
+    signals: dict[SignalName, torch.Tensor] = {}
+    scale = weight**2 / inner(unit, unit).clamp_min(1e-24)
+    last = predicted(0).float()
+    change = true.float() - last
+    missed = scale * inner(change, change)
+    for order in range(num_orders):
+        signals[granularity, order, "missed"] = missed
+        if order:
+            step = predicted(order).float() - last
+            signals[granularity, order, "overlap"] = scale * inner(change, step)
+            signals[granularity, order, "reach"] = scale * inner(step, step)
+    return signals
 
 
 class Engine:
@@ -133,8 +159,8 @@ class Engine:
         self._signatures |= dict.fromkeys(info.branches, (info.signature, info.parts))
         granularity = record.decision.granularity
         if granularity is Granularity.STEP and all(len(self._outputs.get(b, ())) for b in info.branches):
-            order = record.decision.order
-            return self._answer(record, info, {b: self._predict(b, info.sigma, order) for b in info.branches})
+            order, trust = record.decision.order, record.decision.trust
+            return self._answer(record, info, {b: self._predict(b, info.sigma, order, trust) for b in info.branches})
         if granularity is Granularity.CFG and UNCONDITIONAL in info.branches:
             if info.branches == (UNCONDITIONAL,) and CONDITIONAL in record.outputs:
                 return self._answer(record, info, {UNCONDITIONAL: self._from_conditional(record)})
@@ -153,7 +179,9 @@ class Engine:
 
     def _from_conditional(self, record: StepRecord) -> torch.Tensor:
         """The unconditional output of a `cfg` step."""
-        return record.outputs[CONDITIONAL] + self._difference.predict(record.info.sigma, record.decision.order)
+        decision = record.decision
+        difference = self._difference.predict(record.info.sigma, decision.order, decision.trust)
+        return record.outputs[CONDITIONAL] + difference
 
     def _computed_output(self, record: StepRecord, info: CallInfo, compute: Compute) -> torch.Tensor:
         granularity = record.decision.granularity
@@ -177,7 +205,7 @@ class Engine:
             record.outputs |= parts_of(output.detach().clone(), info)
         return output
 
-    def _predict(self, branch: str, sigma: float, order: int) -> torch.Tensor:
+    def _predict(self, branch: str, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
         """The output that a branch's history predicts.
 
         After a `cfg` step cond is younger than uncond. Guidance would multiply the mismatch of the two, so uncond is
@@ -186,8 +214,8 @@ class Engine:
         history, conditional = self._outputs[branch], self._outputs.get(CONDITIONAL)
         is_behind = branch == UNCONDITIONAL and conditional is not None and conditional.is_younger_than(history)
         if is_behind and conditional is not None and len(self._difference):
-            return conditional.predict(sigma, order) + self._difference.predict(sigma, order)
-        return history.predict(sigma, order)
+            return conditional.predict(sigma, order, trust) + self._difference.predict(sigma, order, trust)
+        return history.predict(sigma, order, trust)
 
     # --------------------------------------------------------------------------------------------------- blocks
 
@@ -209,9 +237,10 @@ class Engine:
             for index, (begin, end) in enumerate(zip(before, streams, strict=True)):
                 record.residuals[self._call, index] = (end - begin).detach()
         if self.span_mode is SpanMode.SKIP:
-            sigma, order = record.info.sigma, record.decision.order
+            sigma, order, trust = record.info.sigma, record.decision.order, record.decision.trust
             histories = [self._residuals[self._call, index] for index in range(len(before))]
-            streams = tuple(b + history.predict(sigma, order) for b, history in zip(before, histories, strict=True))
+            predicted = (history.predict(sigma, order, trust) for history in histories)
+            streams = tuple(begin + residual for begin, residual in zip(before, predicted, strict=True))
         self._span_input = ()
         return streams
 
@@ -300,7 +329,7 @@ class Engine:
 
     def _signals(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
         """Device scalars: the deviation of the cache from this computed step, the distance of each granularity, and the
-        errors for a policy that looks back."""
+        trials for a policy that looks back."""
         signals: dict[SignalName, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
         guided = self._guided(outputs) if outputs else None
@@ -321,33 +350,39 @@ class Engine:
         ]
         if residuals and len(residuals) == len(record.residuals):
             signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
-        return signals | (self._errors(record, guided, predicted) if self.policy.looks_back else {})
+        return signals | (self._trials(record, guided, predicted) if self.policy.looks_back else {})
 
-    def _errors(
+    def _trials(
         self, record: StepRecord, guided: torch.Tensor | None, predicted: Callable[[int], torch.Tensor]
     ) -> dict[SignalName, torch.Tensor]:
-        """Device scalars: what the guided output would have been wrong by, for each granularity and order that the
-        histories allow; `predicted` gives the guided output that a `step` of an order would have given.
+        """Device scalars: what each granularity and order that the histories allow would have given here; `predicted`
+        gives the guided output that a `step` of an order would have given.
 
-        For `block` it is the error of the guided residual over that residual: what is behind the span is not run again.
+        For `block` it is the guided residual that is held against what was predicted of it: what is behind the span is
+        not run again.
         """
-        errors: dict[SignalName, torch.Tensor] = {}
+        signals: dict[SignalName, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
         if guided is not None and Granularity.STEP in self._kept:
-            lengths = [len(self._outputs.get(branch, ())) for branch in outputs]
-            for order in range(min(lengths)):
-                errors[Granularity.STEP, order] = relative_rms(predicted(order) - guided, guided)
+            num_orders = min(len(self._outputs.get(branch, ())) for branch in outputs)
+            signals |= _trials_of(Granularity.STEP, num_orders, predicted, guided, guided)
         scale, difference = self._guidance(), self._computed_difference(outputs)
         if guided is not None and difference is not None and scale is not None and Granularity.CFG in self._kept:
-            for order in range(len(self._difference)):
-                change = self._difference.predict(sigma, order) - difference
-                errors[Granularity.CFG, order] = abs(scale - 1) * relative_rms(change, guided)
+            history, weight = self._difference, abs(scale - 1)
+            signals |= _trials_of(
+                Granularity.CFG, len(history), lambda order: history.predict(sigma, order), difference, guided, weight
+            )
         if record.residuals and all(len(self._residuals.get(key, ())) for key in record.residuals):
+            num_orders = min(len(self._residuals[key]) for key in record.residuals)
             residual = self._guided_residual(record.residuals)
-            for order in range(min(len(self._residuals[key]) for key in record.residuals)):
-                reused = {key: self._residuals[key].predict(sigma, order) for key in record.residuals}
-                errors[Granularity.BLOCK, order] = relative_rms(self._guided_residual(reused) - residual, residual)
-        return errors
+
+            def predicted_residual(order: int) -> torch.Tensor:
+                return self._guided_residual(
+                    {key: self._residuals[key].predict(sigma, order) for key in record.residuals}
+                )
+
+            signals |= _trials_of(Granularity.BLOCK, num_orders, predicted_residual, residual, residual)
+        return signals
 
     def _guided_residual(self, residuals: dict[StreamKey, torch.Tensor]) -> torch.Tensor:
         """Residuals of the latents' stream with guidance applied, as far as the branches are apart."""
@@ -357,13 +392,17 @@ class Engine:
     def _measurement(self, record: StepRecord, values: dict[SignalName, float]) -> Measurement:
         deviation = values.get("deviation", values.get(Granularity.STEP))
         distances = {g: values[g] for g in Granularity if g in values and g in self._kept}
-        errors = {name: value for name, value in values.items() if isinstance(name, tuple)}
+        trials: dict[tuple[Granularity, int], dict[str, float]] = {}
+        for name, value in values.items():
+            if isinstance(name, tuple):
+                granularity, order, product = name
+                trials.setdefault((granularity, order), {})[product] = value
         return Measurement(
             step=record.info.step,
             sigma=record.info.sigma,
             deviation=deviation,
             distances=distances,
-            errors=errors,
+            trials={name: Trial(**products) for name, products in trials.items()},
         )
 
     def _refresh(self, record: StepRecord) -> None:
@@ -406,6 +445,7 @@ class Engine:
                 sigma=record.info.sigma,
                 granularity=record.decision.granularity,
                 order=record.decision.order,
+                trust=record.decision.trust,
                 reason=record.decision.reason,
                 calls=tuple(record.calls),
                 deviation=measurement.deviation if measurement else None,

@@ -68,12 +68,12 @@ class History:
     def clear(self) -> None:
         self._values.clear()
 
-    def predict(self, sigma: float, order: int) -> torch.Tensor:
+    def predict(self, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
         """The value at `sigma`, a new tensor with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate
         in sigma.
 
-        An order that the history is too short for, or two values at one sigma, lowers the order. ValueError on an
-        empty history.
+        An extrapolation is followed for the share `trust` of the way from the last value. An order that the history is
+        too short for, or two values at one sigma, lowers the order. ValueError on an empty history.
         """
         if not self._values:
             raise ValueError("an empty history predicts nothing")
@@ -81,7 +81,8 @@ class History:
         sigmas = [entry.sigma for entry in entries]
         if len(entries) == 1 or len(set(sigmas)) < len(sigmas):
             return entries[-1].value.clone()
-        weights = lagrange_weights(sigmas, sigma)
+        weights = [trust * weight for weight in lagrange_weights(sigmas, sigma)]
+        weights[-1] += 1 - trust
         total = entries[0].value.float() * weights[0]
         for entry, weight in zip(entries[1:], weights[1:], strict=True):
             total.add_(entry.value, alpha=weight)

@@ -11,9 +11,9 @@ def relative_l1(value: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return (value.float() - reference).abs().mean() / reference.abs().mean().clamp_min(1e-12)
 
 
-def relative_rms(error: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """rms(error) / rms(reference) as a float32 scalar on the device; shapes are equal."""
-    return torch.linalg.vector_norm(error.float()) / torch.linalg.vector_norm(reference.float()).clamp_min(1e-12)
+def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Inner product of two tensors of one shape as a float32 scalar on the device."""
+    return torch.dot(a.float().flatten(), b.float().flatten())
 
 
 def all_finite(value: torch.Tensor) -> torch.Tensor:

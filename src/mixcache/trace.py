@@ -41,6 +41,8 @@ class TraceEntry:
     granularity: Granularity
     order: int
     reason: str
+    trust: float = 1.0
+    """How far an extrapolation was followed, as a share."""
     calls: tuple[Call, ...] = ()
     deviation: float | None = None
     distances: Mapping[Granularity, float] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class TraceEntry:
             "granularity": self.granularity.value,
             "order": self.order,
             "reason": self.reason,
+            "trust": self.trust,
             "calls": [{"branch": c.branch, "computed": c.computed, "num_blocks": c.num_blocks} for c in self.calls],
             "deviation": self.deviation if self.deviation is not None and math.isfinite(self.deviation) else None,
             "distances": {granularity.value: v for granularity, v in self.distances.items() if math.isfinite(v)},

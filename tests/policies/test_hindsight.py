@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.decision import Decision, Granularity, Measurement, Step, Trial
 from mixcache.policies import Hindsight
 from mixcache.policies.hindsight import Lessons
 
@@ -20,8 +20,14 @@ def seen(policy: Hindsight, *errors: Mapping[tuple[Granularity, int], float], st
     state = policy.init()
     for place, of_step in enumerate(({}, *errors)):
         index = place * stride
-        policy.observe(Measurement(step=index, sigma=SIGMAS[index], deviation=None, errors=of_step), state)
+        policy.observe(measured(index, SIGMAS[index], of_step), state)
     return state
+
+
+def measured(index: int, sigma: float, errors: Mapping[tuple[Granularity, int], float]) -> Measurement:
+    """A computed step at which no extrapolation went anywhere, so that no trust changes an error."""
+    trials = {choice: Trial(missed=error**2) for choice, error in errors.items()}
+    return Measurement(step=index, sigma=sigma, deviation=None, trials=trials)
 
 
 def ask(
@@ -47,7 +53,7 @@ def test_computes_until_an_error_was_seen() -> None:
     assert ask(policy, state, 0).granularity is COMPUTE
     policy.observe(Measurement(step=0, sigma=1.0, deviation=None), state)
     assert ask(policy, state, 1) == Decision(granularity=COMPUTE, reason="nothing seen yet")
-    policy.observe(Measurement(step=1, sigma=0.9, deviation=None, errors={(STEP, 0): 0.1}), state)
+    policy.observe(measured(1, 0.9, {(STEP, 0): 0.1}), state)
     assert ask(policy, state, 2).granularity is STEP
 
 
@@ -99,7 +105,7 @@ def test_an_early_step_counts_for_an_even_share_of_the_way() -> None:
     policy = Hindsight(error=0.0199)
     state = policy.init()
     for place, (sigma, errors) in enumerate(((1.0, {}), (0.999, {(STEP, 0): 0.2}))):
-        policy.observe(Measurement(step=place, sigma=sigma, deviation=None, errors=errors), state)
+        policy.observe(measured(place, sigma, errors), state)
     step = Step(
         index=2, num_steps=10, sigma=0.998, ages={STEP: 1}, history_lengths={STEP: 1}, sigmas=(1.0, 0.999, 0.998, 0.997)
     )
@@ -134,3 +140,31 @@ def test_an_order_that_the_history_is_too_short_for_is_not_chosen() -> None:
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Hindsight(**settings)
+
+
+def test_a_damped_policy_follows_an_extrapolation_as_far_as_the_last_two_computed_steps_show_to_be_best() -> None:
+    trials = [Trial(missed=1.0, overlap=share, reach=1.0) for share in (0.9, 0.6, 0.2)]
+    for damped, trust in ((True, pytest.approx(0.4)), (False, 1.0)):
+        policy = Hindsight(error=1e9, damped=damped)
+        state = policy.init()
+        for place, trial in enumerate(trials):
+            measurement = Measurement(step=place, sigma=SIGMAS[place], deviation=None, trials={(STEP, 1): trial})
+            policy.observe(measurement, state)
+        decision = ask(policy, state, 3)
+        assert (decision.granularity, decision.order, decision.trust) == (STEP, 1, trust)
+
+
+def test_a_damped_policy_learns_the_error_of_what_it_would_have_followed() -> None:
+    """The first step showed a trust of 0.5, with which the second is met exactly."""
+    policy = Hindsight(error=1e-6, damped=True)
+    state = policy.init()
+    for place, trial in enumerate(
+        (Trial(missed=1.0, overlap=0.5, reach=1.0), Trial(missed=0.25, overlap=0.5, reach=1.0))
+    ):
+        policy.observe(Measurement(step=place, sigma=SIGMAS[place], deviation=None, trials={(STEP, 1): trial}), state)
+    assert state.rates[STEP, 1] == [0.0]
+
+
+def test_damped_is_true_or_false() -> None:
+    with pytest.raises(ValueError, match="damped='yes' is not true or false"):
+        Hindsight(damped="yes")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mixcache.decision import CACHED, Decision, Granularity, Measurement, Step
+from mixcache.decision import CACHED, Decision, Granularity, Measurement, Step, Trial
 from mixcache.policies import Bounded, Planned
 from mixcache.policies.planned import Progress
 
@@ -73,8 +73,8 @@ def followed(policy: Planned, num_steps: int, excesses: dict[int, float] | None 
         if decision.granularity is COMPUTE:
             sigma = sigmas_of(num_steps)[index]
             excess = (excesses or {}).get(index, 1.0)
-            errors = {} if last is None else {(STEP, 0): excess * (last - sigma)}
-            policy.observe(Measurement(step=index, sigma=sigma, deviation=None, errors=errors), state)
+            trials = {} if last is None else {(STEP, 0): Trial(missed=(excess * (last - sigma)) ** 2)}
+            policy.observe(Measurement(step=index, sigma=sigma, deviation=None, trials=trials), state)
             last = sigma
     return "".join(LETTERS[d.granularity] for d in decisions), [d.reason for d in decisions]
 
@@ -152,7 +152,7 @@ def test_the_guard_keeps_still_where_nothing_is_expected_or_seen() -> None:
     state = policy.init()
     policy.decide(step_of(0, 5, ()), state)
     policy.observe(Measurement(step=0, sigma=1.0, deviation=None), state)
-    policy.observe(Measurement(step=1, sigma=0.8, deviation=None, errors={(CFG, 0): 99.0}), state)
+    policy.observe(Measurement(step=1, sigma=0.8, deviation=None, trials={(CFG, 0): Trial(missed=99.0**2)}), state)
     assert policy.decide(step_of(2, 5), state).granularity is STEP
 
 

@@ -41,7 +41,7 @@ class Policy:
 
     @property
     def looks_back(self) -> bool:
-        """True if the policy wants `Measurement.errors`: every granularity and order tried at each computed step."""
+        """True if the policy wants `Measurement.trials`: every granularity and order tried at each computed step."""
         return False
 
     def init(self) -> Any:

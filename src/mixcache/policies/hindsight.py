@@ -20,8 +20,7 @@ from typing import ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number
-
-Choice = tuple[Granularity, int]
+from mixcache.policies.trust import Choice, Trusts
 
 
 @dataclass
@@ -32,6 +31,7 @@ class Lessons:
     """Of the computed steps, the newest last."""
     rates: dict[Choice, list[float]] = field(default_factory=dict)
     """Seen errors over the products of their distances, the newest last."""
+    trusts: Trusts = field(default_factory=Trusts)
     spent: float = 0.0
     """Predicted harm of the cached steps of this cycle."""
 
@@ -57,6 +57,9 @@ class Hindsight(Policy):
     """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
     memory: int = 1
     """Computed steps whose errors are remembered; the worst of them counts."""
+    damped: bool = False
+    """Follow an extrapolation only for the share that the last computed steps show to be best. Better with about 20
+    steps, where a full extrapolation magnifies what earlier cached steps moved; about even with 50."""
 
     def __post_init__(self) -> None:
         check_order(self.order)
@@ -64,6 +67,8 @@ class Hindsight(Policy):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
         check_choices(self.choices)
         check_count("memory", self.memory, 1)
+        if not isinstance(self.damped, bool):
+            raise ValueError(f"damped={self.damped!r} is not true or false")
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:
@@ -104,15 +109,21 @@ class Hindsight(Policy):
         chosen = min(fitting, key=lambda g: (step.costs.get(g, 0.0), best[g][0]))
         harm, order = best[chosen]
         state.spent += harm
-        return Decision(granularity=chosen, order=order, reason=f"harm {harm:.2g}, {state.spent:.2g} spent")
+        trust = state.trusts.of((chosen, order))
+        return Decision(
+            granularity=chosen, order=order, trust=trust, reason=f"harm {harm:.2g}, {state.spent:.2g} spent"
+        )
 
     def observe(self, measurement: Measurement, state: Lessons) -> None:
-        for (granularity, order), error in measurement.errors.items():
-            remoteness = _remoteness(measurement.sigma, state.sigmas, order)
+        for choice, trial in measurement.trials.items():
+            error = trial.error(state.trusts.of(choice))
+            remoteness = _remoteness(measurement.sigma, state.sigmas, choice[1])
             if math.isfinite(error) and remoteness > 0:
-                seen = state.rates.setdefault((granularity, order), [])
+                seen = state.rates.setdefault(choice, [])
                 seen.append(error / remoteness)
                 del seen[: -self.memory]
+        if self.damped:
+            state.trusts.observe(measurement.trials)
         state.sigmas.append(measurement.sigma)
         del state.sigmas[: -self.order - 1]
         state.spent = 0.0

@@ -129,10 +129,10 @@ class Planned(Policy):
         return decision
 
     def observe(self, measurement: Measurement, state: Progress) -> None:
-        seen = measurement.errors.get((Granularity.STEP, 0))
-        if seen is not None and state.expectation is not None and state.computed:
+        trial = measurement.trials.get((Granularity.STEP, 0))
+        if trial is not None and state.expectation is not None and state.computed:
             expected = state.expectation.relative_error(0, measurement.sigma, state.computed)
             if expected is not None:
-                excess = seen / max(expected, 1e-6)
+                excess = trial.error() / max(expected, 1e-6)
                 state.excess, state.last_excess = math.sqrt(excess * state.last_excess), excess
         state.computed = [measurement.sigma]

@@ -36,7 +36,8 @@ class Replay(Policy):
     def _choices(self) -> dict[tuple[int, int], Decision]:
         first = self.trace.generation(0)
         return {
-            (e.step, e.num_steps): Decision(granularity=e.granularity, order=e.order, reason="replay") for e in first
+            (e.step, e.num_steps): Decision(granularity=e.granularity, order=e.order, trust=e.trust, reason="replay")
+            for e in first
         }
 
     @property
