@@ -21,7 +21,7 @@ FLOW_SHIFT = 20.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
-    parser.add_argument("--trained", default="transformer-2", help="folder in --runs of the last training")
+    parser.add_argument("--trained", default="transformer-4", help="folder in --runs of the last training")
     parser.add_argument("--out", type=Path, default=Path("src/mixcache/zoo/shapes-wan"))
     args = parser.parse_args()
     trained = args.runs / args.trained

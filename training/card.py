@@ -27,7 +27,7 @@ grammar. A tenth of all captions, chosen by their SHA-256, is held out of every 
 |---|---|---|
 | denoiser | WanTransformer3DModel, 12 blocks of width 160, patch (1,2,2), 180 tokens | {transformer:.2f} M |
 | autoencoder | AutoencoderKLWan, 8x8 in space and 4x in time, 20 channels | {vae:.2f} M |
-| text encoder | UMT5EncoderModel, 2 layers of width 128, trained with the denoiser | {text_encoder:.2f} M |
+| text encoder | UMT5EncoderModel, 2 layers of width 128, trained on captions alone | {text_encoder:.2f} M |
 | tokenizer | one token a word of the grammar | |
 | scheduler | UniPCMultistepScheduler, flow prediction, shift 20 | |
 
@@ -41,10 +41,12 @@ pipeline's default of 512 padded tokens is slower, and not what it was trained o
 decoder alone, all of 64x64 pixels, and {vae_full_size_steps} of the decoder on 96x96; {vae_minutes:.0f} minutes), then
 `training/train_transformer.py`: {small_steps} steps of 32 clips out of {small_clips} of 64x64 pixels
 ({small_minutes:.0f} minutes), from there {middle_steps} steps of 16 clips out of {clips} of 96x96 ({middle_minutes:.0f}
-minutes, seed 0; weighted to clips of two objects after step 3,500), and from there {steps} more ({minutes:.0f} minutes,
-seed 7; weighted to two objects and to spinning ones, which then all turned one way). Seed 0 where none is named, on
-{hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged
-loss {loss:.3f}.
+minutes, seed 0; weighted to clips of two objects after step 3,500), {second_steps} more ({second_minutes:.0f} minutes,
+seed 7; weighted to two objects and to spinning ones, which then all turned one way) and {third_steps} more
+({third_minutes:.0f} minutes, seed not recorded, sigma shift 8, two objects weighted 5). To here the text encoder was
+trained along with the denoiser. Last, {steps} steps ({minutes:.0f} minutes, seed 11, sigma shift 6) on the text encoder
+of `training/train_text_encoder.py`, which stayed as it was. Seed 0 where none is named, on {hardware}, shared with other
+work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
 
 ## Figures
 
@@ -84,9 +86,9 @@ def main() -> None:
     evaluation = json.loads((args.runs / "evaluation.json").read_text())
     vae = json.loads((args.runs / "vae" / "figures.json").read_text())
     stages = {name: last_row(args.runs / "vae" / f"{name}.log.jsonl") for name in STAGES}
-    small, middle, denoiser = (
+    small, middle, second, third, denoiser = (
         last_row(args.runs / name / "checkpoint.log.jsonl")
-        for name in ("transformer-64", "transformer", "transformer-2")
+        for name in ("transformer-64", "transformer", "transformer-2", "transformer-3", "transformer-4")
     )
     sizes = {part: (args.out / part).glob("*.safetensors") for part in ("transformer", "vae", "text_encoder")}
     num_bytes = {part: sum(path.stat().st_size for path in paths) for part, paths in sizes.items()}
@@ -100,8 +102,12 @@ def main() -> None:
         small_minutes=small["seconds"] / 60,
         middle_steps=middle["step"],
         middle_minutes=middle["seconds"] / 60,
+        second_steps=second["step"],
+        second_minutes=second["seconds"] / 60,
+        third_steps=third["step"],
+        third_minutes=third["seconds"] / 60,
         steps=denoiser["step"],
-        clips=int((args.runs / "transformer-2" / "latents.done").read_text()),
+        clips=int((args.runs / "transformer-4" / "latents.done").read_text()),
         minutes=denoiser["seconds"] / 60,
         loss=denoiser["loss"],
         ema=0.998,

@@ -36,7 +36,7 @@ TRANSFORMER = dict(
 TEXT = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0, pad_token_id=0, eos_token_id=1)
 CAPTION_DROPOUT = 0.1
 PAIR_WEIGHT = 3.0
-"""How much more often than a clip of one object a clip of two is seen: which word belongs to which is learnt last."""
+"""How much more often than a clip of one object a clip of two is seen, unless told otherwise."""
 SPIN_WEIGHT = 2.0
 """How much more often a clip with something spinning is seen: of all motions it is learnt last."""
 ADAM_ONLY = ("patch_embedding", "proj_out", "condition_embedder", "shared", "embed_tokens", "relative_attention_bias")
@@ -68,9 +68,9 @@ def encode_clips(
     return np.asarray(latents), [scene.caption for scene in scenes]
 
 
-def sampling_weight(caption: str) -> float:
+def sampling_weight(caption: str, pair_weight: float) -> float:
     """How often a clip of this caption is seen, against one of a single object that does not spin."""
-    return (PAIR_WEIGHT if " and " in caption else 1.0) * (SPIN_WEIGHT if "spinning" in caption else 1.0)
+    return (pair_weight if " and " in caption else 1.0) * (SPIN_WEIGHT if "spinning" in caption else 1.0)
 
 
 def main() -> None:
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path("training/runs/vae/vae"))
     parser.add_argument("--out", type=Path, default=Path("training/runs/transformer"))
     parser.add_argument("--init", type=Path, help="folder of an earlier training to start from, of smaller clips say")
+    parser.add_argument("--text-encoder", type=Path, help="a text encoder trained before, kept as it is")
     parser.add_argument("--side", type=int, default=world.SIDE, help="height and width of the clips in pixels")
     parser.add_argument("--num-clips", type=int, default=10000)
     parser.add_argument("--num-steps", type=int, default=6100)
@@ -87,6 +88,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of order, noise and first weights; a continuation wants another"
+    )
+    parser.add_argument(
+        "--pair-weight", type=float, default=PAIR_WEIGHT, help="how much more often clips of two objects are seen"
     )
     parser.add_argument("--clip-seed", type=int, default=1000, help="of the drawn clips")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -111,6 +115,8 @@ def main() -> None:
     if args.init:
         for name, part in model.items():
             part.load_state_dict(type(part).from_pretrained(args.init / name).state_dict())
+    if args.text_encoder:
+        model["text_encoder"] = UMT5EncoderModel.from_pretrained(args.text_encoder).to(device).requires_grad_(False)
     print({name: sum(p.numel() for p in part.parameters()) for name, part in model.items()}, flush=True)
     if device.type == "cpu":  # the fused attention's backward pass took nearly half of a step's time
         torch.backends.cuda.enable_flash_sdp(False)
@@ -119,7 +125,7 @@ def main() -> None:
         model["transformer"].compile_repeated_blocks(fullgraph=True)
 
     shift = args.sigma_shift
-    weights = torch.tensor([sampling_weight(caption) for caption in captions])
+    weights = torch.tensor([sampling_weight(caption, args.pair_weight) for caption in captions])
 
     def loss_at(step: int) -> torch.Tensor:
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
