@@ -45,8 +45,8 @@ minutes, seed 0; weighted to clips of two objects after step 3,500), {second_ste
 seed 7; weighted to two objects and to spinning ones, which then all turned one way) and {third_steps} more
 ({third_minutes:.0f} minutes, seed not recorded, sigma shift 8, two objects weighted 5). To here the text encoder was
 trained along with the denoiser. Last, {steps} steps ({minutes:.0f} minutes, seed 11, sigma shift 6) on the text encoder
-of `training/train_text_encoder.py`, which stayed as it was. Seed 0 where none is named, on {hardware}, shared with other
-work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
+of `training/train_text_encoder.py`, which stayed as it was. Seed 0 where none is named, on {hardware}, shared with
+other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
 
 ## Figures
 
