@@ -11,7 +11,7 @@ import torch
 
 import mixcache.engine
 from mixcache.calls import CallInfo, Span, SpanMode
-from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
 from mixcache.engine import Engine
 from mixcache.policies import Policy
 from mixcache.trace import Trace, TraceEntry
@@ -229,7 +229,7 @@ class LookingBack(Scripted):
         return True
 
 
-def errors_of(measurement: Measurement) -> dict[tuple[Granularity, int], float]:
+def errors_of(measurement: Measurement) -> dict[Choice, float]:
     return {choice: trial.error() for choice, trial in measurement.trials.items()}
 
 

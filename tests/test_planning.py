@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mixcache.decision import Granularity
+from mixcache.decision import Choice, Granularity
 from mixcache.history import lagrange_weights
 from mixcache.planning import COMPUTE, DOUBT, MAX_AGE, Plan, Planner, Trajectory, noise_levels
 from mixcache.profiles import FORMAT, Profile
@@ -230,7 +230,7 @@ def test_a_step_is_decided_as_planned() -> None:
     assert [(decision.granularity, decision.order) for decision in decisions] == list(plan.choices)
 
 
-def by_hand(profile: Profile, choices: Sequence[tuple[Granularity, int]]) -> tuple[float, float] | None:
+def by_hand(profile: Profile, choices: Sequence[Choice]) -> tuple[float, float] | None:
     """Cost and harm of a schedule of whole steps, worked out apart; None where an order finds no history."""
     sigmas, cost = profile.sigmas, 0.0
     computed: list[int] = []

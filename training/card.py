@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 CARD = """# shapes-wan
@@ -39,14 +40,13 @@ pipeline's default of 512 padded tokens is slower, and not what it was trained o
 
 `training/train_vae.py` ({vae_frames_steps} steps on frames, {vae_clips_steps} on clips, {vae_decoder_steps} of the
 decoder alone, all of 64x64 pixels, and {vae_full_size_steps} of the decoder on 96x96; {vae_minutes:.0f} minutes), then
-`training/train_transformer.py`: {small_steps} steps of 32 clips out of {small_clips} of 64x64 pixels
-({small_minutes:.0f} minutes), from there {middle_steps} steps of 16 clips out of {clips} of 96x96 ({middle_minutes:.0f}
-minutes, seed 0; weighted to clips of two objects after step 3,500), {second_steps} more ({second_minutes:.0f} minutes,
-seed 7; weighted to two objects and to spinning ones, which then all turned one way) and {third_steps} more
-({third_minutes:.0f} minutes, seed not recorded, sigma shift 8, two objects weighted 5). To here the text encoder was
-trained along with the denoiser. Last, {steps} steps ({minutes:.0f} minutes, seed 11, sigma shift 6) on the text encoder
-of `training/train_text_encoder.py`, which stayed as it was. Seed 0 where none is named, on {hardware}, shared with
-other work. Flow matching with Muon and AdamW, caption dropout 0.1, EMA {ema}. Last logged loss {loss:.3f}.
+`training/train_transformer.py`, each training from the weights of the one before:
+
+{trainings}
+
+In the last one the text encoder of `training/train_text_encoder.py` took the place of the one trained along before,
+and stayed as it was. On {hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1,
+EMA {ema}. Last logged loss {loss:.3f}.
 
 ## Figures
 
@@ -69,12 +69,29 @@ It knows this world and these words only; another word is `<unk>`. Clips longer 
 drawn, and are worse. Fine texture is soft, from the autoencoder.
 """
 
+TRAININGS = {
+    "transformer-64": ("64x64", 32, "0", ""),
+    "transformer": ("96x96", 16, "0", "clips of two objects weighted after step 3,500"),
+    "transformer-2": ("96x96", 16, "7", "two objects and spinning ones weighted, which then all turned one way"),
+    "transformer-3": ("96x96", 16, "not recorded", "sigma shift 8, two objects weighted 5"),
+    "transformer-4": ("96x96", 16, "11", "sigma shift 6"),
+}
+"""Folders of the denoiser's trainings: size of the clips, batch, seed, what was done otherwise."""
 STAGES = ("frames", "clips", "decoder", "full-size")
 
 
 def last_row(path: Path) -> dict[str, float]:
     """The last line of a training's log."""
     return json.loads(path.read_text().splitlines()[-1])
+
+
+def trainings_table(runs: Path, logs: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Lines of a table with one row a training of the denoiser."""
+    yield "| steps | clips of | out of | a batch | minutes | seed | |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, (size, batch, seed, remark) in TRAININGS.items():
+        num_clips, log = int((runs / name / "latents.done").read_text()), logs[name]
+        yield f"| {log['step']} | {size} | {num_clips} | {batch} | {log['seconds'] / 60:.0f} | {seed} | {remark} |"
 
 
 def main() -> None:
@@ -86,10 +103,7 @@ def main() -> None:
     evaluation = json.loads((args.runs / "evaluation.json").read_text())
     vae = json.loads((args.runs / "vae" / "figures.json").read_text())
     stages = {name: last_row(args.runs / "vae" / f"{name}.log.jsonl") for name in STAGES}
-    small, middle, second, third, denoiser = (
-        last_row(args.runs / name / "checkpoint.log.jsonl")
-        for name in ("transformer-64", "transformer", "transformer-2", "transformer-3", "transformer-4")
-    )
+    logs = {name: last_row(args.runs / name / "checkpoint.log.jsonl") for name in TRAININGS}
     sizes = {part: (args.out / part).glob("*.safetensors") for part in ("transformer", "vae", "text_encoder")}
     num_bytes = {part: sum(path.stat().st_size for path in paths) for part, paths in sizes.items()}
     card = CARD.format(
@@ -97,19 +111,8 @@ def main() -> None:
         mib=sum(num_bytes.values()) / 2**20,
         **{f"vae_{name.replace('-', '_')}_steps": row["step"] for name, row in stages.items()},
         vae_minutes=sum(row["seconds"] for row in stages.values()) / 60,
-        small_steps=small["step"],
-        small_clips=int((args.runs / "transformer-64" / "latents.done").read_text()),
-        small_minutes=small["seconds"] / 60,
-        middle_steps=middle["step"],
-        middle_minutes=middle["seconds"] / 60,
-        second_steps=second["step"],
-        second_minutes=second["seconds"] / 60,
-        third_steps=third["step"],
-        third_minutes=third["seconds"] / 60,
-        steps=denoiser["step"],
-        clips=int((args.runs / "transformer-4" / "latents.done").read_text()),
-        minutes=denoiser["seconds"] / 60,
-        loss=denoiser["loss"],
+        trainings="\n".join(trainings_table(args.runs, logs)),
+        loss=list(logs.values())[-1]["loss"],
         ema=0.998,
         hardware=args.hardware,
         difficulty=evaluation["psnr_25_against_50_steps_db"],

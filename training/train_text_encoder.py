@@ -17,7 +17,7 @@ from train_transformer import TEXT
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from mixcache.zoo import world
-from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
+from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer, tokenized
 
 OBJECT_TABLES = (tuple(world.SIZES), tuple(world.COLOURS), world.SHAPES, tuple(world.MOTIONS))
 BACKGROUND_TABLES = (world.PATTERNS, tuple(world.TONES))
@@ -59,12 +59,7 @@ def main() -> None:
     head = torch.nn.Linear(encoder.config.d_model, sum(len(table) for table in TABLES))
 
     def tokens_and_answers(scenes: list[world.Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens = tokenizer(
-            [scene.caption for scene in scenes],
-            padding="max_length",
-            max_length=MAX_SEQUENCE_LENGTH,
-            return_tensors="pt",
-        )
+        tokens = tokenized(tokenizer, [scene.caption for scene in scenes])
         told = torch.stack([answers(scene, tokenizer) for scene in scenes])
         return tokens.input_ids, tokens.attention_mask, told
 

@@ -18,7 +18,7 @@ from torch._inductor import config as inductor_config
 from transformers import UMT5Config, UMT5EncoderModel
 
 from mixcache.zoo import world
-from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
+from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
 from loop import LoopConfig, train
 
@@ -103,7 +103,7 @@ def main() -> None:
     vae = AutoencoderKLWan.from_pretrained(args.vae).to(device).eval()
     latents, captions = encode_clips(vae, args.num_clips, args.side, args.clip_seed, args.out)
     tokenizer = build_tokenizer()
-    tokens = tokenizer([*captions, ""], padding="max_length", max_length=MAX_SEQUENCE_LENGTH, return_tensors="pt")
+    tokens = tokenized(tokenizer, [*captions, ""])
     ids, masks = tokens.input_ids.to(device), tokens.attention_mask.to(device)
 
     model = torch.nn.ModuleDict(

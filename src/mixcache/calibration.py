@@ -37,7 +37,7 @@ from mixcache import generation
 from mixcache.attachment import Handle, enable
 from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
 from mixcache.config import MixCacheConfig
-from mixcache.decision import CACHED, Decision, Granularity
+from mixcache.decision import CACHED, Choice, Decision, Granularity
 from mixcache.engine import Compute, Engine, Streams, parts_of
 from mixcache.metrics import video_psnr
 from mixcache.models import row_for
@@ -58,7 +58,7 @@ MIN_STEPS = 4
 WINDOW = 2
 """Cached steps in a row whose carry is measured."""
 AFTER_COMPUTED = "step after a computed one"
-Schedule = Sequence[tuple[Granularity, int]]
+Schedule = Sequence[Choice]
 
 
 def trace_of(schedule: Schedule) -> Trace:

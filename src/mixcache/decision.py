@@ -24,6 +24,9 @@ class Granularity(str, Enum):
         return self.value
 
 
+Choice = tuple[Granularity, int]
+"""A granularity and the order of its predictor."""
+
 CACHED = (Granularity.STEP, Granularity.CFG, Granularity.BLOCK)
 """The granularities that leave something out, the largest saving first."""
 
@@ -111,5 +114,5 @@ class Measurement:
     history."""
     distances: Mapping[Granularity, float] = field(default_factory=dict)
     """Relative L1 change, between the last two computed values, of what each granularity would reuse."""
-    trials: Mapping[tuple[Granularity, int], Trial] = field(default_factory=dict)
+    trials: Mapping[Choice, Trial] = field(default_factory=dict)
     """What each granularity and order that the histories allowed would have given; for policies that look back."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, Span, SpanMode
-from mixcache.decision import Decision, Granularity, Measurement, Step, Trial
+from mixcache.decision import Choice, Decision, Granularity, Measurement, Step, Trial
 from mixcache.history import History
 from mixcache.policies.base import Policy
 from mixcache.signals import all_finite, inner, relative_l1, to_floats
@@ -69,15 +69,13 @@ def _trials_of(
     num_orders: int,
     predicted: Callable[[int], torch.Tensor],
     true: torch.Tensor,
-    unit: torch.Tensor,
-    weight: float = 1.0,
+    scale: torch.Tensor,
 ) -> dict[SignalName, torch.Tensor]:
-    """Fields of a `Trial` for each order: `true` times `weight` is the part of the guided output that is predicted, and
-    `unit` the whole of it."""
+    """Fields of a `Trial` for each order: `scale` times an inner product of changes of `true` is its share of that of
+    the guided output with itself."""
     if not num_orders:
         return {}
     signals: dict[SignalName, torch.Tensor] = {}
-    scale = weight**2 / inner(unit, unit).clamp_min(1e-24)
     last = predicted(0).float()
     change = true.float() - last
     missed = scale * inner(change, change)
@@ -363,15 +361,21 @@ class Engine:
         """
         signals: dict[SignalName, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
-        if guided is not None and Granularity.STEP in self._kept:
-            num_orders = min(len(self._outputs.get(branch, ())) for branch in outputs)
-            signals |= _trials_of(Granularity.STEP, num_orders, predicted, guided, guided)
-        scale, difference = self._guidance(), self._computed_difference(outputs)
-        if guided is not None and difference is not None and scale is not None and Granularity.CFG in self._kept:
-            history, weight = self._difference, abs(scale - 1)
-            signals |= _trials_of(
-                Granularity.CFG, len(history), lambda order: history.predict(sigma, order), difference, guided, weight
-            )
+        if guided is not None:
+            scale = 1 / inner(guided, guided).clamp_min(1e-24)
+            if Granularity.STEP in self._kept:
+                num_orders = min(len(self._outputs.get(branch, ())) for branch in outputs)
+                signals |= _trials_of(Granularity.STEP, num_orders, predicted, guided, scale)
+            guidance, difference = self._guidance(), self._computed_difference(outputs)
+            if difference is not None and guidance is not None and Granularity.CFG in self._kept:
+                history, weight = self._difference, (guidance - 1) ** 2
+                signals |= _trials_of(
+                    Granularity.CFG,
+                    len(history),
+                    lambda order: history.predict(sigma, order),
+                    difference,
+                    weight * scale,
+                )
         if record.residuals and all(len(self._residuals.get(key, ())) for key in record.residuals):
             num_orders = min(len(self._residuals[key]) for key in record.residuals)
             residual = self._guided_residual(record.residuals)
@@ -381,7 +385,8 @@ class Engine:
                     {key: self._residuals[key].predict(sigma, order) for key in record.residuals}
                 )
 
-            signals |= _trials_of(Granularity.BLOCK, num_orders, predicted_residual, residual, residual)
+            scale = 1 / inner(residual, residual).clamp_min(1e-24)
+            signals |= _trials_of(Granularity.BLOCK, num_orders, predicted_residual, residual, scale)
         return signals
 
     def _guided_residual(self, residuals: dict[StreamKey, torch.Tensor]) -> torch.Tensor:
@@ -392,7 +397,7 @@ class Engine:
     def _measurement(self, record: StepRecord, values: dict[SignalName, float]) -> Measurement:
         deviation = values.get("deviation", values.get(Granularity.STEP))
         distances = {g: values[g] for g in Granularity if g in values and g in self._kept}
-        trials: dict[tuple[Granularity, int], dict[str, float]] = {}
+        trials: dict[Choice, dict[str, float]] = {}
         for name, value in values.items():
             if isinstance(name, tuple):
                 granularity, order, product = name

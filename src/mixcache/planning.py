@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mixcache.decision import Decision, Granularity
+from mixcache.decision import Choice, Decision, Granularity
 from mixcache.history import lagrange_weights
 from mixcache.profiles import Profile
 
@@ -38,7 +38,6 @@ NUM_REMEMBERED = 64
 FAR = 1.5
 """Numbers of steps that differ by more than this factor walk trajectories that are too different."""
 MAX_AGE = 8
-Choice = tuple[Granularity, int]
 COMPUTE: Choice = (Granularity.COMPUTE, 0)
 Nodes = tuple[int, ...]
 

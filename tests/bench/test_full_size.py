@@ -20,7 +20,7 @@ from mixcache.bench.full_size.models import MODELS, FullSizeModel, tiny  # noqa:
 from mixcache.bench.full_size.modes import MODES  # noqa: E402
 from mixcache.bench.full_size.runs import Run, Subject  # noqa: E402
 from mixcache.bench.full_size.schedules import carried, levels_of, placed, recorded, share_left_out  # noqa: E402
-from mixcache.decision import Granularity  # noqa: E402
+from mixcache.decision import Choice, Granularity  # noqa: E402
 from mixcache.trace import Trace, TraceEntry  # noqa: E402
 
 COMPUTE, STEP, CFG, BLOCK = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
@@ -28,7 +28,7 @@ FAMILY_NAMES = ("wan-1.3b-480p", "hunyuan-720p", "cogvideox-5b")
 CPU = torch.device("cpu")
 
 
-def trace_at(choices: dict[float, tuple[Granularity, int]]) -> Trace:
+def trace_at(choices: dict[float, Choice]) -> Trace:
     """A trace with these choices by noise level."""
     return Trace(
         TraceEntry(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mixcache.decision import Decision, Granularity, Measurement, Step, Trial
+from mixcache.decision import Choice, Decision, Granularity, Measurement, Step, Trial
 from mixcache.policies import Hindsight
 from mixcache.policies.hindsight import Lessons
 
@@ -15,7 +15,7 @@ COSTS = {STEP: 0.0, CFG: 0.5, BLOCK: 0.3}
 SIGMAS = tuple(1 - index / 10 for index in range(11))
 
 
-def seen(policy: Hindsight, *errors: Mapping[tuple[Granularity, int], float], stride: int = 1) -> Lessons:
+def seen(policy: Hindsight, *errors: Mapping[Choice, float], stride: int = 1) -> Lessons:
     """The state after computed steps `stride` apart, the first without errors."""
     state = policy.init()
     for place, of_step in enumerate(({}, *errors)):
@@ -24,7 +24,7 @@ def seen(policy: Hindsight, *errors: Mapping[tuple[Granularity, int], float], st
     return state
 
 
-def measured(index: int, sigma: float, errors: Mapping[tuple[Granularity, int], float]) -> Measurement:
+def measured(index: int, sigma: float, errors: Mapping[Choice, float]) -> Measurement:
     """A computed step at which no extrapolation went anywhere, so that no trust changes an error."""
     trials = {choice: Trial(missed=error**2) for choice, error in errors.items()}
     return Measurement(step=index, sigma=sigma, deviation=None, trials=trials)

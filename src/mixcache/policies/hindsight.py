@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
 from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number
-from mixcache.policies.trust import Choice, Trusts
+from mixcache.policies.trust import Trusts
 
 
 @dataclass

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from mixcache.decision import Granularity, Trial
+from mixcache.decision import Choice, Trial
 
 NUM_REMEMBERED = 2
 """Computed steps whose best trusts are averaged."""
-Choice = tuple[Granularity, int]
 
 
 @dataclass

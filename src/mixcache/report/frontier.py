@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixcache.decision import Granularity
-from mixcache.planning import Choice, Plan
+from mixcache.decision import Choice, Granularity
+from mixcache.planning import Plan
 
 SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 LETTERS = {Granularity.COMPUTE: "#", Granularity.STEP: "s", Granularity.CFG: "g", Granularity.BLOCK: "b"}

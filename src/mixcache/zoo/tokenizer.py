@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerFast
+from collections.abc import Sequence
+
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from mixcache.zoo import world
 
@@ -30,3 +32,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=MAX_SEQUENCE_LENGTH,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def tokenized(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> BatchEncoding:
+    """Captions as the model was trained on them: `input_ids` and `attention_mask`, each [len(captions),
+    MAX_SEQUENCE_LENGTH]."""
+    return tokenizer(list(captions), padding="max_length", max_length=MAX_SEQUENCE_LENGTH, return_tensors="pt")

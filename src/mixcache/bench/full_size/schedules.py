@@ -13,13 +13,13 @@ from mixcache import generation
 from mixcache.attachment import Handle, enable
 from mixcache.calls import CallInfo
 from mixcache.config import MixCacheConfig
-from mixcache.decision import Granularity
+from mixcache.decision import Choice, Granularity
 from mixcache.engine import Compute, Engine
 from mixcache.models import row_for
 from mixcache.trace import Trace, TraceEntry
 from mixcache.zoo import call_defaults, load, world
 
-Schedule = list[tuple[Granularity, int]]
+Schedule = list[Choice]
 SPEEDUP = 2.0
 
 
