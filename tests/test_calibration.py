@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,16 +15,10 @@ import pytest
 import torch
 
 import mixcache
-from mixcache.calibration import (
-    CALIBRATION_SEED,
-    WINDOW,
-    Calibration,
-    CalibrationConfig,
-    PerturbingEngine,
-    calibrate,
-    coordinates,
-    windows,
-)
+from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfig, calibrate
+from mixcache.calibration.engines import PerturbingEngine
+from mixcache.calibration.measurements import PLANNED_SPEEDUPS, TRUSTS, WINDOW, coordinates
+from mixcache.calibration.schedules import windows
 from mixcache.decision import Granularity
 from mixcache.profiles import Profile, ProfileError, fingerprint, profile_for, shipped_profiles, weights_hash
 
@@ -102,6 +98,8 @@ def test_a_profile_has_what_it_needs(profile: Profile, pipeline: Any) -> None:
     firsts = [profile.sigmas[first] for first in windows(NUM_STEPS, 2)]
     assert [[sigma for sigma, _ in pairs] for pairs in profile.carry.values()] == [firsts, firsts]
     assert all(ratio > 0 for pairs in profile.carry.values() for _, ratio in pairs)
+    assert profile.trust in TRUSTS
+    assert math.isfinite(profile.psnr_at_one)
     assert {"prompts", "seed", "scheduler", "versions", "machine", "date"} <= set(profile.provenance)
     assert tuple(profile.provenance["prompts"]) == PROMPTS
 
@@ -236,7 +234,41 @@ def test_a_run_that_was_cut_off_goes_on(profile: Profile, pipeline: Any, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.json"]
     # one for the trajectory, 4 for carry, 6 for impacts and 3 for times
     assert num_runs == [0] * 14 + [1] * 14
-    assert tasks == [(number, 24) for number in range(1, 25)]
+    assert tasks == [(number, 44) for number in range(1, 45)]
+
+
+@pytest.mark.parametrize(
+    ("better", "foretold", "expected"),
+    [
+        (0.5, 20.0, (0.5, 13.0)),  # 36 and 30 dB
+        (0.5, math.inf, (0.5, 0.0)),  # plans that cache nothing tell nothing
+        (None, 20.0, (1.0, 10.0)),  # all alike: followed all the way
+    ],
+)
+def test_the_trust_with_the_best_clips_is_taken(
+    pipeline: Any, better: float | None, foretold: float, expected: tuple[float, float]
+) -> None:
+    calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
+    for trust in TRUSTS:
+        for speedup, psnr in zip(PLANNED_SPEEDUPS, (36.0, 30.0) if trust == better else (33.0, 27.0), strict=True):
+            calibration.done[f"0 plan {trust:g} {speedup:g}"] = {"psnr_db": psnr, "foretold_db": foretold}
+    assert calibration._trusted() == expected
+
+
+def test_plans_are_tried_whatever_the_machine_is_like(pipeline: Any) -> None:
+    """Of a schedule's costs only its work counts, so a slow clock changes no trial."""
+    calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
+    for name, task in itertools.islice(calibration.tasks(), 12):
+        calibration.done[name] = task()
+    plan = calibration._plan(0.5, 1.5)
+    assert plan.trust == 0.5
+    assert 1.2 < plan.speedup < 1.9
+    slow = Calibration(pipeline, config_of(PROMPTS[:1]))
+    slow.done = calibration.done | {
+        "0 times": {k: [2 * v for v in vs] for k, vs in calibration.done["0 times"].items()}
+    }
+    slow.done["0 times"]["plain"] = calibration.done["0 times"]["plain"]
+    assert slow._plan(0.5, 1.5) == plan
 
 
 def cut_off(pipeline: Any, out: Path, **changed: Any) -> Path:

@@ -41,6 +41,7 @@ def made(outputs: Sequence[float | Sequence[float]], sigmas: Sequence[float] = S
         "residuals": [],
         "carry": {"step": [[1.0, 1.0]]},
         "costs": {"compute": 1.0, "step": 0.1},
+        "trust": 1.0,
         "psnr_at_one": 0.0,
         "band": 1.0,
         "impacts": {},
@@ -101,6 +102,13 @@ def test_the_error_of_a_cached_step(
 ) -> None:
     trajectory = Trajectory(guided_profile(), SIGMAS, 3.0)
     assert trajectory.error(granularity, order, index, nodes) == pytest.approx([error])
+
+
+@pytest.mark.parametrize(("trust", "error"), [(1.0, -1.0), (0.5, -1.5), (0.0, -2.0)])
+def test_the_error_of_an_extrapolation_that_is_followed_part_of_the_way(trust: float, error: float) -> None:
+    """1, 2, 4: the line says 3, the last value 2."""
+    profile = made([1.0, 2.0, 4.0], sigmas=(1.0, 0.75, 0.5, 0.0), trust=trust)
+    assert Trajectory(profile, profile.sigmas, None).error(Granularity.STEP, 1, 2, (0, 1)) == pytest.approx([error])
 
 
 def test_a_move_is_error_times_way_times_carry() -> None:
@@ -225,9 +233,10 @@ def test_a_frontier_begins_with_everything_computed_and_a_slower_plan_is_better(
 
 
 def test_a_step_is_decided_as_planned() -> None:
-    plan = frontier_of(wave(12))[-1]
+    plan = frontier_of(replace(wave(12), trust=0.5))[-1]
     decisions = [plan.decision(index) for index in range(12)]
     assert [(decision.granularity, decision.order) for decision in decisions] == list(plan.choices)
+    assert {decision.trust for decision in decisions} == {0.5}
 
 
 def by_hand(profile: Profile, choices: Sequence[Choice]) -> tuple[float, float] | None:

@@ -20,10 +20,11 @@ class Computed:
     value: torch.Tensor
 
 
-def lagrange_weights(sigmas: list[float], sigma: float) -> list[float]:
+def lagrange_weights(sigmas: list[float], sigma: float, trust: float = 1.0) -> list[float]:
     """Weights of the polynomial through the values at `sigmas`, read at `sigma`; they add up to 1.
 
-    w_k = product over j != k of (sigma - sigma_j) / (sigma_k - sigma_j). ZeroDivisionError where two sigmas are equal.
+    w_k = product over j != k of (sigma - sigma_j) / (sigma_k - sigma_j). The polynomial is followed for the share
+    `trust` of the way from the last value. ZeroDivisionError where two sigmas are equal.
     """
     weights = []
     for k, node in enumerate(sigmas):
@@ -31,7 +32,8 @@ def lagrange_weights(sigmas: list[float], sigma: float) -> list[float]:
         for j, other in enumerate(sigmas):
             if j != k:
                 weight *= (sigma - other) / (node - other)
-        weights.append(weight)
+        weights.append(trust * weight)
+    weights[-1] += 1 - trust
     return weights
 
 
@@ -81,8 +83,7 @@ class History:
         sigmas = [entry.sigma for entry in entries]
         if len(entries) == 1 or len(set(sigmas)) < len(sigmas):
             return entries[-1].value.clone()
-        weights = [trust * weight for weight in lagrange_weights(sigmas, sigma)]
-        weights[-1] += 1 - trust
+        weights = lagrange_weights(sigmas, sigma, trust)
         total = entries[0].value.float() * weights[0]
         for entry, weight in zip(entries[1:], weights[1:], strict=True):
             total.add_(entry.value, alpha=weight)

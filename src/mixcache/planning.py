@@ -51,10 +51,12 @@ class Plan:
     """Of the denoising loop: text encoder and VAE are left out."""
     psnr_db: float
     """Against the plain clip; infinite where nothing is cached."""
+    trust: float = 1.0
+    """How far extrapolations are followed."""
 
     def decision(self, index: int) -> Decision:
         granularity, order = self.choices[index]
-        return Decision(granularity=granularity, order=order, reason="planned")
+        return Decision(granularity=granularity, order=order, trust=self.trust, reason="planned")
 
 
 class Trajectory:
@@ -84,7 +86,7 @@ class Trajectory:
         """Predicted minus true at step `index`, from the computed steps `nodes`: of the guided output, or of the guided
         residual over its rms."""
         nodes = nodes[-order - 1 :]
-        weights = np.asarray(lagrange_weights([self.sigmas[n] for n in nodes], self.sigmas[index]))
+        weights = np.asarray(lagrange_weights([self.sigmas[n] for n in nodes], self.sigmas[index], self.profile.trust))
         points = {Granularity.STEP: self.guided, Granularity.CFG: self._differences, Granularity.BLOCK: self._residuals}
         of = points[granularity]
         error = weights @ of[list(nodes)] - of[index]
@@ -315,7 +317,7 @@ class Planner:
             psnr = profile.psnr_at_one - 10 * math.log10(harm[place]) if harm[place] > 0 else math.inf
             caches = any(choice != COMPUTE for choice in choices)
             speedup = float(num_steps / batch.cost[place]) if caches else 1.0
-            plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr))
+            plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr, trust=profile.trust))
         return plans
 
 

@@ -22,7 +22,7 @@ from mixcache.bench.study.search import climb, neighbour
 from mixcache.bench.study.settings import BLOCK, CFG, COMPUTE, HINDSIGHT, PLAIN, STEP
 from mixcache.bench.study.summary import level, oracle_rows, with_margins
 from mixcache.bench.study.trials import even_schedule
-from mixcache.calibration import trace_of
+from mixcache.calibration.schedules import trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.models import row_for
 from mixcache.policies import Replay

@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 GRANULARITIES = ("step", "cfg", "block")
 
 
@@ -56,8 +56,10 @@ class Profile:
     disturbance that reuse put in there), sigma falling."""
     costs: Mapping[str, float]
     """Time of a step over that of a plain one: "compute", "step", "cfg", "block", on the machine of the calibration."""
+    trust: float
+    """How far plans follow an extrapolation, 0 to 1: what gave the best clips in calibration."""
     psnr_at_one: float
-    """PSNR (dB) of a clip whose latents are off by their own rms; an error e gives this less 20 log10(e)."""
+    """PSNR (dB) of a clip whose plan does harm of 1; harm h gives this less 10 log10(h)."""
     band: float
     """How far above the mean over prompts the error of reuse was seen, as a factor."""
     impacts: Mapping[str, float]
@@ -82,6 +84,7 @@ class Profile:
         _must("step" in self.carry and all(self.carry.values()), "carry has nothing for step")
         _must({"compute", "step"} <= set(self.costs), "costs lacks compute or step")
         _must(all(cost > 0 for cost in self.costs.values()), "a cost is not over 0")
+        _must(0 <= self.trust <= 1, "trust is not between 0 and 1")
         _must(self.band >= 1, "band is under 1")
         _must(all(other.weights == self.weights for other in self.others), "one of its others is of other weights")
         _must(all(_is_finite(getattr(self, f.name)) for f in fields(self) if f.name != "provenance"), "a NaN is in it")

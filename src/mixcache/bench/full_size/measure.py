@@ -22,7 +22,7 @@ from mixcache.bench.full_size.modes import ENOUGH_STEPS, MODES, tour
 from mixcache.bench.full_size.results import Entry, Results
 from mixcache.bench.full_size.runs import Subject, mirrored, release
 from mixcache.bench.full_size.schedules import carried, levels_of, placed
-from mixcache.calibration import trace_of
+from mixcache.calibration.schedules import trace_of
 from mixcache.policies import Replay
 from mixcache.report.frontier import letters
 from mixcache.trace import Trace

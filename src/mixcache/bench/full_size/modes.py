@@ -12,7 +12,7 @@ from mixcache.bench.full_size import peers
 from mixcache.bench.full_size.medians import PLAIN_STEP, step_names
 from mixcache.bench.full_size.runs import Account, Subject, Way
 from mixcache.bench.full_size.schedules import Schedule
-from mixcache.calibration import timed_schedule, trace_of
+from mixcache.calibration.schedules import timed_schedule, trace_of
 from mixcache.decision import CACHED, Granularity
 from mixcache.models import row_for
 from mixcache.policies import Replay

@@ -21,7 +21,7 @@ from mixcache.bench.study.engines import ENGINES
 from mixcache.bench.study.search import climb
 from mixcache.bench.study.settings import BLOCK, SEED, SPEEDUP, STEP
 from mixcache.bench.study.trials import Trial, even_schedule, planned_trial
-from mixcache.calibration import Schedule, trace_of
+from mixcache.calibration.schedules import Schedule, trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Granularity
 from mixcache.generation import Generated

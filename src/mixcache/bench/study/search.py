@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from mixcache.bench.study.settings import COMPUTE
-from mixcache.calibration import Schedule
+from mixcache.calibration.schedules import Schedule
 
 
 def neighbour(schedule: Schedule, rng: random.Random) -> Schedule:

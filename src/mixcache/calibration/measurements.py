@@ -1,19 +1,5 @@
-"""Calibration: what a profile needs to know of a model, measured on plain trajectories of a few prompts.
-
-For each prompt:
-
-- a plain trajectory: the conditional output, the guidance difference and the guided span residual of every step, as
-  random samples of their values; their inner products with one another are kept, never the tensors;
-- *carry*: in one window of steps the cache reuses the last value and everything else runs in full; the change of the
-  final latents over what reuse put in there. Errors of a cache are smooth and alike from step to step, and the model
-  carries them on quite differently from noise, so noise cannot stand in for them;
-- *impact* (the paper's, for policy `mixcache`): one quantity q (v, d or the span residual r) in one step is replaced by
-  q + strength rms(q) noise, the same noise in both branches, since guidance would multiply the difference of two;
-  I = rms(change of the final latents) / rms(final latents) / strength;
-- the time of a step of each granularity, from schedules that take turns.
-
-Everything is kept in one file beside the result after every clip, and a run that was cut off goes on from there.
-"""
+"""The measurements of one profile, one number of steps at a time: tasks with names, so that a run that was cut off goes
+on."""
 
 from __future__ import annotations
 
@@ -35,163 +21,34 @@ import torch
 
 from mixcache import generation
 from mixcache.attachment import Handle, enable
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
+from mixcache.calibration.engines import STRENGTH, PerturbingEngine, RecordingEngine
+from mixcache.calibration.schedules import AFTER_COMPUTED, FixedPlanner, timed_schedule, trace_of, windows
+from mixcache.calls import CONDITIONAL, UNCONDITIONAL
 from mixcache.config import MixCacheConfig
-from mixcache.decision import CACHED, Choice, Decision, Granularity
-from mixcache.engine import Compute, Engine, Streams, parts_of
+from mixcache.decision import CACHED, Granularity
+from mixcache.engine import Engine
 from mixcache.metrics import video_psnr
 from mixcache.models import row_for
+from mixcache.planning import Plan, Planner
 from mixcache.policies import MixCache, Planned, Replay
 from mixcache.policies.base import check_count
 from mixcache.profiles import FORMAT, Profile, fingerprint, weights_hash
-from mixcache.trace import Trace, TraceEntry
-from mixcache.zoo import world
 
 logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242
-STRENGTH = 0.1
-NUM_SAMPLES = 16384
-"""Values of each tensor that its inner products are taken from."""
 NUM_DIMENSIONS = 48
 """Most coordinates of a point in a profile."""
 MIN_STEPS = 4
 WINDOW = 2
 """Cached steps in a row whose carry is measured."""
-AFTER_COMPUTED = "step after a computed one"
-Schedule = Sequence[Choice]
-
-
-def trace_of(schedule: Schedule) -> Trace:
-    """A schedule as a trace, for policy `replay`."""
-    return Trace(
-        TraceEntry(
-            generation=0, step=step, num_steps=len(schedule), sigma=0.0, granularity=granularity, order=order, reason=""
-        )
-        for step, (granularity, order) in enumerate(schedule)
-    )
-
-
-class FixedPlanner:
-    """Gives policy `planned` one schedule and expects nothing, so that the guard stays off."""
-
-    band = math.inf
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.profile = self
-        self._schedule = schedule
-
-    def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[FixedPlanner, FixedPlanner]:
-        """Itself, as schedule and as expectation."""
-        return self, self
-
-    def decision(self, index: int) -> Decision:
-        """What the schedule says."""
-        granularity, order = self._schedule[index]
-        return Decision(granularity=granularity, order=order, reason="timed")
-
-    def relative_error(self, order: int, sigma: float, nodes: Sequence[float]) -> float | None:
-        """Nothing is expected."""
-        return None
-
-
-def timed_schedule(num_steps: int, granularities: Sequence[Granularity]) -> tuple[Schedule, list[str]]:
-    """A schedule in which the granularities take turns, and the name under which each step is timed.
-
-    The time of the first cached step after a computed one is kept apart.
-    """
-    pattern = [(Granularity.COMPUTE, "compute"), (Granularity.STEP, AFTER_COMPUTED), (Granularity.STEP, "step")]
-    pattern += [
-        (granularity, granularity.value) for granularity in granularities if granularity is not Granularity.STEP
-    ]
-    turns = [pattern[(step - 1) % len(pattern)] if step else pattern[0] for step in range(num_steps)]
-    schedule = [(granularity, min(1, max(0, step - 2))) for step, (granularity, _) in enumerate(turns)]
-    return schedule, [name for _, name in turns]
-
-
-# ------------------------------------------------------------------------------------------------------------- engines
-
-
-class PerturbingEngine(Engine):
-    """Computes everything, and disturbs one quantity in one step."""
-
-    target: Granularity | None = None
-    step: int = 0
-    strength: float = STRENGTH
-    noise_seed: int = 0
-
-    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
-        """The computed output, disturbed if this is the step."""
-        is_step = info.step == self.step
-        self.span_mode = SpanMode.RECORD if is_step and self.target is Granularity.BLOCK else SpanMode.RUN
-        output = compute()
-        if not is_step or self.target not in (Granularity.STEP, Granularity.CFG):
-            return output
-        parts = parts_of(output, info)
-        if CONDITIONAL in parts:
-            self._conditional = parts[CONDITIONAL]
-        for branch, part in parts.items():
-            if self.target is Granularity.STEP:
-                parts[branch] = part + self._noise(part)
-            elif branch == UNCONDITIONAL:
-                parts[branch] = part + self._noise(part - self._conditional)
-        return torch.cat([parts[branch] for branch in info.branches])
-
-    def span_ends(self, streams: Streams) -> Streams:
-        """What comes out of the span, with its residuals disturbed if this is the step."""
-        if self.span_mode is not SpanMode.RECORD:
-            return streams
-        return tuple(end + self._noise(end - begin) for begin, end in zip(self._span_input, streams, strict=True))
-
-    def _noise(self, quantity: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.noise_seed)
-        noise = torch.randn(quantity.shape, generator=generator).to(quantity)
-        return self.strength * quantity.float().square().mean().sqrt().to(quantity) * noise
-
-
-class RecordingEngine(Engine):
-    """Computes everything, and keeps samples of the outputs and of the span residuals."""
-
-    def begin(self) -> None:
-        """Forgets what was recorded."""
-        self.sigmas: list[float] = []
-        self.last_sigma = 0.0
-        self._samples: dict[tuple[str, str], list[torch.Tensor]] = {}
-        self._places: dict[int, torch.Tensor] = {}
-        self._branch = ""
-
-    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
-        """The computed output."""
-        if info.step == len(self.sigmas):
-            self.sigmas.append(info.sigma)
-            self.last_sigma = info.sigmas[-1] if info.sigmas else 0.0
-        self._branch = info.branch
-        self.span_mode = SpanMode.RECORD
-        output = compute()
-        self.span_mode = SpanMode.RUN
-        for branch, part in parts_of(output, info).items():
-            self._keep("output", branch, part)
-        return output
-
-    def span_ends(self, streams: Streams) -> Streams:
-        """What comes out of the span; its residual is sampled."""
-        self._keep("residual", self._branch, streams[0] - self._span_input[0])
-        return streams
-
-    def _keep(self, kind: str, branch: str, value: torch.Tensor) -> None:
-        flat = value.detach().flatten()
-        if flat.numel() not in self._places:
-            generator = torch.Generator().manual_seed(0)
-            self._places[flat.numel()] = torch.randperm(flat.numel(), generator=generator)[:NUM_SAMPLES]
-        places = self._places[flat.numel()].to(flat.device)
-        self._samples.setdefault((kind, branch), []).append(flat[places].to("cpu", torch.float64))
-
-    def matrix(self, kind: str, branch: str) -> torch.Tensor | None:
-        """Samples of one quantity, a row for each step; None where a branch was not called at every step."""
-        rows = self._samples.get((kind, branch), [])
-        return torch.stack(rows) if len(rows) == len(self.sigmas) else None
-
-
-# --------------------------------------------------------------------------------------------------------- calibration
+TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+PLANNED_SPEEDUPS = (1.5, 2.2)
+"""Plans of every trust are run at these."""
+PLANNED_CHOICES = ("step", "cfg")
+WORK = {"compute": 1.0, "step": 0.01, "cfg": 0.5}
+"""Costs of the plans that are tried: of the work alone, so that they are the same on every machine."""
+IDENTICAL_DB = 120.0
+"""Counts as the PSNR of equal clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +84,8 @@ class Calibration:
         self._header = hashlib.sha256(
             json.dumps([FORMAT, str(config), fingerprint(transformer), weights_hash(transformer)]).encode()
         ).hexdigest()
+        self._frontiers: dict[float, list[Plan]] = {}
+        self._plain_clips: dict[int, np.ndarray] = {}
         self.done: dict[str, Any] = {}
         if unfinished is not None and unfinished.exists():
             self.done = self._resumed(unfinished)
@@ -260,6 +119,10 @@ class Calibration:
                     name = f"{index} impact {granularity} {step}"
                     yield name, partial(self._impact, index, granularity, step)
             yield f"{index} times", partial(self._times, index)
+        for index in range(len(self.config.prompts)):
+            for trust in TRUSTS:
+                for speedup in PLANNED_SPEEDUPS:
+                    yield f"{index} plan {trust:g} {speedup:g}", partial(self._planned, index, trust, speedup)
 
     def run(self, on_task: Callable[[int, int], None] | None = None) -> Profile:
         """Does what is left, and puts the profile together; `on_task` is told (done, in all)."""
@@ -274,7 +137,8 @@ class Calibration:
                 self._keep()
             if on_task:
                 on_task(number + 1, self._num_tasks)
-        return self._profile()
+        trust, psnr_at_one = self._trusted()
+        return replace(self._measured(), trust=trust, psnr_at_one=round(psnr_at_one, 3))
 
     @property
     def _num_tasks(self) -> int:
@@ -386,8 +250,8 @@ class Calibration:
             handle.disable()
         return (change.square().mean() / plain.square().mean()).sqrt().item() / engine.strength
 
-    def _times(self, index: int) -> dict[str, Any]:
-        """Seconds of single steps, plain and of each granularity, and how far a clip is off for its latents' error."""
+    def _times(self, index: int) -> dict[str, list[float]]:
+        """Seconds of single steps, plain and of each granularity."""
         schedule, names = timed_schedule(self._num_steps, self._granularities)
         plain_names = ["plain"] * self._num_steps
         seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
@@ -396,16 +260,11 @@ class Calibration:
         )
         self._timed(index, plain_names, seconds)
         with enable(self.pipeline, policy):
-            latents = self._timed(index, names, seconds)
+            self._timed(index, names, seconds)
         self._timed(index, plain_names, seconds)
-        plain = self.done[f"{index} plain"]["latents"]
-        change = ((latents - plain).double().square().mean() / plain.double().square().mean()).sqrt()
-        clip = self._clip(index)
-        with enable(self.pipeline, policy):
-            psnr = video_psnr(self._clip(index), clip)
-        return {"seconds": seconds, "change": float(change), "psnr_db": psnr}
+        return seconds
 
-    def _timed(self, index: int, names: Sequence[str], seconds: dict[str, list[float]]) -> torch.Tensor:
+    def _timed(self, index: int, names: Sequence[str], seconds: dict[str, list[float]]) -> None:
         """A run whose steps' times are added to `seconds` under their names."""
         ends: list[float] = []
         device = self.pipeline._execution_device  # which looks through all modules
@@ -414,14 +273,50 @@ class Calibration:
             generation._synchronize(device)
             ends.append(time.perf_counter())
 
-        latents = self._latents(index, watch)
+        self._latents(index, watch)
         for step in range(1, self._num_steps):  # the first step also warms up
             seconds[names[step]].append(ends[step + 1] - ends[step])
-        return latents
+
+    def _planned(self, index: int, trust: float, speedup: float) -> dict[str, float]:
+        """PSNR of the clip of a plan, and what was foretold of it with `psnr_at_one` 0."""
+        plan = self._plan(trust, speedup)
+        with enable(self.pipeline, Planned(speedup=speedup, planner=FixedPlanner(plan.choices, plan.trust))):
+            clip = self._clip(index)
+        return {"psnr_db": video_psnr(clip, self._plain_clip(index)), "foretold_db": plan.psnr_db}
+
+    def _plan(self, trust: float, speedup: float) -> Plan:
+        """The plan of one trust that comes nearest to a speed-up in work, which is the same on any machine."""
+        if trust not in self._frontiers:
+            profile = replace(self._measured(), trust=trust, costs=WORK)
+            planner = Planner(profile=profile, speedup=1.0, choices=PLANNED_CHOICES)
+            self._frontiers[trust] = planner.frontier(profile.sigmas, profile.guidance)
+        return min(self._frontiers[trust], key=lambda plan: abs(plan.speedup - speedup))
+
+    def _plain_clip(self, index: int) -> np.ndarray:
+        """Made again only for another prompt."""
+        if index not in self._plain_clips:
+            self._plain_clips = {index: self._clip(index)}
+        return self._plain_clips[index]
 
     # ---------------------------------------------------------------------------------------------------- profile
 
-    def _profile(self) -> Profile:
+    def _trusted(self) -> tuple[float, float]:
+        """The trust whose plans gave the best clips, and the PSNR at a harm of 1 that they tell."""
+        runs = {
+            trust: [
+                self.done[f"{i} plan {trust:g} {s:g}"]
+                for i in range(len(self.config.prompts))
+                for s in PLANNED_SPEEDUPS
+            ]
+            for trust in TRUSTS
+        }
+        best = max(TRUSTS, key=lambda trust: fmean(min(run["psnr_db"], IDENTICAL_DB) for run in runs[trust]))
+        offs = [run["psnr_db"] - run["foretold_db"] for run in runs[best]]
+        finite = [off for off in offs if math.isfinite(off)]
+        return best, fmean(finite) if finite else 0.0
+
+    def _measured(self) -> Profile:
+        """All of the profile but what the plans that are made from it tell."""
         count = len(self.config.prompts)
         plains = [self.done[f"{index} plain"] for index in range(count)]
         num_steps, transformer = self._num_steps, self.pipeline.transformer
@@ -433,8 +328,6 @@ class Calibration:
             str(g): {str(s): fmean(self.done[f"{i} impact {g} {s}"] for i in range(count)) for s in self._impact_steps}
             for g in self._granularities
         }
-        offs = [self.done[f"{index} times"] for index in range(count)]
-        psnrs = [off["psnr_db"] + 20 * math.log10(off["change"]) for off in offs if math.isfinite(off["psnr_db"])]
         return Profile(
             format=FORMAT,
             model=self.config.model,
@@ -449,7 +342,8 @@ class Calibration:
             residuals=rounded(residuals),
             carry={str(g): self._carry(g) for g in self._granularities if g is not Granularity.CFG},
             costs=self._costs(),
-            psnr_at_one=round(fmean(psnrs), 3) if psnrs else 0.0,
+            trust=1.0,
+            psnr_at_one=0.0,
             band=round(self._band(plains), 3),
             impacts={name: fmean(values.values()) for name, values in impacts_by_step.items()},
             impacts_by_step=impacts_by_step,
@@ -473,7 +367,7 @@ class Calibration:
         """
         seconds: dict[str, list[float]] = {}
         for index in range(len(self.config.prompts)):
-            for name, values in self.done[f"{index} times"]["seconds"].items():
+            for name, values in self.done[f"{index} times"].items():
                 seconds.setdefault(name, []).extend(values)
         times = {name: median(values) for name, values in seconds.items() if values}
         measuring = max(0.0, times[AFTER_COMPUTED] - times["step"])
@@ -514,13 +408,6 @@ class Calibration:
         }
 
 
-def windows(num_steps: int, count: int) -> list[int]:
-    """First steps of `count` windows, evenly spread over the steps that can be cached, closer at the end."""
-    last = num_steps - 1
-    shares = [k / max(1, count - 1) for k in range(count)]
-    return sorted({max(1, round(1 + (last - 1) * share)) for share in shares})
-
-
 def guided_gram(plain: dict[str, Any]) -> torch.Tensor:
     """Inner products of the guided outputs of a plain trajectory."""
     gram, count = plain["gram"], len(plain["sigmas"])
@@ -539,43 +426,3 @@ def coordinates(gram: torch.Tensor) -> np.ndarray:
 
 def rounded(points: np.ndarray) -> list[list[float]]:
     return [[float(f"{value:.6g}") for value in point] for point in points]
-
-
-def built_in_prompts(num_prompts: int) -> list[str]:
-    """Captions that the built-in models were trained on: those held out stay for the benchmarks."""
-    return [scene.caption for scene in world.sample_scenes(num_prompts, CALIBRATION_SEED, held_out=False)]
-
-
-def calibrate(
-    pipeline: Any,
-    config: CalibrationConfig,
-    out: Path | None = None,
-    on_task: Callable[[int, int], None] | None = None,
-    *,
-    step_counts: Sequence[int] = (),
-) -> Profile:
-    """The profile of a pipeline's transformer, written to `out` if given.
-
-    `step_counts` are the numbers of denoising steps that it is made for, the first being the one that others are told
-    as ranges of; by default that of the config, or of the pipeline. A run that was cut off goes on from `out` with
-    `.partial` behind it. ValueError where model or file are wrong.
-    """
-    counts = tuple(dict.fromkeys(step_counts)) or (config.arguments.get("num_inference_steps"),)
-    profiles, unfinished = [], []
-    for place, count in enumerate(counts):
-        arguments = config.arguments | ({"num_inference_steps": count} if count else {})
-        partial_file = out.with_name(f"{out.name}.partial{place or ''}") if out else None
-        calibration = Calibration(pipeline, replace(config, arguments=arguments), partial_file)
-        unfinished.append(partial_file)
-
-        def told(num_done: int, total: int, place: int = place) -> None:
-            if on_task:
-                on_task(place * total + num_done, len(counts) * total)
-
-        profiles.append(calibration.run(told))
-    profile = replace(profiles[0], others=profiles[1:])
-    if out is not None:
-        profile.save(out)
-        for path in filter(None, unfinished):
-            path.unlink(missing_ok=True)
-    return profile

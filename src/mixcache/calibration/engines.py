@@ -1,0 +1,93 @@
+"""Engines that compute everything: one disturbs a quantity, one keeps samples of all of them."""
+
+from __future__ import annotations
+
+import torch
+
+from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
+from mixcache.decision import Granularity
+from mixcache.engine import Compute, Engine, Streams, parts_of
+
+STRENGTH = 0.1
+NUM_SAMPLES = 16384
+"""Values of each tensor that its inner products are taken from."""
+
+
+class PerturbingEngine(Engine):
+    """Computes everything, and disturbs one quantity in one step."""
+
+    target: Granularity | None = None
+    step: int = 0
+    strength: float = STRENGTH
+    noise_seed: int = 0
+
+    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
+        """The computed output, disturbed if this is the step."""
+        is_step = info.step == self.step
+        self.span_mode = SpanMode.RECORD if is_step and self.target is Granularity.BLOCK else SpanMode.RUN
+        output = compute()
+        if not is_step or self.target not in (Granularity.STEP, Granularity.CFG):
+            return output
+        parts = parts_of(output, info)
+        if CONDITIONAL in parts:
+            self._conditional = parts[CONDITIONAL]
+        for branch, part in parts.items():
+            if self.target is Granularity.STEP:
+                parts[branch] = part + self._noise(part)
+            elif branch == UNCONDITIONAL:
+                parts[branch] = part + self._noise(part - self._conditional)
+        return torch.cat([parts[branch] for branch in info.branches])
+
+    def span_ends(self, streams: Streams) -> Streams:
+        """What comes out of the span, with its residuals disturbed if this is the step."""
+        if self.span_mode is not SpanMode.RECORD:
+            return streams
+        return tuple(end + self._noise(end - begin) for begin, end in zip(self._span_input, streams, strict=True))
+
+    def _noise(self, quantity: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.noise_seed)
+        noise = torch.randn(quantity.shape, generator=generator).to(quantity)
+        return self.strength * quantity.float().square().mean().sqrt().to(quantity) * noise
+
+
+class RecordingEngine(Engine):
+    """Computes everything, and keeps samples of the outputs and of the span residuals."""
+
+    def begin(self) -> None:
+        """Forgets what was recorded."""
+        self.sigmas: list[float] = []
+        self.last_sigma = 0.0
+        self._samples: dict[tuple[str, str], list[torch.Tensor]] = {}
+        self._places: dict[int, torch.Tensor] = {}
+        self._branch = ""
+
+    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
+        """The computed output."""
+        if info.step == len(self.sigmas):
+            self.sigmas.append(info.sigma)
+            self.last_sigma = info.sigmas[-1] if info.sigmas else 0.0
+        self._branch = info.branch
+        self.span_mode = SpanMode.RECORD
+        output = compute()
+        self.span_mode = SpanMode.RUN
+        for branch, part in parts_of(output, info).items():
+            self._keep("output", branch, part)
+        return output
+
+    def span_ends(self, streams: Streams) -> Streams:
+        """What comes out of the span; its residual is sampled."""
+        self._keep("residual", self._branch, streams[0] - self._span_input[0])
+        return streams
+
+    def _keep(self, kind: str, branch: str, value: torch.Tensor) -> None:
+        flat = value.detach().flatten()
+        if flat.numel() not in self._places:
+            generator = torch.Generator().manual_seed(0)
+            self._places[flat.numel()] = torch.randperm(flat.numel(), generator=generator)[:NUM_SAMPLES]
+        places = self._places[flat.numel()].to(flat.device)
+        self._samples.setdefault((kind, branch), []).append(flat[places].to("cpu", torch.float64))
+
+    def matrix(self, kind: str, branch: str) -> torch.Tensor | None:
+        """Samples of one quantity, a row for each step; None where a branch was not called at every step."""
+        rows = self._samples.get((kind, branch), [])
+        return torch.stack(rows) if len(rows) == len(self.sigmas) else None

@@ -1,0 +1,66 @@
+"""Fixed schedules of granularities, for measuring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mixcache.decision import Choice, Decision, Granularity
+from mixcache.trace import Trace, TraceEntry
+
+AFTER_COMPUTED = "step after a computed one"
+Schedule = Sequence[Choice]
+
+
+def trace_of(schedule: Schedule) -> Trace:
+    """A schedule as a trace, for policy `replay`."""
+    return Trace(
+        TraceEntry(
+            generation=0, step=step, num_steps=len(schedule), sigma=0.0, granularity=granularity, order=order, reason=""
+        )
+        for step, (granularity, order) in enumerate(schedule)
+    )
+
+
+class FixedPlanner:
+    """Gives policy `planned` one schedule and expects nothing, so that the guard stays off."""
+
+    band = math.inf
+
+    def __init__(self, schedule: Schedule, trust: float = 1.0) -> None:
+        self.profile = self
+        self._schedule, self._trust = schedule, trust
+
+    def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[FixedPlanner, FixedPlanner]:
+        """Itself, as schedule and as expectation."""
+        return self, self
+
+    def decision(self, index: int) -> Decision:
+        """What the schedule says."""
+        granularity, order = self._schedule[index]
+        return Decision(granularity=granularity, order=order, trust=self._trust, reason="calibration")
+
+    def relative_error(self, order: int, sigma: float, nodes: Sequence[float]) -> float | None:
+        """Nothing is expected."""
+        return None
+
+
+def timed_schedule(num_steps: int, granularities: Sequence[Granularity]) -> tuple[Schedule, list[str]]:
+    """A schedule in which the granularities take turns, and the name under which each step is timed.
+
+    The time of the first cached step after a computed one is kept apart.
+    """
+    pattern = [(Granularity.COMPUTE, "compute"), (Granularity.STEP, AFTER_COMPUTED), (Granularity.STEP, "step")]
+    pattern += [
+        (granularity, granularity.value) for granularity in granularities if granularity is not Granularity.STEP
+    ]
+    turns = [pattern[(step - 1) % len(pattern)] if step else pattern[0] for step in range(num_steps)]
+    schedule = [(granularity, min(1, max(0, step - 2))) for step, (granularity, _) in enumerate(turns)]
+    return schedule, [name for _, name in turns]
+
+
+def windows(num_steps: int, count: int) -> list[int]:
+    """First steps of `count` windows, evenly spread over the steps that can be cached, closer at the end."""
+    last = num_steps - 1
+    shares = [k / max(1, count - 1) for k in range(count)]
+    return sorted({max(1, round(1 + (last - 1) * share)) for share in shares})
