@@ -339,6 +339,13 @@ def test_a_plan_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(other, None), (other, 2.0)]
 
 
+def test_every_calibrated_number_of_steps_is_planned_for_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = Planner(profile=replace(wave(6), others=[wave(5)]), speedup=1.5)
+    monkeypatch.setattr(Planner, "frontier", None)
+    for profile in (planner.profile, *planner.profile.others):
+        assert len(planner.plan(tuple(profile.sigmas), None)[0].choices) == profile.num_steps
+
+
 def test_a_plan_is_of_the_noise_levels_of_the_generation() -> None:
     plan, trajectory = Planner(profile=wave(6), speedup=1.5).plan((1.0, 0.7, 0.4, 0.2, 0.0), None)
     assert len(plan.choices) == trajectory.num_steps == 4

@@ -192,6 +192,8 @@ class Planner:
         sigmas, guidance = tuple(self.profile.sigmas), self.profile.guidance
         if self._key(sigmas, guidance) not in _PLANS:
             self._remember(sigmas, guidance, self.chosen(self.frontier(sigmas, guidance)))
+        for other in self.profile.others:  # now, and not in the middle of the first generation
+            self.plan(tuple(other.sigmas), other.guidance)
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Plan, Trajectory]:
         """The plan for these noise levels and the profile read there.

@@ -23,6 +23,7 @@ class FakePlanner:
 
     text: str
     order: int = 0
+    trust: float = 1.0
     band: float = 2.0
     expects: bool = True
     asked: list[tuple[tuple[float, ...], float | None]] = field(default_factory=list)
@@ -36,7 +37,7 @@ class FakePlanner:
         return self, self
 
     def decision(self, index: int) -> Decision:
-        return Decision(granularity=NAMES[self.text[index]], order=self.order, reason="planned")
+        return Decision(granularity=NAMES[self.text[index]], order=self.order, trust=self.trust, reason="planned")
 
     def relative_error(self, order: int, sigma: float, nodes: list[float]) -> float | None:
         assert order == 0
@@ -98,6 +99,25 @@ def test_one_plan_is_made_for_the_noise_levels_and_the_guidance_of_a_trajectory(
 def test_the_order_of_the_plan_is_taken() -> None:
     policy = Planned(speedup=2.0, planner=FakePlanner("..s", order=1))
     assert policy.decide(step_of(2, 3), policy.init()).order == 1
+
+
+@pytest.mark.parametrize(
+    ("overlap", "reach", "trust", "reason"),
+    [
+        (1.0, 3.0, 1.0, "planned"),  # sqrt(2) times the error of reuse
+        (1.0, 4.0, 0.25, "planned, with less trust"),  # sqrt(3) times
+        (-1.0, 1.0, 0.0, "planned, with less trust"),  # twice, the wrong way
+    ],
+)
+def test_an_extrapolation_that_was_much_worse_than_reuse_is_trusted_less(
+    overlap: float, reach: float, trust: float, reason: str
+) -> None:
+    policy = Planned(speedup=2.0, planner=FakePlanner("...s", order=1))
+    state = policy.init()
+    policy.decide(step_of(2, 4), state)
+    trials = {(STEP, 1): Trial(missed=1.0, overlap=overlap, reach=reach)}
+    policy.observe(Measurement(step=2, sigma=sigmas_of(4)[2], deviation=None, trials=trials), state)
+    assert policy.decide(step_of(3, 4), state) == Decision(granularity=STEP, order=1, trust=trust, reason=reason)
 
 
 def test_everything_is_computed_without_a_planner() -> None:

@@ -3,16 +3,22 @@
 Source: ours. The planner (`mixcache.planning`) gives the schedule for the noise levels of this generation. At every
 computed step the error that reuse would have made is held against the one that the profile expects: where it is over
 `guard` times the calibrated band, steps that were to be cached are computed until a computed step is within it again.
+Where the extrapolation that is planned would have been much worse than reuse at the last computed step, it is followed
+only as far as would have been best there.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
-from mixcache.decision import CACHED, Decision, Granularity, Measurement, Step
+from mixcache.decision import CACHED, Choice, Decision, Granularity, Measurement, Step, Trial
 from mixcache.policies.base import Policy, check_choices, check_order, is_number
+
+WORSE = 1.5
+"""Error over that of reuse from which an extrapolation is not followed as planned."""
 
 
 class Schedule(Protocol):
@@ -46,6 +52,8 @@ class Progress:
     excess: float = 0.0
     """Seen error of reuse over the expected one: the geometric mean of the last two, since one says little."""
     last_excess: float = 1.0
+    trials: Mapping[Choice, Trial] = field(default_factory=dict)
+    """Of the last computed step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +134,9 @@ class Planned(Policy):
             )
         if decision.granularity not in step.ages or decision.order >= step.history_lengths[decision.granularity]:
             return Decision(granularity=Granularity.COMPUTE, reason="no history for what was planned")
+        trial = state.trials.get((decision.granularity, decision.order))
+        if trial is not None and trial.error(decision.trust) > WORSE * trial.error(0.0):
+            return replace(decision, trust=trial.best_trust, reason="planned, with less trust")
         return decision
 
     def observe(self, measurement: Measurement, state: Progress) -> None:
@@ -135,4 +146,4 @@ class Planned(Policy):
             if expected is not None:
                 excess = trial.error() / max(expected, 1e-6)
                 state.excess, state.last_excess = math.sqrt(excess * state.last_excess), excess
-        state.computed = [measurement.sigma]
+        state.computed, state.trials = [measurement.sigma], measurement.trials
