@@ -103,7 +103,7 @@ def test_every_policy_is_listed_with_its_settings() -> None:
         "always_compute": (),
         "every_nth": ("granularity", "period", "order"),
         "mixcache": ("delta_1", "delta_2", "first_interval", "max_interval", "penalty", "impacts", "order"),
-        "hindsight": ("error", "choices", "order", "memory", "damped"),
+        "hindsight": ("error", "choices", "order", "memory"),
         "planned": (
             "speedup",
             "quality",

@@ -7,8 +7,9 @@ the distances to them, so an error once seen tells the next one:
     e(sigma) = rate * product |sigma - sigma_k|,    rate = seen error / product |sigma_seen - sigma_k|
 
 A cached step moves the latents by its error times its way in sigma. That counts for at least an even share of the
-whole way: early steps go a short way, but what they settle is carried on. A cycle of one computed step and the cached
-ones after it may move the latents by `error`. docs/method.md says what was tried.
+whole way: early steps go a short way, but what they settle is carried on. It counts as often as there are steps since
+the last computed one, for a run of cached steps strays further than the error of each of them tells. A cycle of one
+computed step and the cached ones after it may move the latents by `error`. docs/method.md says what was tried.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import ClassVar
 
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
 from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number
-from mixcache.policies.trust import Trusts
 
 
 @dataclass
@@ -31,7 +31,6 @@ class Lessons:
     """Of the computed steps, the newest last."""
     rates: dict[Choice, list[float]] = field(default_factory=dict)
     """Seen errors over the products of their distances, the newest last."""
-    trusts: Trusts = field(default_factory=Trusts)
     spent: float = 0.0
     """Predicted harm of the cached steps of this cycle."""
 
@@ -49,7 +48,7 @@ class Hindsight(Policy):
         "max_cached_run": 8,
     }
 
-    error: float = 0.003
+    error: float = 0.005
     """Harm allowed between two computed steps: relative error of the guided output times the way in sigma."""
     choices: tuple[str, ...] = ("step", "cfg")
     """Granularities that may be chosen. "block" may be added: it keeps token-sized tensors."""
@@ -57,9 +56,6 @@ class Hindsight(Policy):
     """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
     memory: int = 1
     """Computed steps whose errors are remembered; the worst of them counts."""
-    damped: bool = False
-    """Follow an extrapolation only for the share that the last computed steps show to be best. Better with about 20
-    steps, where a full extrapolation magnifies what earlier cached steps moved; about even with 50."""
 
     def __post_init__(self) -> None:
         check_order(self.order)
@@ -67,8 +63,6 @@ class Hindsight(Policy):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
         check_choices(self.choices)
         check_count("memory", self.memory, 1)
-        if not isinstance(self.damped, bool):
-            raise ValueError(f"damped={self.damped!r} is not true or false")
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:
@@ -95,7 +89,7 @@ class Hindsight(Policy):
         for (granularity, order), rates in state.rates.items():
             if granularity not in step.ages or order >= step.history_lengths[granularity]:
                 continue
-            harm = way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
+            harm = step.ages[granularity] * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
             if granularity not in best or harm < best[granularity][0]:
                 best[granularity] = (harm, order)
         fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= self.error]
@@ -109,21 +103,16 @@ class Hindsight(Policy):
         chosen = min(fitting, key=lambda g: (step.costs.get(g, 0.0), best[g][0]))
         harm, order = best[chosen]
         state.spent += harm
-        trust = state.trusts.of((chosen, order))
-        return Decision(
-            granularity=chosen, order=order, trust=trust, reason=f"harm {harm:.2g}, {state.spent:.2g} spent"
-        )
+        return Decision(granularity=chosen, order=order, reason=f"harm {harm:.2g}, {state.spent:.2g} spent")
 
     def observe(self, measurement: Measurement, state: Lessons) -> None:
         for choice, trial in measurement.trials.items():
-            error = trial.error(state.trusts.of(choice))
+            error = trial.error()
             remoteness = _remoteness(measurement.sigma, state.sigmas, choice[1])
             if math.isfinite(error) and remoteness > 0:
                 seen = state.rates.setdefault(choice, [])
                 seen.append(error / remoteness)
                 del seen[: -self.memory]
-        if self.damped:
-            state.trusts.observe(measurement.trials)
         state.sigmas.append(measurement.sigma)
         del state.sigmas[: -self.order - 1]
         state.spent = 0.0
