@@ -68,7 +68,7 @@ def test_the_cached_steps_of_a_cycle_share_the_budget(error: float, num_cached: 
 
 
 def test_an_error_of_order_1_grows_with_the_product_of_the_distances() -> None:
-    """Seen 0.2 and 0.1 away from its two values: 0.03. Now 0.1 and 0.2 away: the same; one further, 0.2 x 0.3, twice."""
+    """Seen 0.2 and 0.1 away from its two values: 0.03. Now 0.1 and 0.2 away the same; one further 0.2 x 0.3, twice."""
     for error, expected in ((0.0029, [COMPUTE]), (0.0031, [STEP, COMPUTE]), (0.0211, [STEP, STEP])):
         policy = Hindsight(error=error)
         state = seen(policy, {(STEP, 0): 0.9}, {(STEP, 0): 0.9, (STEP, 1): 0.03})
