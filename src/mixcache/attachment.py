@@ -25,7 +25,7 @@ from mixcache.config import BOUNDS, MixCacheConfig, default_policy, setting_name
 from mixcache.decision import Granularity
 from mixcache.engine import Engine, Streams
 from mixcache.host import Form, Reader, UnknownCallError, conditional_half, signature_of
-from mixcache.models import ModelRow, row_for
+from mixcache.models import COMPILE, ModelRow, row_for
 from mixcache.planning import Planner
 from mixcache.policies import Bounded, Policy
 from mixcache.profiles import Profile, ProfileError, profile_for
@@ -58,12 +58,45 @@ class RootHook(ModelHook):
         self.owner: Handle | None = None
         """The handle, which lives as long as the hook."""
         self.installed_forward: Any = None
+        self.compiled: Callable[..., Any] | None = None
+        """What runs the transformer where it is compiled as a whole; this hook then stands around it."""
+        self.standing_outside: Callable[..., Any] | None = None
+        self._is_within = False
+        """True while what is compiled runs, and this hook, in diffusers' registry, is a part of its graph."""
         self._signature = signature_of(module)
         self._forms: dict[tuple[str, bool], Form] = {}
         self._known_lengths: set[int] = set()
         self._has_told_half = False
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs) if self._is_within else self.answer(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the transformer itself."""
+        if self.compiled is None or self._is_within:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        self._is_within = True
+        try:
+            return self.compiled(*args, **kwargs)
+        finally:
+            self._is_within = False
+
+    def follow_compilation(self, module: torch.nn.Module) -> None:
+        """Stands around the transformer where it was compiled as a whole, or compiled anew, since: python that changes
+        with every step has no place in a graph."""
+        if module._compiled_call_impl is not self.standing_outside:
+            self.compiled = module._compiled_call_impl
+            module._compiled_call_impl = self.standing_outside = self.answer
+
+    def step_back(self, module: torch.nn.Module) -> None:
+        """Undoes `follow_compilation`."""
+        if self.standing_outside is not None and module._compiled_call_impl is self.standing_outside:
+            module._compiled_call_impl = self.compiled
+        self.compiled = self.standing_outside = None
+
+    @torch.compiler.disable(reason="mixcache decides outside of what is compiled; compile before mixcache.enable")
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of one call of the transformer."""
         bound = self._signature.bind(*args, **kwargs)
         returns_dict = bool(bound.arguments.get("return_dict", True))
         try:
@@ -71,7 +104,7 @@ class RootHook(ModelHook):
         except UnknownCallError as reason:
             self._notice_in_full(reason)
             self.engine.reset()
-            return self.fn_ref.original_forward(*args, **kwargs)
+            return self.run(*args, **kwargs)
         self._notice_length(info.num_steps)
         for denoiser in self.owner.denoisers if self.owner else ():
             if denoiser.engine is self.engine:
@@ -81,7 +114,7 @@ class RootHook(ModelHook):
         computed: list[Any] = []
 
         def compute() -> torch.Tensor:
-            output = self.fn_ref.original_forward(*args, **kwargs)
+            output = self.run(*args, **kwargs)
             form = self._forms[info.branch, returns_dict] = Form(output, keeps_batch=bool(info.parts))
             computed.extend((form.pack(output), output))
             return computed[0]
@@ -112,7 +145,7 @@ class RootHook(ModelHook):
         arguments = inspect.BoundArguments(self._signature, OrderedDict(half))
 
         def compute_conditional() -> torch.Tensor:
-            output = self.fn_ref.original_forward(*arguments.args, **arguments.kwargs)
+            output = self.run(*arguments.args, **arguments.kwargs)
             return Form(output, keeps_batch=True).pack(output)
 
         return compute_conditional
@@ -254,6 +287,7 @@ class Denoiser:
         engine_class: type[Engine],
     ) -> None:
         transformer: torch.nn.Module = getattr(pipeline(), attribute)
+        self._pipeline, self._attribute = pipeline, attribute
         self._transformer: Callable[[], torch.nn.Module | None] = weakref.ref(transformer)
         self.row, self.policy = row, config.build()
         num_blocks = len(blocks_of(transformer, row))
@@ -267,6 +301,8 @@ class Denoiser:
             granularities=row.granularities,
         )
         self._hooked: list[tuple[weakref.ref[torch.nn.Module], weakref.ref[SpanHook]]] = []
+        self._root: Callable[[], RootHook | None] = lambda: None
+        self._has_told_wrapped = False
 
     @property
     def transformer(self) -> torch.nn.Module | None:
@@ -282,12 +318,14 @@ class Denoiser:
         root.owner = owner
         registry.register_hook(root, HOOK)
         root.installed_forward = registry._module_ref.forward
+        self._root = weakref.ref(root)
         if self.engine.keeps(Granularity.BLOCK):
             span, blocks = self.engine.span, blocks_of(transformer, self.row)
             for index, block in enumerate(blocks[span.first : span.end + 1], start=span.first):
                 hook = SpanHook(self.engine, self.row.streams, block, index=index, has_next=span.end < len(blocks))
                 hook.put_on(block)
                 self._hooked.append((weakref.ref(block), weakref.ref(hook)))
+        self.follow_compilation()
         registry.invalidate_child_registries_cache()
 
     def _hooks(self) -> list[tuple[torch.nn.Module, SpanHook]]:
@@ -296,11 +334,28 @@ class Denoiser:
         return [(block, hook) for block, hook in pairs if block is not None and hook is not None]
 
     def follow_compilation(self) -> None:
-        """Moves the hooks of blocks that were compiled since out of what is compiled."""
+        """Moves the hooks of what was compiled since out of what is compiled."""
+        transformer, root = self._transformer(), self._root()
+        if transformer is None or root is None:
+            return
+        root.follow_compilation(transformer)
+        if root.compiled is not None and self.engine.keeps(Granularity.BLOCK):
+            self._leave_block_out()
+        if not self._has_told_wrapped and hasattr(getattr(self._pipeline(), self._attribute, None), "_orig_mod"):
+            self._has_told_wrapped = True
+            logger.warning("torch.compile(transformer) came after mixcache.enable and compiles nothing; %s", COMPILE)
         for block, hook in self._hooks():
             if not hook.is_on(block):
                 hook.take_off(block)
                 hook.put_on(block)
+
+    def _leave_block_out(self) -> None:
+        """Computes in full what the policy would do by `block`: blocks of one graph cannot be left out."""
+        logger.warning("the transformer is compiled as a whole: no blocks are left out; %s", COMPILE)
+        self.engine.leave_out(Granularity.BLOCK)
+        for block, hook in self._hooks():
+            hook.take_off(block)
+        self._hooked.clear()
 
     def detach(self) -> None:
         transformer, self._transformer = self._transformer(), lambda: None
@@ -311,6 +366,8 @@ class Denoiser:
         finally:
             for block, hook in self._hooks():
                 hook.take_off(block)
+            if (root := self._root()) is not None:
+                root.step_back(transformer)
             _remove_hook(transformer)
             transformer_registry = getattr(transformer, "_diffusers_hook", None)
             if transformer_registry is not None:

@@ -138,6 +138,10 @@ class Engine:
         """True where policy and model both allow it, so that there are histories for it."""
         return granularity in self._kept
 
+    def leave_out(self, granularity: Granularity) -> None:
+        """From now on computes what the policy would cache by this granularity."""
+        self._kept.discard(granularity)
+
     # ---------------------------------------------------------------------------------------------------- calls
 
     def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:

@@ -9,6 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+COMPILE = (
+    "compile its blocks instead: pipe.transformer.compile_repeated_blocks(fullgraph=True), or the whole in place, without "
+    "`block`: pipe.transformer.compile()"
+)
+"""How a transformer is compiled together with the cache."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRow:
@@ -272,10 +278,7 @@ def row_for(transformer: Any, pipeline: Any) -> ModelRow:
     """The row of a transformer under its pipeline; TypeError prints the row to write where there is none."""
     name, pipeline_name = type(transformer).__name__, type(pipeline).__name__
     if hasattr(transformer, "_orig_mod"):
-        raise TypeError(
-            "this transformer is compiled as a whole; compile its blocks instead: "
-            "pipe.transformer.compile_repeated_blocks(fullgraph=True)"
-        )
+        raise TypeError(f"torch.compile(transformer) is another module, which mixcache cannot attach to; {COMPILE}")
     for ancestor in type(pipeline).__mro__:
         for row in MODELS:
             if row.transformer == name and ancestor.__name__ in row.pipelines:
