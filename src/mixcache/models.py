@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 COMPILE = (
-    "compile its blocks instead: pipe.transformer.compile_repeated_blocks(fullgraph=True), or the whole in place, without "
-    "`block`: pipe.transformer.compile()"
+    "compile its blocks instead: pipe.transformer.compile_repeated_blocks(fullgraph=True), or the whole in place, "
+    "without `block`: pipe.transformer.compile()"
 )
 """How a transformer is compiled together with the cache."""
 
