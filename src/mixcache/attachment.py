@@ -33,6 +33,7 @@ from mixcache.trace import Trace
 
 logger = logging.getLogger("mixcache")
 HOOK = "mixcache"
+COMPILE_FIRST = "mixcache decides outside of what is compiled; compile before mixcache.enable"
 EXPERTS = ("transformer", "transformer_2")
 """Attributes under which pipelines keep their denoisers."""
 # The hook on the transformer keeps its handle alive; this table keeps neither, or no enabled model would ever be freed.
@@ -94,7 +95,7 @@ class RootHook(ModelHook):
             module._compiled_call_impl = self.compiled
         self.compiled = self.standing_outside = None
 
-    @torch.compiler.disable(reason="mixcache decides outside of what is compiled; compile before mixcache.enable")
+    @torch.compiler.disable(reason=COMPILE_FIRST)  # type: ignore[untyped-decorator]
     def answer(self, *args: Any, **kwargs: Any) -> Any:
         """The output of one call of the transformer."""
         bound = self._signature.bind(*args, **kwargs)
