@@ -117,7 +117,7 @@ def counted_work(transformer: Any) -> Iterator[Work]:
             handle.remove()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pipeline() -> Callable[..., Any]:
     return build_pipeline
 
@@ -127,7 +127,7 @@ def pipeline() -> Any:
     return build_pipeline()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def generate() -> Callable[..., Any]:
     return run_pipeline
 

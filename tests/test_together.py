@@ -16,7 +16,6 @@ import pytest
 import torch
 from conformance.test_conformance import VARIANTS
 from conformance.test_conformance import generate as generate_variant
-from conftest import build_pipeline, run_pipeline
 from diffusers import WanVideoToVideoPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch._dynamo.testing import CompileCounter
@@ -45,13 +44,13 @@ def letters(trace: Trace) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, torch.Tensor]:
+def alone(make_pipeline: Make, generate: Generate) -> dict[str, torch.Tensor]:
     """The clips of a pipeline with nothing else switched on: plain, and cached by each granularity."""
-    pipeline = build_pipeline()
-    clips = {"plain": run_pipeline(pipeline)}
+    pipeline = make_pipeline()
+    clips = {"plain": generate(pipeline)}
     for granularity in PATTERNS:
         with mixcache.enable(pipeline, "every_nth", granularity=granularity, period=2):
-            clips[granularity] = run_pipeline(pipeline)
+            clips[granularity] = generate(pipeline)
     return clips
 
 
