@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import mixcache
-from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfig, calibrate
+from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfig, calibrate, measurements
 from mixcache.calibration.engines import PerturbingEngine
-from mixcache.calibration.measurements import PLANNED_SPEEDUPS, TRUSTS, WINDOW, coordinates
+from mixcache.calibration.measurements import IDENTICAL_DB, PLANNED_SPEEDUPS, TRUSTS, WINDOW, coordinates, psnr_of
 from mixcache.calibration.schedules import windows
 from mixcache.decision import Granularity
 from mixcache.profiles import Profile, ProfileError, fingerprint, profile_for, shipped_profiles, weights_hash
@@ -222,7 +222,7 @@ def test_windows_are_spread_over_the_steps(num_steps: int, count: int, expected:
 def test_a_run_that_was_cut_off_goes_on(profile: Profile, pipeline: Any, tmp_path: Path, num_runs: list[int]) -> None:
     """All runs together are as many as those of a run that was not cut off."""
     out = tmp_path / "tiny.json"
-    for num_tasks, num_expected in ((1, 1), (7, 7), (14, 16)):  # the twelfth task, the times, takes three runs
+    for num_tasks, num_expected in ((1, 1), (7, 7), (14, 16), (30, 28)):  # the twelfth task, the times, takes 3 runs
         with pytest.raises(CutOffError):
             calibrate(pipeline, config_of(), out, cut_off_after(num_tasks))
         assert len(num_runs) == num_expected
@@ -251,8 +251,41 @@ def test_the_trust_with_the_best_clips_is_taken(
     calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
     for trust in TRUSTS:
         for speedup, psnr in zip(PLANNED_SPEEDUPS, (36.0, 30.0) if trust == better else (33.0, 27.0), strict=True):
-            calibration.done[f"0 plan {trust:g} {speedup:g}"] = {"psnr_db": psnr, "foretold_db": foretold}
+            run = {"psnr_db": psnr, "foretold_db": foretold, "speedup": speedup}
+            calibration.done[f"0 plan {trust:g} {speedup:g}"] = run
     assert calibration._trusted() == expected
+
+
+def test_trusts_are_compared_at_one_speedup() -> None:
+    """On a line that falls by 10 dB from 1.5 to 2.5, wherever on it the plans are."""
+    line = {1.5: 40.0, 2.0: 35.0, 2.5: 30.0}
+    for first, second in ((1.5, 2.5), (1.5, 2.0), (2.0, 2.5)):
+        runs = [{"speedup": s, "psnr_db": line[s] + off} for s in (first, second) for off in (-1.0, 1.0)]
+        assert psnr_of(runs) == pytest.approx(36.5)
+    assert psnr_of([{"speedup": 2.0, "psnr_db": psnr} for psnr in (30.0, math.inf)]) == (30 + IDENTICAL_DB) / 2
+
+
+def test_a_plan_is_tried_with_its_trust(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[mixcache.Trace] = []
+    calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
+    for name, task in itertools.islice(calibration.tasks(), 12):
+        calibration.done[name] = task()
+    enable = measurements.enable
+
+    def watched(*arguments: Any) -> Any:
+        handle = enable(*arguments)
+        seen.append(handle.trace)
+        return handle
+
+    monkeypatch.setattr(measurements, "enable", watched)
+    result = calibration._planned(0, 0.75, 1.5)
+    plan = calibration._plan(0.75, 1.5)
+    assert result["speedup"] == plan.speedup
+    assert result["foretold_db"] == plan.psnr_db
+    cached = [entry for entry in seen[0] if entry.granularity is not Granularity.COMPUTE]
+    assert [(entry.granularity, entry.order) for entry in seen[0]][1:] == list(plan.choices)[1:]
+    assert cached
+    assert all(entry.trust == 0.75 or entry.reason == "planned, with less trust" for entry in cached)
 
 
 def test_plans_are_tried_whatever_the_machine_is_like(pipeline: Any) -> None:
@@ -288,6 +321,8 @@ def test_an_unfinished_file_of_another_calibration(
         (pipeline, config_of(prompts=("a circle", "a triangle"))),
         (pipeline, config_of(num_steps=6)),
         (make_pipeline(seed=1), config_of()),
+        (make_pipeline(scheduler="euler"), config_of()),
+        (make_pipeline(dtype="bfloat16"), config_of()),
     ]
     for other, config in others:
         with pytest.raises(ValueError, match=r"is of another calibration .* delete it to begin anew") as caught:

@@ -111,6 +111,12 @@ def test_the_error_of_an_extrapolation_that_is_followed_part_of_the_way(trust: f
     assert Trajectory(profile, profile.sigmas, None).error(Granularity.STEP, 1, 2, (0, 1)) == pytest.approx([error])
 
 
+def test_without_trust_nothing_is_said_to_extrapolate() -> None:
+    plans = frontier_of(replace(wave(12), trust=0.0))
+    assert len(plans) > 2
+    assert {order for plan in plans for _, order in plan.choices} == {0}
+
+
 def test_a_move_is_error_times_way_times_carry() -> None:
     """The way from 0.75 is a quarter; carry there is 2 between 1 and 4, and 0.5 for block."""
     trajectory = Trajectory(guided_profile(), SIGMAS, 3.0)

@@ -139,6 +139,7 @@ def test_a_directory_is_no_profile(tmp_path: Path) -> None:
         ({"costs": None}, "it has no 'costs'"),
         ({"provenance": None}, "it has no 'provenance'"),
         ({"band": float("nan")}, "band is under 1"),
+        ({"trust": 1.5}, "trust is not between 0 and 1"),
         ({"psnr_at_one": float("nan")}, "a NaN is in it"),
         ({"psnr_at_one": float("inf")}, "a NaN is in it"),
         ({"outputs": [[1.0], [float("nan")], [1.0]], "differences": [[0.0]] * 3}, "a NaN is in it"),

@@ -316,7 +316,9 @@ def test_compiling_the_whole_as_one_graph_after_enable_says_what_to_do(pipeline:
     torch._dynamo.reset()
     mixcache.enable(pipeline, "every_nth", granularity="step")
     pipeline.transformer.compile(backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"compile before mixcache\.enable"):
+    with pytest.raises(
+        torch._dynamo.exc.Unsupported, match=r"compile in place, transformer\.compile\(\), before enable"
+    ):
         generate(pipeline)
 
 
@@ -333,6 +335,10 @@ def test_torch_compile_around_an_enabled_transformer_is_cached_and_it_is_said_th
     messages = [record.getMessage() for record in caplog.records if record.name == "mixcache"]
     assert len(messages) == 1
     assert messages[0].startswith("torch.compile(transformer) came after mixcache.enable and compiles nothing")
+    with pytest.raises(TypeError, match="cannot attach to"):
+        mixcache.enable(pipeline)
+    mixcache.disable(pipeline)
+    assert not handle.is_enabled
 
 
 # ------------------------------------------------------------------------------------------- one transformer for two

@@ -18,7 +18,7 @@ from mixcache.decision import Granularity
 from mixcache.engine import Engine
 from mixcache.hooks import HOOK, RootHook, SpanHook, remove_hook
 from mixcache.host import Reader
-from mixcache.models import COMPILE, ModelRow, row_for
+from mixcache.models import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
 from mixcache.planning import Planner
 from mixcache.policies import Policy
 from mixcache.profiles import Profile, ProfileError, profile_for
@@ -112,7 +112,7 @@ class Denoiser:
 
     def _leave_block_out(self) -> None:
         """Computes in full what the policy would do by `block`: blocks of one graph cannot be left out."""
-        logger.warning("the transformer is compiled as a whole: no blocks are left out; %s", COMPILE)
+        logger.warning("the transformer is compiled as a whole: no blocks are left out; %s", COMPILE_BLOCKS)
         self.engine.leave_out(Granularity.BLOCK)
         for block, hook in self._hooks():
             hook.take_off(block)
@@ -289,7 +289,7 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
             "this pipeline offloads its models already, and would drop the cache after the first clip; call "
             "mixcache.enable before pipe.enable_model_cpu_offload"
         )
-    if any(expert in _HANDLES for expert in experts):
+    if any(handle_of(expert) for expert in experts):
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
@@ -306,12 +306,17 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
 
 def disable(pipeline: Any) -> None:
     """Detaches what `enable` attached to this pipeline's transformer; ValueError if nothing is."""
-    references = [_HANDLES.get(expert) for expert in experts_of(pipeline).values()]
-    handles = [handle for reference in references if reference is not None and (handle := reference()) is not None]
+    handles = [handle for expert in experts_of(pipeline).values() if (handle := handle_of(expert)) is not None]
     if not handles:
         raise ValueError("mixcache is not enabled on this pipeline")
     for handle in handles:
         handle.disable()
+
+
+def handle_of(transformer: torch.nn.Module) -> Handle | None:
+    """The handle on a transformer, or on the one inside of `torch.compile(transformer)`."""
+    reference = _HANDLES.get(getattr(transformer, "_orig_mod", transformer))
+    return reference() if reference is not None else None
 
 
 def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCacheConfig:

@@ -26,7 +26,7 @@ from mixcache.policies import Bounded
 
 logger = logging.getLogger("mixcache")
 HOOK = "mixcache"
-COMPILE_FIRST = "mixcache decides outside of what is compiled; compile before mixcache.enable"
+COMPILE_FIRST = "mixcache decides outside of what is compiled; compile in place, transformer.compile(), before enable"
 
 
 class Owner(Protocol):
@@ -93,6 +93,8 @@ class RootHook(ModelHook):
     @torch.compiler.disable(reason=COMPILE_FIRST)  # type: ignore[untyped-decorator]
     def answer(self, *args: Any, **kwargs: Any) -> Any:
         """The output of one call of the transformer."""
+        if self.owner is not None:
+            self.owner.before_call(self.engine)
         bound = self._signature.bind(*args, **kwargs)
         returns_dict = bool(bound.arguments.get("return_dict", True))
         try:
@@ -102,8 +104,6 @@ class RootHook(ModelHook):
             self.engine.reset()
             return self.run(*args, **kwargs)
         self._notice_length(info.num_steps)
-        if self.owner is not None:
-            self.owner.before_call(self.engine)
         computed: list[Any] = []
 
         def compute() -> torch.Tensor:

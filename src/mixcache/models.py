@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-COMPILE = (
-    "compile its blocks instead: pipe.transformer.compile_repeated_blocks(fullgraph=True), or the whole in place, "
-    "without `block`: pipe.transformer.compile()"
-)
+COMPILE_BLOCKS = "compile its blocks instead: pipe.transformer.compile_repeated_blocks(fullgraph=True)"
+COMPILE = f"{COMPILE_BLOCKS}, or the whole in place, without `block`: pipe.transformer.compile()"
 """How a transformer is compiled together with the cache."""
 
 

@@ -306,7 +306,9 @@ class Planner:
                 Granularity.BLOCK: trajectory.has_residuals and "block" in trajectory.profile.costs,
             }[granularity]
             if is_possible:
-                yield from ((granularity, order) for order in range(self.order + 1))
+                # without trust an extrapolation is reuse by another name, and would crowd the beam
+                highest = self.order if trajectory.profile.trust > 0 else 0
+                yield from ((granularity, order) for order in range(highest + 1))
 
     def _plans(self, batch: _Batch, trajectory: Trajectory) -> list[Plan]:
         profile, num_steps = trajectory.profile, trajectory.num_steps

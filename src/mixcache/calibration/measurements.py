@@ -81,8 +81,10 @@ class Calibration:
         self.pipeline, self.config, self.unfinished = pipeline, config, unfinished
         transformer = pipeline.transformer
         self.row = row_for(transformer, pipeline)
+        scheduler = [type(pipeline.scheduler).__name__, dict(pipeline.scheduler.config)]
+        model = [fingerprint(transformer), weights_hash(transformer), str(transformer.dtype)]
         self._header = hashlib.sha256(
-            json.dumps([FORMAT, str(config), fingerprint(transformer), weights_hash(transformer)]).encode()
+            json.dumps([FORMAT, str(config), *model, scheduler], default=str).encode()
         ).hexdigest()
         self._frontiers: dict[float, list[Plan]] = {}
         self._plain_clips: dict[int, np.ndarray] = {}
@@ -282,7 +284,8 @@ class Calibration:
         plan = self._plan(trust, speedup)
         with enable(self.pipeline, Planned(speedup=speedup, planner=FixedPlanner(plan.choices, plan.trust))):
             clip = self._clip(index)
-        return {"psnr_db": video_psnr(clip, self._plain_clip(index)), "foretold_db": plan.psnr_db}
+        psnr = video_psnr(clip, self._plain_clip(index))
+        return {"psnr_db": psnr, "foretold_db": plan.psnr_db, "speedup": plan.speedup}
 
     def _plan(self, trust: float, speedup: float) -> Plan:
         """The plan of one trust that comes nearest to a speed-up in work, which is the same on any machine."""
@@ -302,18 +305,16 @@ class Calibration:
 
     def _trusted(self) -> tuple[float, float]:
         """The trust whose plans gave the best clips, and the PSNR at a harm of 1 that they tell."""
-        runs = {
-            trust: [
-                self.done[f"{i} plan {trust:g} {s:g}"]
-                for i in range(len(self.config.prompts))
-                for s in PLANNED_SPEEDUPS
-            ]
-            for trust in TRUSTS
-        }
-        best = max(TRUSTS, key=lambda trust: fmean(min(run["psnr_db"], IDENTICAL_DB) for run in runs[trust]))
+        runs = {trust: self._runs(trust) for trust in TRUSTS}
+        best = max(TRUSTS, key=lambda trust: psnr_of(runs[trust]))
         offs = [run["psnr_db"] - run["foretold_db"] for run in runs[best]]
         finite = [off for off in offs if math.isfinite(off)]
         return best, fmean(finite) if finite else 0.0
+
+    def _runs(self, trust: float) -> list[dict[str, float]]:
+        """What was seen of the plans of one trust."""
+        indices = range(len(self.config.prompts))
+        return [self.done[f"{i} plan {trust:g} {speedup:g}"] for speedup in PLANNED_SPEEDUPS for i in indices]
 
     def _measured(self) -> Profile:
         """All of the profile but what the plans that are made from it tell."""
@@ -406,6 +407,16 @@ class Calibration:
             "command": self.config.command,
             "date": datetime.date.today().isoformat(),
         }
+
+
+def psnr_of(runs: Sequence[dict[str, float]]) -> float:
+    """Mean PSNR (dB) of the runs of plans, at the mean of `PLANNED_SPEEDUPS`: on a line through what was seen at the
+    speed-ups that the plans have."""
+    speedups = np.asarray([run["speedup"] for run in runs])
+    psnrs = np.asarray([min(run["psnr_db"], IDENTICAL_DB) for run in runs])
+    if np.ptp(speedups) < 1e-6:
+        return float(psnrs.mean())
+    return float(np.polyval(np.polyfit(speedups, psnrs, 1), fmean(PLANNED_SPEEDUPS)))
 
 
 def guided_gram(plain: dict[str, Any]) -> torch.Tensor:

@@ -12,11 +12,18 @@ AFTER_COMPUTED = "step after a computed one"
 Schedule = Sequence[Choice]
 
 
-def trace_of(schedule: Schedule) -> Trace:
-    """A schedule as a trace, for policy `replay`."""
+def trace_of(schedule: Schedule, trust: float = 1.0) -> Trace:
+    """A schedule that extrapolates with one trust as a trace, for policy `replay`."""
     return Trace(
         TraceEntry(
-            generation=0, step=step, num_steps=len(schedule), sigma=0.0, granularity=granularity, order=order, reason=""
+            generation=0,
+            step=step,
+            num_steps=len(schedule),
+            sigma=0.0,
+            granularity=granularity,
+            order=order,
+            trust=trust,
+            reason="",
         )
         for step, (granularity, order) in enumerate(schedule)
     )

@@ -49,7 +49,8 @@ class Hindsight(Policy):
     }
 
     error: float = 0.005
-    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma."""
+    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma
+    times the steps since the last computed one. More is faster."""
     choices: tuple[str, ...] = ("step", "cfg")
     """Granularities that may be chosen. "block" may be added: it keeps token-sized tensors."""
     order: int = 1

@@ -63,7 +63,7 @@ def measure_all(
         found = []
         for index in indices[: PROMPTS_OF_PART["e"]]:
             searches.append(study.searched(first, index, num_trials, cost))
-            trial = schedule_trial("searched", searches[-1]["schedule"], 1)
+            trial = schedule_trial("searched", searches[-1]["schedule"], 1, searches[-1]["trust"])
             found.append(cast(Record, study.record(trial, index)))
             progress.advance(task)
         searched = row_of(trial, found)

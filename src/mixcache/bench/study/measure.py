@@ -91,7 +91,7 @@ class Study:
         """The pipeline with the trial's method on it; None for the plain pipeline."""
         settings = dict(trial.method.settings)
         if trial.schedule:
-            trace = trace_of([(Granularity(name), order) for name, order in trial.schedule])
+            trace = trace_of([(Granularity(name), order) for name, order in trial.schedule], trial.trust)
             row = row_for(self.pipeline.transformer, self.pipeline)
             config = MixCacheConfig(policy=Replay(trace=trace))
             handle = Handle(self.pipeline, config, row, ENGINES[trial.engine])
@@ -154,33 +154,35 @@ class Study:
     def searched(self, num_steps: int, index: int, num_trials: int, block_cost: float) -> dict[str, Any]:
         """The schedule that a search with the true error finds, from the planned one of this prompt."""
 
-        def run(trial: Trial) -> tuple[torch.Tensor, Schedule]:
-            with self.attached(trial) as handle:
-                latents = self._latents(num_steps, index)
-                return latents, [(e.granularity, e.order) for e in cast(Handle, handle).trace]
+        trust = 1.0
 
         def error_of(schedule: Schedule) -> float:
-            latents, _ = run(schedule_trial("", schedule, 1))
+            with self.attached(schedule_trial("", schedule, 1, trust)):
+                latents = self._latents(num_steps, index)
             plain = self._plain_latents[num_steps, index]
             return float((latents - plain).square().mean().sqrt() / plain.square().mean().sqrt())
 
         def measure() -> dict[str, Any]:
+            nonlocal trust
             if (num_steps, index) not in self._plain_latents:
                 self._plain_latents[num_steps, index] = self._latents(num_steps, index)
             try:
-                _, start = run(planned_trial("e", num_steps, 1, SPEEDUP))
-                origin = "planned"
+                with self.attached(planned_trial("e", num_steps, 1, SPEEDUP)) as handle:
+                    self._latents(num_steps, index)
+                    plan = cast(Handle, handle).plan
+                start, trust, origin = list(plan.choices), plan.trust, "planned"
             except ValueError:
                 even = even_schedule(num_steps, (STEP, BLOCK), (0.0, block_cost), 1 / SPEEDUP, 1)
                 start, origin = [(Granularity(name), order) for name, order in even], "steps and blocks in turn"
             best, errors = climb(start, error_of, num_trials, random.Random(SEED + index))
-            return {"origin": origin, "schedule": [[g.value, order] for g, order in best], "errors": errors}
+            pairs = [[granularity.value, order] for granularity, order in best]
+            return {"origin": origin, "schedule": pairs, "trust": trust, "errors": errors}
 
         return cast(dict[str, Any], self.measured("search", [num_steps, num_trials, SPEEDUP], index, measure))
 
 
-def schedule_trial(name: str, schedule: Any, num_prompts: int) -> Trial:
+def schedule_trial(name: str, schedule: Any, num_prompts: int, trust: float = 1.0) -> Trial:
     """A schedule of part e as a row; its items are pairs of a granularity and an order."""
     pairs = tuple((str(granularity), int(order)) for granularity, order in schedule)
     method = Method(family=name)
-    return Trial(part="e", method=method, num_steps=len(pairs), num_prompts=num_prompts, schedule=pairs)
+    return Trial(part="e", method=method, num_steps=len(pairs), num_prompts=num_prompts, schedule=pairs, trust=trust)

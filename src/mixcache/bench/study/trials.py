@@ -38,12 +38,22 @@ class Trial:
     curve: str = ""
     schedule: tuple[tuple[str, int], ...] = ()
     engine: str = ""
+    trust: float = 1.0
+    """With which a schedule extrapolates."""
 
     @property
     def identity(self) -> Any:
         """What its clip depends on, besides prompt and seed: rows of two parts may share it."""
         m = self.method
-        return [m.policy, dict(m.settings), m.num_inference_steps, self.num_steps, self.schedule, self.engine]
+        return [
+            m.policy,
+            dict(m.settings),
+            m.num_inference_steps,
+            self.num_steps,
+            self.schedule,
+            self.engine,
+            self.trust,
+        ]
 
 
 def even_schedule(
