@@ -1,4 +1,4 @@
-"""What both trainings share: a seeded, resumable loop with EMA, a cosine schedule, gradient clipping and a logged
+"""What the trainings share: a seeded, resumable loop with EMA, a cosine schedule, gradient clipping and a logged
 loss."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch._inductor import config as inductor_config
 
 from muon import Muon
 
@@ -31,6 +32,13 @@ class LoopConfig:
     checkpoint_every: int = 100
     """Steps between two checkpoints; a run that is cut loses at most this many."""
     log_every: int = 25
+
+
+def avoid_fused_attention(device: torch.device) -> None:
+    """On a CPU the fused attention's backward pass took nearly half of a denoiser's step."""
+    if device.type == "cpu":
+        torch.backends.cuda.enable_flash_sdp(False)
+        inductor_config.force_disable_caches = True  # whose keys do not know of this switch
 
 
 def schedule(step: int, config: LoopConfig) -> float:

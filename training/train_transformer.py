@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch._inductor import config as inductor_config
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
 from mixcache.zoo import world
 from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
-from loop import LoopConfig, train
+from loop import LoopConfig, avoid_fused_attention, train
+from text_encoders import build_text_encoders, embeddings
 
 TRANSFORMER = dict(
     patch_size=(1, 2, 2),
@@ -33,7 +33,6 @@ TRANSFORMER = dict(
     ffn_dim=480,
     num_layers=12,
 )
-TEXT = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0, pad_token_id=0, eos_token_id=1)
 CAPTION_DROPOUT = 0.1
 PAIR_WEIGHT = 3.0
 """How much more often than a clip of one object a clip of two is seen, unless told otherwise."""
@@ -109,7 +108,7 @@ def main() -> None:
     model = torch.nn.ModuleDict(
         {
             "transformer": WanTransformer3DModel(**TRANSFORMER),
-            "text_encoder": UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **TEXT)),
+            **build_text_encoders("shapes-wan"),
         }
     ).to(device)
     if args.init:
@@ -118,9 +117,7 @@ def main() -> None:
     if args.text_encoder:
         model["text_encoder"] = UMT5EncoderModel.from_pretrained(args.text_encoder).to(device).requires_grad_(False)
     print({name: sum(p.numel() for p in part.parameters()) for name, part in model.items()}, flush=True)
-    if device.type == "cpu":  # the fused attention's backward pass took nearly half of a step's time
-        torch.backends.cuda.enable_flash_sdp(False)
-        inductor_config.force_disable_caches = True  # whose keys do not know of this switch
+    avoid_fused_attention(device)
     if not args.no_compile:
         model["transformer"].compile_repeated_blocks(fullgraph=True)
 
@@ -138,7 +135,7 @@ def main() -> None:
         rows = torch.where(dropped, len(captions), rows).to(device)
         share = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16):
-            text = model["text_encoder"](ids[rows], masks[rows]).last_hidden_state * masks[rows][..., None]
+            text = embeddings(model["text_encoder"], ids[rows], masks[rows])
             velocity = model["transformer"](
                 hidden_states=(1 - share) * x0 + share * noise,
                 timestep=sigma * 1000,

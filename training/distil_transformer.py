@@ -1,0 +1,219 @@
+"""Trains the denoiser of another family on what the denoiser of `shapes-wan` answers, on the latents that both share.
+
+    python training/distil_transformer.py --model shapes-hunyuan --out training/runs/shapes-hunyuan
+
+Takes the text encoders that `train_text_encoder.py` left in `--out`, and leaves them as they are.
+
+HunyuanVideo: flow matching as its teacher's, x = (1 - sigma) x0 + sigma noise. The guidance scale is an input, drawn
+from GUIDANCE, and the target is the teacher's guided velocity at that scale. CogVideoX: x = a x0 + s noise of its
+scheduler, a² + s² = 1; x / (a + s) is the teacher's point at sigma = s / (a + s), and its velocity there gives the
+target a noise - s x0. One caption in ten is dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, WanTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from transformers import AutoModel, CLIPTextModel, PreTrainedModel, T5EncoderModel, UMT5EncoderModel
+
+from mixcache.zoo import folder
+from mixcache.zoo.tokenizer import build_tokenizer, tokenized
+
+from loop import LoopConfig, avoid_fused_attention, train
+from students import COGVIDEOX_SCHEDULER, LATENT_SIDE, STUDENTS, load_latents
+from text_encoders import embeddings
+from train_transformer import CAPTION_DROPOUT, PAIR_WEIGHT, sampling_weight
+
+GUIDANCE = (1.0, 8.0)
+"""Range of the scales that an embedded guidance is taught."""
+ADAM_ONLY = (
+    ".linear.",  # modulations
+    "transformer.patch_embed",
+    "transformer.x_embedder",
+    "transformer.time_embedding",
+    "time_text_embed",
+    "context_embedder.proj_in",
+    "transformer.proj_out",
+)
+Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""The teacher's velocity at points [B, C, F, H, W] and their sigmas, for the captions in these rows."""
+
+
+@torch.no_grad()
+def embed_captions(encoder: PreTrainedModel, captions: list[str], device: torch.device) -> torch.Tensor:
+    """What the denoiser gets of every caption, [captions, tokens, width]."""
+    tokens = tokenized(build_tokenizer(), captions)
+    pairs = zip(tokens.input_ids.split(500), tokens.attention_mask.split(500), strict=True)
+    return torch.cat([embeddings(encoder, ids.to(device), mask.to(device)) for ids, mask in pairs])
+
+
+@torch.no_grad()
+def set_modulations(transformer: torch.nn.Module) -> None:
+    """Begins with blocks that are modulated by nothing: no shift, no scale, gates open."""
+    for name, module in transformer.named_modules():
+        if name.endswith(".linear") and "norm" in name:
+            module.weight.zero_()
+            module.bias.zero_()
+            if "token_refiner" in name:  # two gates
+                module.bias.fill_(1.0)
+            elif name != "norm_out.linear":  # shift, scale and gate, once or twice
+                module.bias.view(-1, 3, transformer.proj_out.in_features)[:, 2] = 1.0
+
+
+def shifted(uniform: torch.Tensor, shift: float) -> torch.Tensor:
+    return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def hunyuan_loss(
+    transformer: torch.nn.Module,
+    velocity: Velocity,
+    text: dict[str, torch.Tensor],
+    masks: torch.Tensor,
+    shift: float,
+) -> Callable[..., torch.Tensor]:
+    """The loss of a batch for `shapes-hunyuan`."""
+
+    def loss_of(x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        noise = torch.randn(x0.shape, generator=rng).to(x0)
+        sigma = shifted(uniform, shift)
+        share = sigma.view(-1, 1, 1, 1, 1)
+        point = (1 - share) * x0 + share * noise
+        low, high = GUIDANCE
+        guidance = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0)
+        empty = torch.full_like(rows, len(masks) - 1)
+        told, untold = velocity(point.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([rows, empty])).chunk(2)
+        with torch.autocast(x0.device.type, torch.bfloat16):
+            answer = transformer(
+                hidden_states=point,
+                timestep=sigma * 1000,
+                encoder_hidden_states=text["text_encoder"][rows],
+                encoder_attention_mask=masks[rows],
+                pooled_projections=text["text_encoder_2"][rows, 0],
+                guidance=guidance * 1000,
+                return_dict=False,
+            )[0]
+        return (answer.float() - (untold + guidance.view(-1, 1, 1, 1, 1) * (told - untold))).square().mean()
+
+    return loss_of
+
+
+def cogvideox_loss(
+    transformer: torch.nn.Module,
+    velocity: Velocity,
+    text: dict[str, torch.Tensor],
+    masks: torch.Tensor,
+    shift: float,
+) -> Callable[..., torch.Tensor]:
+    """The loss of a batch for `shapes-cogvideox`, at the whole timesteps of its scheduler."""
+    alphas = CogVideoXDDIMScheduler(**COGVIDEOX_SCHEDULER).alphas_cumprod.float().to(masks.device)
+    side = LATENT_SIDE // transformer.config.patch_size
+    rotary = get_3d_rotary_pos_embed(
+        embed_dim=transformer.config.attention_head_dim,
+        crops_coords=((0, 0), (side, side)),
+        grid_size=(side, side),
+        temporal_size=5,
+        device=masks.device,
+    )
+
+    def loss_of(x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        noise = torch.randn(x0.shape, generator=rng).to(x0)
+        timestep = (shifted(uniform, shift) * len(alphas)).long().clamp(max=len(alphas) - 1)
+        a, s = alphas[timestep].sqrt().view(-1, 1, 1, 1, 1), (1 - alphas[timestep]).sqrt().view(-1, 1, 1, 1, 1)
+        point = (a * x0 + s * noise) / (a + s)
+        target = (a - s) * point + velocity(point, (s / (a + s)).flatten(), rows) / (a + s)
+        with torch.autocast(x0.device.type, torch.bfloat16):
+            answer = transformer(
+                hidden_states=((a + s) * point).transpose(1, 2),
+                timestep=timestep,
+                encoder_hidden_states=text["text_encoder"][rows],
+                image_rotary_emb=rotary,
+                return_dict=False,
+            )[0]
+        return (answer.float().transpose(1, 2) - target).square().mean()
+
+    return loss_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=STUDENTS, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="folder of an earlier training to start from")
+    parser.add_argument(
+        "--latents", type=Path, default=Path("training/runs/transformer-4"), help="folder of train_transformer.py"
+    )
+    parser.add_argument("--clip-seed", type=int, default=1000, help="that the clips of the latents were drawn with")
+    parser.add_argument("--num-steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument(
+        "--shift", type=float, help="how much training prefers high noise; 5 for HunyuanVideo, 1 for CogVideoX"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of order, noise and first weights")
+    parser.add_argument(
+        "--pair-weight", type=float, default=PAIR_WEIGHT, help="how much more often clips of two objects are seen"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+    student, hunyuan = STUDENTS[args.model], args.model == "shapes-hunyuan"
+    shift = args.shift or (5.0 if hunyuan else 1.0)
+
+    latents, scenes = load_latents(args.latents, args.clip_seed)
+    captions = [scene.caption for scene in scenes]
+    masks = tokenized(build_tokenizer(), [*captions, ""]).attention_mask.to(device)
+    encoders: dict[str, PreTrainedModel] = {
+        "text_encoder": (AutoModel if hunyuan else T5EncoderModel).from_pretrained(args.out / "text_encoder")
+    }
+    if hunyuan:
+        encoders["text_encoder_2"] = CLIPTextModel.from_pretrained(args.out / "text_encoder_2")
+    text = {name: embed_captions(part.to(device).eval(), [*captions, ""], device) for name, part in encoders.items()}
+
+    teacher_folder = folder("shapes-wan")
+    teacher = WanTransformer3DModel.from_pretrained(teacher_folder / "transformer", torch_dtype=torch.float32)
+    teacher = teacher.to(device).eval().requires_grad_(False)
+    reader = UMT5EncoderModel.from_pretrained(teacher_folder / "text_encoder", dtype=torch.float32).to(device).eval()
+    teacher_text = embed_captions(reader, [*captions, ""], device)
+
+    @torch.no_grad()
+    def velocity(points: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return teacher(points, sigma * 1000, teacher_text[rows], return_dict=False)[0].float()
+
+    model = torch.nn.ModuleDict({"transformer": student.transformer_class(**student.transformer)}).to(device)
+    transformer = model["transformer"]
+    set_modulations(transformer)
+    if args.init:
+        transformer.load_state_dict(student.transformer_class.from_pretrained(args.init / "transformer").state_dict())
+    print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
+    avoid_fused_attention(device)
+    if not args.no_compile:
+        for part in (teacher, transformer):
+            for block in part.modules():
+                if type(block).__name__.endswith(("TransformerBlock", "CogVideoXBlock")):
+                    block.compile(fullgraph=True)
+    loss_of = (hunyuan_loss if hunyuan else cogvideox_loss)(transformer, velocity, text, masks, shift)
+    weights = torch.tensor([sampling_weight(caption, args.pair_weight) for caption in captions])
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        rows = torch.multinomial(weights, args.batch, replacement=True, generator=rng)
+        x0 = torch.from_numpy(latents[rows.numpy()]).float().to(device)
+        uniform = (torch.arange(args.batch) + torch.rand(args.batch, generator=rng)) / args.batch
+        dropped = torch.rand(args.batch, generator=rng) < CAPTION_DROPOUT
+        rows = torch.where(dropped, len(captions), rows)
+        return loss_of(x0, rows.to(device), uniform.to(device), rng)
+
+    config = LoopConfig(num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=0.02, ema_decay=0.998)
+    model.load_state_dict(train(model, loss_at, config, args.out / "transformer.pt", device, ADAM_ONLY))
+    transformer.save_pretrained(args.out / "transformer")
+
+
+if __name__ == "__main__":
+    main()
