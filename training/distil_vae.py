@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--frame-steps", type=int, default=800)
     parser.add_argument("--clip-steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=2, help="clips in a step; a frame step takes eight times as many")
+    parser.add_argument("--num-held-out", type=int, default=32, help="clips that the PSNR is measured on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -122,17 +123,17 @@ def main() -> None:
     vae.load_state_dict(
         train(vae, lambda step: loss_at(step, args.batch, world.NUM_FRAMES), clips, args.out / "clips.pt", device)
     )
-    finish(vae.eval(), args.out)
+    finish(vae.eval(), args.out, args.num_held_out)
 
 
 @torch.no_grad()
-def finish(vae: torch.nn.Module, out: Path) -> None:
+def finish(vae: torch.nn.Module, out: Path, num_clips: int) -> None:
     """Measures encoder and decoder on held-out clips and saves the autoencoder."""
     teacher = AutoencoderKLWan.from_pretrained(folder("shapes-wan") / "vae", torch_dtype=torch.float32).to(vae.device)
     mean, std = (
         torch.tensor(v).view(1, -1, 1, 1, 1) for v in (teacher.config.latents_mean, teacher.config.latents_std)
     )
-    unseen = world.draw_batch(world.sample_scenes(32, 78, held_out=True)).to(vae.device)
+    unseen = world.draw_batch(world.sample_scenes(num_clips, 78, held_out=True)).to(vae.device)
     own, shared, missed = [], [], []
     for clips in unseen.split(4):
         latents = (teacher.encode(clips).latent_dist.mode() - mean) / std

@@ -1,6 +1,7 @@
-"""Measures the built-in model: is what the captions say in the clips, and how much do half the steps cost?
+"""Measures a model: is what the captions say in the clips, and how much do half the steps cost?
 
     python training/evaluate.py --out training/runs/evaluation.json
+    python training/evaluate.py --model shapes-hunyuan --out training/runs/shapes-hunyuan/evaluation.json
 
 64 held-out captions, seeds that training never used; the analytic reader of the drawn world looks at each clip.
 """
@@ -13,20 +14,29 @@ import time
 from pathlib import Path
 from statistics import fmean
 
+import torch
+from diffusers import DiffusionPipeline
+
 from mixcache.generation import generate
 from mixcache.metrics import adherence, video_psnr
-from mixcache.zoo import call_defaults, load, world
+from mixcache.zoo import call_defaults, world
+
+from students import CALLS, STUDENTS
 
 SEED = 500_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("shapes-wan", *STUDENTS), default="shapes-wan")
+    parser.add_argument("--folder", type=Path, help="of the pipeline; src/mixcache/zoo/ and the name unless told")
     parser.add_argument("--out", type=Path, default=Path("training/runs/evaluation.json"))
     parser.add_argument("--num-captions", type=int, default=64)
     parser.add_argument("--num-difficulty", type=int, default=16, help="captions on which 25 and 50 steps are compared")
     args = parser.parse_args()
-    pipeline, arguments = load(), call_defaults()
+    folder = args.folder or Path("src/mixcache/zoo") / args.model
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    arguments = call_defaults() | CALLS.get(args.model, {})
     captions = world.held_out_captions(args.num_captions, seed=2)
     readings, seconds, halves = [], [], []
     for index, caption in enumerate(captions):

@@ -38,6 +38,13 @@ COGVIDEOX_SCHEDULER = dict(
 HUNYUAN_SCHEDULER = dict(shift=7.0)
 """Of the FlowMatchEulerDiscreteScheduler that `shapes-hunyuan` ships, as HunyuanVideo does."""
 
+CALLS: dict[str, dict[str, Any]] = {
+    "shapes-hunyuan": {"guidance_scale": 6.0, "prompt_template": {"template": "{}", "crop_start": 0}},
+    "shapes-cogvideox": {"guidance_scale": 5.0},
+}
+"""Arguments of the pipeline's call that differ from those of `shapes-wan`. The template stands in for HunyuanVideo's
+own, whose words these text encoders do not know."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Student:
