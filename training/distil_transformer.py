@@ -98,7 +98,9 @@ def hunyuan_loss(
                 guidance=guidance * 1000,
                 return_dict=False,
             )[0]
-        return (answer.float() - (untold + guidance.view(-1, 1, 1, 1, 1) * (told - untold))).square().mean()
+        scale = guidance.view(-1, 1, 1, 1, 1)
+        missed = answer.float() - (untold + scale * (told - untold))
+        return (missed.square() / scale).mean()  # a large scale is not to outweigh all others
 
     return loss_of
 
@@ -149,7 +151,7 @@ def main() -> None:
         "--latents", type=Path, default=Path("training/runs/transformer-4"), help="folder of train_transformer.py"
     )
     parser.add_argument("--clip-seed", type=int, default=1000, help="that the clips of the latents were drawn with")
-    parser.add_argument("--num-steps", type=int, default=6000)
+    parser.add_argument("--num-steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
         "--shift", type=float, help="how much training prefers high noise; 5 for HunyuanVideo, 1 for CogVideoX"

@@ -93,7 +93,7 @@ def main() -> None:
     )
     parser.add_argument("--clip-seed", type=int, default=1000, help="that the clips of the latents were drawn with")
     parser.add_argument("--frame-steps", type=int, default=800)
-    parser.add_argument("--clip-steps", type=int, default=2000)
+    parser.add_argument("--clip-steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=2, help="clips in a step; a frame step takes eight times as many")
     parser.add_argument("--num-held-out", type=int, default=32, help="clips that the PSNR is measured on")
     parser.add_argument("--seed", type=int, default=0)
