@@ -16,6 +16,7 @@ from diffusers import HookRegistry
 from diffusers.hooks import ModelHook
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch._dynamo.testing import CompileCounter
+from traces import letters
 
 import mixcache
 from mixcache.decision import Granularity
@@ -40,11 +41,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MIXED = ["step, order 1", "cfg", "block", "mixcache"]
 Generate = Callable[..., torch.Tensor]
-
-
-def letters(trace: Trace) -> str:
-    """`.` computed, `s` step, `c` cfg, `b` block."""
-    return "".join("." if e.granularity is Granularity.COMPUTE else e.granularity.value[0] for e in trace)
 
 
 def inputs(transformer: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -19,10 +19,10 @@ from conformance.test_conformance import generate as generate_variant
 from diffusers import WanVideoToVideoPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch._dynamo.testing import CompileCounter
+from traces import letters
 
 import mixcache
 from mixcache.attachment import experts_of
-from mixcache.trace import Trace
 
 PATTERNS = {"step": ".....s.s.s..", "cfg": ".....c.c.c..", "block": ".....b.b.b.."}
 NUM_BLOCKS = {"step": 96 - 3 * 8, "cfg": 96 - 3 * 4, "block": 96 - 3 * 4}
@@ -36,11 +36,6 @@ Make = Callable[..., Any]
 granularities = pytest.mark.parametrize("granularity", ["step", "cfg", "block"])
 orders = pytest.mark.parametrize("order", ["before", "after"])
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def letters(trace: Trace) -> str:
-    """`.` computed, `s` step, `c` cfg, `b` block."""
-    return "".join("." if e.granularity.value == "compute" else e.granularity.value[0] for e in trace)
 
 
 @pytest.fixture(scope="module")

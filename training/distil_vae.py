@@ -21,8 +21,9 @@ from diffusers.models.autoencoders import autoencoder_kl_hunyuan_video as hunyua
 
 from mixcache.zoo import folder, world
 
-from loop import LoopConfig, train
+from loop import LoopConfig, clip_psnr, train
 from students import STUDENTS, load_latents
+from train_transformer import latent_scale
 
 LATENT_NOISE = 0.05
 """Added to the decoder's latents, which a denoiser misses a little."""
@@ -130,21 +131,18 @@ def main() -> None:
 def finish(vae: torch.nn.Module, out: Path, num_clips: int) -> None:
     """Measures encoder and decoder on held-out clips and saves the autoencoder."""
     teacher = AutoencoderKLWan.from_pretrained(folder("shapes-wan") / "vae", torch_dtype=torch.float32).to(vae.device)
-    mean, std = (
-        torch.tensor(v).view(1, -1, 1, 1, 1) for v in (teacher.config.latents_mean, teacher.config.latents_std)
-    )
+    mean, std = latent_scale(teacher)
     unseen = world.draw_batch(world.sample_scenes(num_clips, 78, held_out=True)).to(vae.device)
     own, shared, missed = [], [], []
     for clips in unseen.split(4):
         latents = (teacher.encode(clips).latent_dist.mode() - mean) / std
         found = vae.encode(clips).latent_dist.mode()
         missed.append((found - latents).square().mean())
-        for errors, source in ((own, found), (shared, latents)):
-            decoded = vae.decode(source).sample.clamp(-1, 1)
-            errors.append((((decoded - clips) / 2) ** 2).mean(dim=(1, 2, 3, 4)))
+        for psnrs, source in ((own, found), (shared, latents)):
+            psnrs.append(clip_psnr(vae.decode(source).sample.clamp(-1, 1), clips))
     figures = {"num_clips": len(unseen), "encoder_mean_squared_error": torch.stack(missed).mean().item()}
-    for name, errors in (("held_out", own), ("from_shared_latents", shared)):
-        psnr = -10 * torch.cat(errors).log10()
+    for name, psnrs in (("held_out", own), ("from_shared_latents", shared)):
+        psnr = torch.cat(psnrs)
         figures |= {f"{name}_psnr_db": psnr.mean().item(), f"{name}_psnr_db_lowest": psnr.min().item()}
     (out / "vae-figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     vae.save_pretrained(out / "vae")

@@ -34,6 +34,11 @@ class LoopConfig:
     log_every: int = 25
 
 
+def clip_psnr(decoded: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """PSNR (dB) of each of two batches of clips, [B, C, F, H, W] from -1 to 1."""
+    return -10 * ((decoded - clips) / 2).square().mean(dim=(1, 2, 3, 4)).log10()
+
+
 def avoid_fused_attention(device: torch.device) -> None:
     """On a CPU the fused attention's backward pass took nearly half of a denoiser's step."""
     if device.type == "cpu":

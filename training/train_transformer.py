@@ -41,6 +41,12 @@ SPIN_WEIGHT = 2.0
 ADAM_ONLY = ("patch_embedding", "proj_out", "condition_embedder", "shared", "embed_tokens", "relative_attention_bias")
 
 
+def latent_scale(vae: AutoencoderKLWan) -> tuple[torch.Tensor, ...]:
+    """Mean and standard deviation by which the pipeline normalises latents, each [1, C, 1, 1, 1]."""
+    values = (vae.config.latents_mean, vae.config.latents_std)
+    return tuple(torch.tensor(value, device=vae.device).view(1, -1, 1, 1, 1) for value in values)
+
+
 @torch.no_grad()
 def encode_clips(
     vae: AutoencoderKLWan, num_clips: int, side: int, seed: int, folder: Path
@@ -48,8 +54,7 @@ def encode_clips(
     """Latents of drawn clips of side x side pixels, normalised as the pipeline does, kept in a file that a cut run
     fills up on the next start."""
     scenes = world.sample_scenes(num_clips, seed, held_out=False)
-    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
+    mean, std = latent_scale(vae)
     path, done_path, part = folder / "latents.npy", folder / "latents.done", 16
     factor = vae.config.scale_factor_spatial
     shape = (num_clips, vae.config.z_dim, 5, side // factor, side // factor)

@@ -22,7 +22,7 @@ from diffusers.models.autoencoders import autoencoder_kl_wan as wan_vae
 
 from mixcache.zoo import world
 
-from loop import LoopConfig, train
+from loop import LoopConfig, clip_psnr, train
 
 CONFIG = dict(
     base_dim=16,
@@ -163,11 +163,11 @@ def finish(vae: AutoencoderKLWan, out: Path) -> None:
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in seen.split(8)]).transpose(0, 1).flatten(1)
     vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
     unseen = world.draw_batch(world.sample_scenes(64, 78, held_out=True)).to(device)
-    errors = []
+    psnrs = []
     for part in unseen.split(8):
         decoded = vae.decode(vae.encode(part).latent_dist.mode()).sample
-        errors.append((((decoded - part) / 2) ** 2).mean(dim=(1, 2, 3, 4)))
-    psnr = -10 * torch.cat(errors).log10()
+        psnrs.append(clip_psnr(decoded, part))
+    psnr = torch.cat(psnrs)
     figures = {
         "held_out_psnr_db": psnr.mean().item(),
         "held_out_psnr_db_lowest": psnr.min().item(),

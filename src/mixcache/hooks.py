@@ -42,7 +42,34 @@ class _NoState(BaseState):
         """Holds nothing."""
 
 
-class RootHook(ModelHook):
+class OutsideHook(ModelHook):
+    """A hook that can stand around a module that is compiled in place, since python that changes with every step has no
+    place in a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled: Callable[..., Any] | None = None
+        """What runs the module where it is compiled; this hook then stands around it."""
+        self.standing_outside: Callable[..., Any] | None = None
+        self.installed_forward: Any = None
+
+    def is_in_place(self, module: torch.nn.Module) -> bool:
+        """False where the module was compiled, or compiled anew, since."""
+        return module._compiled_call_impl is self.standing_outside
+
+    def stand_outside(self, module: torch.nn.Module, answer: Callable[..., Any]) -> None:
+        """Has `answer` called in place of what was compiled."""
+        self.compiled = module._compiled_call_impl
+        module._compiled_call_impl = self.standing_outside = answer
+
+    def step_back(self, module: torch.nn.Module) -> None:
+        """Undoes `stand_outside`."""
+        if self.standing_outside is not None and self.is_in_place(module):
+            module._compiled_call_impl = self.compiled
+        self.compiled = self.standing_outside = None
+
+
+class RootHook(OutsideHook):
     """Stands before the whole transformer: turns a forward into `engine.call`."""
 
     _is_stateful = True
@@ -53,10 +80,6 @@ class RootHook(ModelHook):
         self.state_manager = StateManager(_NoState)
         self.owner: Owner | None = None
         """The handle, which lives as long as the hook."""
-        self.installed_forward: Any = None
-        self.compiled: Callable[..., Any] | None = None
-        """What runs the transformer where it is compiled as a whole; this hook then stands around it."""
-        self.standing_outside: Callable[..., Any] | None = None
         self._is_within = False
         """True while what is compiled runs, and this hook, in diffusers' registry, is a part of its graph."""
         self._signature = signature_of(module)
@@ -78,17 +101,9 @@ class RootHook(ModelHook):
             self._is_within = False
 
     def follow_compilation(self, module: torch.nn.Module) -> None:
-        """Stands around the transformer where it was compiled as a whole, or compiled anew, since: python that changes
-        with every step has no place in a graph."""
-        if module._compiled_call_impl is not self.standing_outside:
-            self.compiled = module._compiled_call_impl
-            module._compiled_call_impl = self.standing_outside = self.answer
-
-    def step_back(self, module: torch.nn.Module) -> None:
-        """Undoes `follow_compilation`."""
-        if self.standing_outside is not None and module._compiled_call_impl is self.standing_outside:
-            module._compiled_call_impl = self.compiled
-        self.compiled = self.standing_outside = None
+        """Stands around the transformer where it was compiled as a whole, or compiled anew, since."""
+        if not self.is_in_place(module):
+            self.stand_outside(module, self.answer)
 
     @torch.compiler.disable(reason=COMPILE_FIRST)  # type: ignore[untyped-decorator]
     def answer(self, *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +189,7 @@ class RootHook(ModelHook):
         return module
 
 
-class SpanHook(ModelHook):
+class SpanHook(OutsideHook):
     """Stands before one block: the first of the span, one in it, or the one after it."""
 
     def __init__(
@@ -187,35 +202,22 @@ class SpanHook(ModelHook):
         self.is_very_last = index == engine.span.end - 1 and not has_next
         names = list(signature_of(block).parameters)
         self._places = [(name, names.index(name)) for name in streams if name in names]
-        self.installed_forward: Any = None
-        self.compiled: Callable[..., Any] | None = None
-        """What runs the block where it is compiled on its own; this hook then stands around it."""
-        self.standing_outside: Callable[..., Any] | None = None
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the block itself."""
         return (self.compiled or self.fn_ref.original_forward)(*args, **kwargs)
 
     def put_on(self, block: torch.nn.Module) -> None:
-        """Stands before the block: in diffusers' registry, or around the compiled block, since python that changes
-        with every step has no place in a graph."""
+        """Stands before the block: in diffusers' registry, or around the compiled block."""
         if block._compiled_call_impl is None:
             HookRegistry.check_if_exists_or_initialize(block).register_hook(self, HOOK)
             self.installed_forward = block.forward
             return
-        self.compiled = block._compiled_call_impl
-        self.standing_outside = functools.partial(self.new_forward, None)
-        block._compiled_call_impl = self.standing_outside
-
-    def is_on(self, block: torch.nn.Module) -> bool:
-        """False where the block was compiled, or compiled anew, since."""
-        return block._compiled_call_impl is self.standing_outside
+        self.stand_outside(block, functools.partial(self.new_forward, None))
 
     def take_off(self, block: torch.nn.Module) -> None:
         """Leaves the block as if this hook had never been there."""
-        if self.standing_outside is not None and self.is_on(block):
-            block._compiled_call_impl = self.compiled
-        self.compiled = self.standing_outside = None
+        self.step_back(block)
         remove_hook(block)
 
     def new_forward(self, module: torch.nn.Module | None, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, cast
@@ -140,7 +140,7 @@ class Calibration:
             if on_task:
                 on_task(number + 1, self._num_tasks)
         trust, psnr_at_one = self._trusted()
-        return replace(self._measured(), trust=trust, psnr_at_one=round(psnr_at_one, 3))
+        return replace(self._measured, trust=trust, psnr_at_one=round(psnr_at_one, 3))
 
     @property
     def _num_tasks(self) -> int:
@@ -290,7 +290,7 @@ class Calibration:
     def _plan(self, trust: float, speedup: float) -> Plan:
         """The plan of one trust that comes nearest to a speed-up in work, which is the same on any machine."""
         if trust not in self._frontiers:
-            profile = replace(self._measured(), trust=trust, costs=WORK)
+            profile = replace(self._measured, trust=trust, costs=WORK)
             planner = Planner(profile=profile, speedup=1.0, choices=PLANNED_CHOICES)
             self._frontiers[trust] = planner.frontier(profile.sigmas, profile.guidance)
         return min(self._frontiers[trust], key=lambda plan: abs(plan.speedup - speedup))
@@ -316,8 +316,9 @@ class Calibration:
         indices = range(len(self.config.prompts))
         return [self.done[f"{i} plan {trust:g} {speedup:g}"] for speedup in PLANNED_SPEEDUPS for i in indices]
 
+    @cached_property
     def _measured(self) -> Profile:
-        """All of the profile but what the plans that are made from it tell."""
+        """All of the profile but what the plans that are made from it tell; asked for when all else is measured."""
         count = len(self.config.prompts)
         plains = [self.done[f"{index} plain"] for index in range(count)]
         num_steps, transformer = self._num_steps, self.pipeline.transformer
