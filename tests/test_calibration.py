@@ -222,7 +222,7 @@ def test_windows_are_spread_over_the_steps(num_steps: int, count: int, expected:
 def test_a_run_that_was_cut_off_goes_on(profile: Profile, pipeline: Any, tmp_path: Path, num_runs: list[int]) -> None:
     """All runs together are as many as those of a run that was not cut off."""
     out = tmp_path / "tiny.json"
-    for num_tasks, num_expected in ((1, 1), (7, 7), (14, 16), (30, 28)):  # the twelfth task, the times, takes 3 runs
+    for num_tasks, num_expected in ((1, 1), (7, 7), (14, 19), (30, 34)):  # the twelfth task, the times, takes 6 runs
         with pytest.raises(CutOffError):
             calibrate(pipeline, config_of(), out, cut_off_after(num_tasks))
         assert len(num_runs) == num_expected
@@ -232,8 +232,8 @@ def test_a_run_that_was_cut_off_goes_on(profile: Profile, pipeline: Any, tmp_pat
     assert without_times(resumed) == without_times(profile)
     assert Profile.load(out) == resumed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.json"]
-    # one for the trajectory, 4 for carry, 6 for impacts and 3 for times
-    assert num_runs == [0] * 14 + [1] * 14
+    # one for the trajectory, 4 for carry, 6 for impacts and 6 for times
+    assert num_runs == [0] * 17 + [1] * 17
     assert tasks == [(number, 44) for number in range(1, 45)]
 
 
@@ -297,10 +297,7 @@ def test_plans_are_tried_whatever_the_machine_is_like(pipeline: Any) -> None:
     assert plan.trust == 0.5
     assert 1.2 < plan.speedup < 1.9
     slow = Calibration(pipeline, config_of(PROMPTS[:1]))
-    slow.done = calibration.done | {
-        "0 times": {k: [2 * v for v in vs] for k, vs in calibration.done["0 times"].items()}
-    }
-    slow.done["0 times"]["plain"] = calibration.done["0 times"]["plain"]
+    slow.done = calibration.done | {"0 times": {name: 2 * cost for name, cost in calibration.done["0 times"].items()}}
     assert slow._plan(0.5, 1.5) == plan
 
 
@@ -380,7 +377,7 @@ def test_a_profile_makes_a_plan(
         assert handle.plan is None
         generate(pipeline, num_steps=NUM_STEPS)
         plan = handle.plan
-        assert plan.speedup >= 1.5
+        assert plan.speedup == pytest.approx(1.5, rel=0.1)
         assert np.isfinite(plan.psnr_db)
         assert [(entry.granularity, entry.order) for entry in handle.trace][1:] == list(plan.choices)[1:]
         assert {entry.reason for entry in handle.trace} == {"warm-up", "planned"}

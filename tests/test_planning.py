@@ -299,9 +299,10 @@ def test_nothing_is_older_than_the_highest_age() -> None:
 # ------------------------------------------------------------------------------------------------------------- planner
 
 
-def test_the_speedup_that_was_asked_for() -> None:
+def test_the_plan_nearest_to_the_speedup_that_was_asked_for() -> None:
+    """`.s.` is 1.43 times as fast and `.ss` 2.5 times; nearness is that of ratios."""
     profile = made([1.0, 2.0, 4.0])
-    for wish, expected in ((1.0, "..."), (1.01, ".s."), (1.42, ".s."), (1.43, ".ss"), (2.5, ".ss")):
+    for wish, expected in ((1.0, "..."), (1.19, "..."), (1.2, ".s."), (1.88, ".s."), (1.9, ".ss"), (2.5, ".ss")):
         plan, _ = Planner(profile=profile, speedup=wish, order=0).plan(SIGMAS, None)
         assert pattern(plan) == expected
 

@@ -229,15 +229,16 @@ class Planner:
         return found
 
     def chosen(self, plans: Sequence[Plan]) -> Plan:
-        """Of a frontier, the plan that was asked for; ValueError with the reachable range where there is none."""
+        """Of a frontier, the plan nearest to what was asked for, which for a quality is the fastest that is not under
+        it; ValueError with the reachable range where there is none."""
         if self.speedup is not None:
-            found = [plan for plan in plans if plan.speedup > self.speedup - 1e-9]
-            if not found:
+            wanted = self.speedup
+            if wanted > plans[-1].speedup + 1e-9:
                 raise ValueError(
-                    f"speedup={self.speedup:g} cannot be reached; this model and machine allow 1 to "
+                    f"speedup={wanted:g} cannot be reached; this model and machine allow 1 to "
                     f"{_floored(plans[-1].speedup, 2)}"
                 )
-            return max(found, key=lambda plan: plan.psnr_db)
+            return min(plans, key=lambda plan: abs(math.log(plan.speedup / wanted)))
         if len(plans) == 1:
             raise ValueError(f"the profile knows nothing that choices={self.choices!r} could cache")
         found = [plan for plan in plans if plan.psnr_db >= (self.quality or 0.0)]

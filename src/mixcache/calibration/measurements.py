@@ -252,19 +252,29 @@ class Calibration:
             handle.disable()
         return (change.square().mean() / plain.square().mean()).sqrt().item() / engine.strength
 
-    def _times(self, index: int) -> dict[str, list[float]]:
-        """Seconds of single steps, plain and of each granularity."""
-        schedule, names = timed_schedule(self._num_steps, self._granularities)
-        plain_names = ["plain"] * self._num_steps
-        seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
-        policy = Planned(
-            speedup=1.0, choices=tuple(g.value for g in self._granularities), planner=FixedPlanner(schedule)
-        )
-        self._timed(index, plain_names, seconds)
+    def _times(self, index: int) -> dict[str, float]:
+        """What a step of each granularity takes, over a plain step."""
+        costs = self._timed_costs(index, [g for g in self._granularities if g is not Granularity.BLOCK])
+        if Granularity.BLOCK in self._granularities:  # apart, since computed steps then measure more
+            costs["block"] = self._timed_costs(index, [Granularity.STEP, Granularity.BLOCK])["block"]
+        return costs
+
+    def _timed_costs(self, index: int, granularities: Sequence[Granularity]) -> dict[str, float]:
+        """Medians over the steps of a run, over that of the plain ones before and after it.
+
+        A computed step is measured when the next one begins: what a cached step after it takes longer than the one
+        after that is the computed one's. All else that it does a plain one does too.
+        """
+        schedule, names = timed_schedule(self._num_steps, granularities)
+        policy = Planned(speedup=1.0, choices=tuple(map(str, granularities)), planner=FixedPlanner(schedule))
+        seconds: dict[str, list[float]] = {}
+        self._timed(index, ["plain"] * self._num_steps, seconds)
         with enable(self.pipeline, policy):
             self._timed(index, names, seconds)
-        self._timed(index, plain_names, seconds)
-        return seconds
+        self._timed(index, ["plain"] * self._num_steps, seconds)
+        times = {name: median(values) for name, values in seconds.items()}
+        times["compute"] = times["plain"] + max(0.0, times[AFTER_COMPUTED] - times["step"])
+        return {name: times[name] / times["plain"] for name in ("compute", *map(str, granularities))}
 
     def _timed(self, index: int, names: Sequence[str], seconds: dict[str, list[float]]) -> None:
         """A run whose steps' times are added to `seconds` under their names."""
@@ -277,7 +287,7 @@ class Calibration:
 
         self._latents(index, watch)
         for step in range(1, self._num_steps):  # the first step also warms up
-            seconds[names[step]].append(ends[step + 1] - ends[step])
+            seconds.setdefault(names[step], []).append(ends[step + 1] - ends[step])
 
     def _planned(self, index: int, trust: float, speedup: float) -> dict[str, float]:
         """PSNR of the clip of a plan, and what was foretold of it with `psnr_at_one` 0."""
@@ -353,29 +363,21 @@ class Calibration:
         )
 
     def _carry(self, granularity: Granularity) -> list[list[float]]:
+        """(sigma, rms over the prompts of what arrives of an error there). Harm is a mean square, and of early errors
+        some prompts make ten times as much as others."""
         pairs = []
         for first in windows(self._num_steps, self.config.num_windows):
             tasks = [self.done[f"{i} carry {granularity} {first}"] for i in range(len(self.config.prompts))]
-            ratios = [math.log(max(t["change"], 1e-9) / t["injected"]) for t in tasks if t["injected"] > 0]
+            ratios = [t["change"] / t["injected"] for t in tasks if t["injected"] > 0]
             if ratios:
-                pairs.append([self.done["0 plain"]["sigmas"][first], round(math.exp(fmean(ratios)), 4)])
+                rms = math.sqrt(fmean(ratio**2 for ratio in ratios))
+                pairs.append([self.done["0 plain"]["sigmas"][first], round(max(rms, 1e-9), 4)])
         return pairs
 
     def _costs(self) -> dict[str, float]:
-        """Medians over the steps of all prompts, over that of a plain step.
-
-        A computed step is measured when the next one begins: what a cached step after it takes longer than the one
-        after that is the computed one's.
-        """
-        seconds: dict[str, list[float]] = {}
-        for index in range(len(self.config.prompts)):
-            for name, values in self.done[f"{index} times"].items():
-                seconds.setdefault(name, []).extend(values)
-        times = {name: median(values) for name, values in seconds.items() if values}
-        measuring = max(0.0, times[AFTER_COMPUTED] - times["step"])
-        times["compute"] += measuring
-        plain = times["plain"]
-        return {name: round(times[name] / plain, 4) for name in ("compute", "step", "cfg", "block") if name in times}
+        """Medians over the prompts."""
+        times = [self.done[f"{index} times"] for index in range(len(self.config.prompts))]
+        return {name: round(median(found[name] for found in times), 4) for name in times[0]}
 
     def _band(self, plains: Sequence[dict[str, Any]]) -> float:
         """The 95th percentile, over prompts and steps, of the error of reuse over that of the mean trajectory."""
