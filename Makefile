@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all check lint format support bench bench-quick gate gate-anew study overhead clean
+.PHONY: demo test test-all check lint format support bench bench-quick gate gate-anew study overhead joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -69,6 +69,9 @@ study: .venv/installed
 
 overhead: .venv/installed
 	$(BIN)/python -m mixcache.bench.overhead --out docs/results
+
+joined: .venv/installed
+	$(BIN)/python -m mixcache.bench.joined --out docs/results
 
 clean:
 	rm -rf .venv build dist
