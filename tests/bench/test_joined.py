@@ -12,30 +12,31 @@ from mixcache.bench import joined
 from mixcache.bench.full_size.models import tiny
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("joined")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joined, "MODEL", tiny(joined.MODEL))
-        joined.main(["--out", str(folder / "new"), "--num-pairs", "3"])
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined, "MODEL", tiny(joined.MODEL))
+
+
+def result_in(folder: Path) -> dict[str, Any]:
+    joined.main(["--out", str(folder / "new"), "--num-rounds", "2", "--num-pairs", "3"])
     found: dict[str, Any] = json.loads((folder / "new" / "joined.json").read_text())
     return found
 
 
-def test_every_other_step_is_a_cfg_step_and_runs_half_the_batch(result: dict[str, Any]) -> None:
-    assert [len(result[kind]["all"]) for kind in ("computed", "cfg", "cfg over computed")] == [3, 3, 3]
-    assert result["multiplications, cfg over computed"] == 0.5
+def test_cfg_steps_run_half_the_batch(tmp_path: Path) -> None:
+    result = result_in(tmp_path)
+    assert [len(result[kind]["all"]) for kind in joined.KINDS] == [6, 6, 6]
+    assert result["multiplications, cfg over plain"] == 0.5
 
 
-def test_the_record_says_what_was_measured(result: dict[str, Any]) -> None:
-    assert result["command"] == "python -m mixcache.bench.joined --num-pairs 3"
+def test_the_record_says_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = result_in(tmp_path)
+    assert result["command"] == "python -m mixcache.bench.joined --num-rounds 2 --num-pairs 3"
     assert {"versions", "machine", "config"} <= set(result)
     assert result["model"] == {"name": "tiny-cogvideox-512-wide", "height": 32, "width": 32, "num_frames": 9}
-    pairs = zip(result["cfg"]["all"], result["computed"]["all"], strict=True)
-    assert result["cfg over computed"]["all"] == [cfg / computed for cfg, computed in pairs]
-
-
-def test_one_line_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(joined, "MODEL", tiny(joined.MODEL))
-    joined.main(["--out", str(tmp_path), "--num-pairs", "2"])
-    assert "cfg over computed: " in capsys.readouterr().out
+    for kind in ("plain", "computed"):
+        pairs = zip(result["cfg"]["all"], result[kind]["all"], strict=True)
+        assert result[f"cfg over {kind}"]["all"] == [cfg / other for cfg, other in pairs]
+    printed = capsys.readouterr().out
+    assert printed.startswith("tiny-cogvideox-512-wide, a step: plain ")
+    assert printed.count("\n") == 1

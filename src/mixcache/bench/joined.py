@@ -3,8 +3,9 @@
     python -m mixcache.bench.joined --out docs/results
 
 A real `CogVideoXPipeline` with random weights, smaller than the checkpoints, yet so large that a CPU's time goes into
-matrix products: 6 blocks 512 wide, 2 x 1426 tokens. Computed and `cfg` steps take turns within one run; the ratio is
-that of a `cfg` step to the computed one before it, median of the pairs.
+matrix products: 6 blocks 512 wide, 2 x 1426 tokens. Runs of the plain pipeline take turns with attached ones, in which
+computed and `cfg` steps do; ratios are those of a `cfg` step to the computed one before it, and to the plain one of the
+same number, medians of the pairs.
 """
 
 from __future__ import annotations
@@ -40,48 +41,58 @@ MODEL = replace(
 )
 """CogVideoX-5B with 8 of its 48 heads and 6 of its 42 blocks; 226 tokens of text and 3 frames of 20 x 20."""
 
+KINDS = ("plain", "computed", "cfg")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--num-pairs", type=int, default=15)
+    parser.add_argument("--num-rounds", type=int, default=5)
+    parser.add_argument("--num-pairs", type=int, default=4, help="pairs of steps in an attached run")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
-    command = {"command": f"python -m mixcache.bench.joined --num-pairs {args.num_pairs}"}
-    result = command | measure(MODEL, args.num_pairs)
+    options = f"--num-rounds {args.num_rounds} --num-pairs {args.num_pairs}"
+    result = {"command": f"python -m mixcache.bench.joined {options}"} | measure(MODEL, args.num_rounds, args.num_pairs)
     (args.out / "joined.json").write_text(json.dumps(result, indent=1) + "\n")
-    ratio = result["cfg over computed"]
-    low, high = ratio["quartiles"]
-    Console().print(
-        f"{MODEL.name}: computed {result['computed']['median']:.2f} s, cfg {result['cfg']['median']:.2f} s a step; "
-        f"cfg over computed: {ratio['median']:.1%} (quartiles {low:.1%}, {high:.1%})"
-    )
+    seconds = ", ".join(f"{kind} {result[kind]['median']:.2f} s" for kind in KINDS)
+    ratios = ", ".join(f"over {kind} {result[f'cfg over {kind}']['median']:.1%}" for kind in KINDS[:2])
+    Console(soft_wrap=True).print(f"{MODEL.name}, a step: {seconds}; cfg {ratios}")
 
 
-def measure(model: FullSizeModel, num_pairs: int) -> dict[str, Any]:
-    """Seconds and multiplications of the steps of one run; a short one before it is thrown away."""
+def measure(model: FullSizeModel, num_rounds: int, num_pairs: int) -> dict[str, Any]:
+    """Seconds and multiplications of the steps; the first round and every run's first step are thrown away."""
     device, dtype = torch.device("cpu"), torch.float32
     pipeline = build_pipeline(model, device, dtype)
     arguments = call_arguments(model, device, dtype) | {"num_frames": model.num_frames[0]}
-    run(pipeline, arguments, num_pairs=1)
-    steps = run(pipeline, arguments, num_pairs)
-    seconds = {kind: [spent for name, spent, _ in steps if name == kind] for kind in ("computed", "cfg")}
-    work = {kind: sum(done for name, _, done in steps if name == kind) for kind in seconds}
-    ratios = [after / before for before, after in zip(seconds["computed"], seconds["cfg"], strict=True)]
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    work: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    for index in range(1 + num_rounds):
+        plain = run(pipeline, arguments, 1 + num_pairs)
+        with enable(
+            pipeline, "every_nth", granularity="cfg", period=2, num_warmup_steps=1, num_cooldown_steps=0
+        ) as handle:
+            attached = run(pipeline, arguments, 1 + 2 * num_pairs)
+        kinds = ["cfg" if entry.granularity is Granularity.CFG else "computed" for entry in handle.trace]
+        steps = [("plain", step) for step in plain[1:]] + list(zip(kinds, attached, strict=True))[1:]
+        for kind, (spent, done) in steps if index else ():
+            seconds[kind].append(spent)
+            work[kind].append(done)
+    ratios = {
+        f"cfg over {kind}": [cfg / other for cfg, other in zip(seconds["cfg"], seconds[kind], strict=True)]
+        for kind in KINDS[:2]
+    }
     return {
         "versions": generation.versions(),
         "machine": generation.machine(device),
         "model": {"name": model.name, "height": model.height, "width": model.width, "num_frames": model.num_frames[0]},
         "config": dict(model.config),
-        "computed": summary(seconds["computed"]),
-        "cfg": summary(seconds["cfg"]),
-        "cfg over computed": summary(ratios),
-        "multiplications, cfg over computed": work["cfg"] / work["computed"],
+        **{name: summary(values) for name, values in (seconds | ratios).items()},
+        "multiplications, cfg over plain": sum(work["cfg"]) / sum(work["plain"]),
     }
 
 
-def run(pipeline: Any, arguments: dict[str, Any], num_pairs: int) -> list[tuple[str, float, int]]:
-    """Of every step after the first its kind, its seconds and its multiplications; the kinds take turns."""
+def run(pipeline: Any, arguments: dict[str, Any], num_steps: int) -> list[tuple[float, int]]:
+    """Seconds and multiplications of every step."""
     meter = WorkMeter()
     times: list[float] = []
 
@@ -89,17 +100,10 @@ def run(pipeline: Any, arguments: dict[str, Any], num_pairs: int) -> list[tuple[
         meter.mark(num_done, total)
         times.append(time.perf_counter())
 
-    settings = {"granularity": "cfg", "period": 2, "num_warmup_steps": 1, "num_cooldown_steps": 0}
-    with (
-        meter.on(pipeline),
-        generation.watched_loop(pipeline, on_step),
-        enable(pipeline, "every_nth", **settings) as handle,
-    ):
-        generator = torch.Generator().manual_seed(0)
-        pipeline(generator=generator, num_inference_steps=1 + 2 * num_pairs, **arguments)
-    kinds = ["cfg" if entry.granularity is Granularity.CFG else "computed" for entry in handle.trace]
-    seconds = [after - before for before, after in pairwise(times)]
-    return list(zip(kinds, seconds, meter.steps, strict=True))[1:]
+    generator = torch.Generator().manual_seed(0)
+    with meter.on(pipeline), generation.watched_loop(pipeline, on_step):
+        pipeline(generator=generator, num_inference_steps=num_steps, **arguments)
+    return [(after - before, done) for (before, after), done in zip(pairwise(times), meter.steps, strict=True)]
 
 
 def summary(values: list[float]) -> dict[str, Any]:
