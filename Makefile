@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all check lint format support bench bench-quick gate gate-anew study overhead joined clean
+.PHONY: demo test test-all check lint format support bench bench-quick cliff gate gate-anew study overhead joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -52,6 +52,14 @@ bench: .venv/installed-bench
 
 bench-quick: .venv/installed-bench
 	$(BIN)/mixcache bench --methods quick --num-prompts 16 --force --out docs/results/quick
+
+comma := ,
+space := $(subst ,, )
+ERRORS := 0.001 0.00135 0.0018 0.0025 0.0033 0.0045 0.006 0.008 0.011 0.015 0.02 0.027
+CLIFF := $(subst $(space),$(comma),$(ERRORS:%=hindsight:error=%))
+
+cliff: .venv/installed-bench
+	$(BIN)/mixcache bench --methods $(CLIFF) --num-prompts 16 --force --out docs/results/cliff
 
 GATE := $(BIN)/mixcache bench --methods quick --steps 20 --num-prompts 1 --force --out build/gate
 

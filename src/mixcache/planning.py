@@ -30,10 +30,10 @@ from mixcache.history import lagrange_weights
 from mixcache.profiles import Profile
 
 logger = logging.getLogger("mixcache")
-DOUBT = 0.5
-"""How much of an error is taken not to cancel; `carry` differs between prompts by about this factor."""
+DOUBT = 1.0
+"""How much of an error is taken not to cancel; `carry` differs between prompts by more than this factor."""
 COST_LEVELS_PER_STEP = 4
-KEPT_PER_LEVEL = 2
+KEPT_PER_LEVEL = 4
 NUM_REMEMBERED = 64
 FAR = 1.5
 """Numbers of steps that differ by more than this factor walk trajectories that are too different."""

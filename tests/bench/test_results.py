@@ -142,6 +142,27 @@ def test_a_plan_keeps_what_it_was_asked_for(
     }
 
 
+@pytest.mark.parametrize(
+    ("psnrs", "speedups", "smooth", "rising"),
+    [
+        ([60.0 - 2.9 * k for k in range(12)], [1 + 0.1 * k for k in range(12)], True, True),
+        ([60.0 - 2.0 * k - 1.1 * (k > 6) for k in range(12)], [1 + 0.1 * k for k in range(12)], False, True),
+        ([60.0] * 12, [2.0 - 0.1 * (k == 5) for k in range(12)], True, False),
+    ],
+)
+def test_one_setting_without_a_cliff(
+    make_result: Make, make_record: Make, psnrs: list[float], speedups: list[float], smooth: bool, rising: bool
+) -> None:
+    methods = [policy_method("hindsight", error=0.001 * 1.3**k) for k in range(12)]
+    records = [make_record(*found) for found in zip(methods, speedups, psnrs, strict=True)]
+    result = make_result(methods[::-1], records)
+    assert bars_of(result, "hindsight: ") == {
+        "hindsight: from one of 12 values of error to the next at most 3 dB lost": smooth,
+        "hindsight: more error is never less work saved": rising,
+    }
+    assert not bars_of(make_result(methods[1:], records[1:]), "hindsight: ")
+
+
 def test_levels_are_the_best_of_each_family(make_result: Make, make_record: Make, made_up: Any) -> None:
     fast = policy_method("hindsight", error=0.1)
     records = [make_record(made_up["ours"], 1.8, 44.0), make_record(fast, 2.8, 34.0), make_record(made_up["peer"], 1.6)]

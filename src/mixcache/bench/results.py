@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +19,7 @@ SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 FEWER, FIRST_BLOCK = "fewer steps", "first-block-cache"
 UNCALIBRATED_BAR_DB, CALIBRATED_BAR_DB = 1.0, 2.0
 ADHERENCE_BAR, OF_IDEAL_BAR = 0.02, 0.95
+NUM_CLIFF_ERRORS, CLIFF_BAR_DB = 12, 3.0
 KINDS = {"ours": "policy without calibration", "calibrated": "calibrated policy"}
 
 
@@ -92,7 +94,8 @@ def bars(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         at = {family: values[f"{speedup:g}"] for family, values in result["at"].items()}
         for kind, bar in (("ours", UNCALIBRATED_BAR_DB), ("calibrated", CALIBRATED_BAR_DB)):
             found.append(_against_peers(speedup, kind, bar, at, of))
-    return [*found, *_adherence_bars(rows, of), *_of_ideal_bar(facts, rows), *_memory_bar(facts), *_policy_bars(rows)]
+    found += [*_adherence_bars(rows, of), *_of_ideal_bar(facts, rows), *_memory_bar(facts), *_policy_bars(rows)]
+    return found + _cliff_bars(rows)
 
 
 def _best(families: set[str], at: Mapping[str, float | None]) -> tuple[str, float] | None:
@@ -198,6 +201,26 @@ def _policy_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             told = f"{row['method']}: within 5% of the {asked[1]}x asked for"
             found.append(_bar(told, f"{row['speedup']:.2f}x", abs(row["speedup"] / float(asked[1]) - 1) <= 0.05))
     return found
+
+
+def _cliff_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Whether the one setting of `hindsight` can be turned without a surprise, where enough values of it were run."""
+    named = [(re.fullmatch(r"hindsight, error ([\d.e-]+)", row["method"]), row) for row in rows]
+    by_error = sorted((float(name[1]), row) for name, row in named if name and row["psnr_db"] is not None)
+    if len(by_error) < NUM_CLIFF_ERRORS:
+        return []
+    pairs = list(pairwise(by_error))
+    drop, at = max((low["psnr_db"] - high["psnr_db"], error) for (_, low), (error, high) in pairs)
+    rise = max(high["psnr_db"] - low["psnr_db"] for (_, low), (_, high) in pairs)
+    slower = max(low["ideal"] - high["ideal"] for (_, low), (_, high) in pairs)
+    return [
+        _bar(
+            f"hindsight: from one of {len(by_error)} values of error to the next at most {CLIFF_BAR_DB:g} dB lost",
+            f"{drop:.1f} dB, to error {at:g}; {max(0.0, rise):.1f} dB won where most",
+            drop <= CLIFF_BAR_DB,
+        ),
+        _bar("hindsight: more error is never less work saved", f"{-slower:+.2f}x where least", slower <= 0),
+    ]
 
 
 def _bar(bar: str, measured: str, met: bool | None) -> dict[str, Any]:
