@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,16 @@ import torch
 import mixcache
 from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfig, calibrate, measurements
 from mixcache.calibration.engines import PerturbingEngine
-from mixcache.calibration.measurements import IDENTICAL_DB, PLANNED_SPEEDUPS, TRUSTS, WINDOW, coordinates, psnr_of
-from mixcache.calibration.schedules import windows
+from mixcache.calibration.measurements import (
+    IDENTICAL_DB,
+    MIN_STEPS,
+    PLANNED_SPEEDUPS,
+    TRUSTS,
+    WINDOW,
+    coordinates,
+    psnr_of,
+)
+from mixcache.calibration.schedules import AFTER_COMPUTED, windows
 from mixcache.decision import Granularity
 from mixcache.profiles import Profile, ProfileError, fingerprint, profile_for, shipped_profiles, weights_hash
 
@@ -121,9 +129,51 @@ def test_no_strength_changes_nothing(pipeline: Any, monkeypatch: pytest.MonkeyPa
     assert [calibration._impact(0, granularity, 2) for granularity in (Granularity.STEP, Granularity.CFG)] == [0.0, 0.0]
 
 
-def test_six_steps_are_enough_and_nothing_stays_attached(pipeline: Any, generate: Callable[..., Any]) -> None:
+def test_carry_is_the_rms_over_the_prompts(pipeline: Any) -> None:
+    calibration = Calibration(pipeline, config_of(PROMPTS[:2]))
+    first = windows(NUM_STEPS, 2)[0]
+    plain = {"sigmas": [1 - k / NUM_STEPS for k in range(NUM_STEPS)]}
+    for name in ("carry step", "carry block"):
+        for index, change in ((0, 0.1), (1, 0.3)):
+            for window in windows(NUM_STEPS, 2):
+                calibration.done[f"{index} {name} {window}"] = {"change": change, "injected": 0.1}
+    calibration.done["0 plain"] = plain
+    sigma, ratio = calibration._carry(Granularity.STEP)[0]
+    assert (sigma, ratio) == (plain["sigmas"][first], pytest.approx(math.sqrt(5), abs=1e-4))
+    calibration.done[f"1 carry step {first}"]["injected"] = 0.0
+    assert calibration._carry(Granularity.STEP)[0][1] == pytest.approx(1.0)
+
+
+def test_costs_are_times_over_that_of_a_plain_step(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computed step costs a plain one and what it is measured for; `block` is timed in a run of its own."""
+    runs: list[set[str]] = []
+
+    def timed(_: Any, index: int, names: Sequence[str], seconds: dict[str, list[float]]) -> None:
+        runs.append(set(names))
+        has_block = "block" in names
+        values = {"plain": 2.0, "computed": 9.0, AFTER_COMPUTED: 0.7, "step": 0.2, "cfg": 1.0, "block": 0.6}
+        for name in names:
+            seconds.setdefault(name, []).append(values[name] * (3 if has_block and name == AFTER_COMPUTED else 1))
+
+    calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
+    calibration.done["0 plain"] = calibration._plain(0)
+    monkeypatch.setattr(Calibration, "_timed", timed)
+    calibration.done["0 times"] = calibration._times(0)
+    assert calibration._costs() == {"compute": 1.25, "step": 0.1, "cfg": 0.5, "block": 0.3}
+    assert [("block" in names, "cfg" in names) for names in runs if "plain" not in names] == [
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_too_few_steps(pipeline: Any) -> None:
+    with pytest.raises(ValueError, match=r"^4 steps are too few to calibrate on; take 5 at least$"):
+        calibrate(pipeline, config_of(prompts=("a circle",), num_steps=4))
+
+
+def test_few_steps_are_enough_and_nothing_stays_attached(pipeline: Any, generate: Callable[..., Any]) -> None:
     before, forward = generate(pipeline), pipeline.transformer.forward
-    few_steps = calibrate(pipeline, config_of(prompts=("a circle",), num_steps=6))
+    few_steps = calibrate(pipeline, config_of(prompts=("a circle",), num_steps=MIN_STEPS))
     assert {"compute", "step", "cfg", "block"} <= set(few_steps.costs)
     assert pipeline.transformer.forward == forward
     assert not any(hasattr(module, "_diffusers_hook") for module in pipeline.transformer.modules())

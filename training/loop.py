@@ -35,7 +35,7 @@ class LoopConfig:
 
 
 def clip_psnr(decoded: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-    """PSNR (dB) of each of two batches of clips, [B, C, F, H, W] from -1 to 1."""
+    """PSNR (dB) of each clip of a batch against the same one of another, [B, C, F, H, W] from -1 to 1."""
     return -10 * ((decoded - clips) / 2).square().mean(dim=(1, 2, 3, 4)).log10()
 
 

@@ -106,7 +106,7 @@ class Denoiser:
             self._has_told_wrapped = True
             logger.warning("torch.compile(transformer) came after mixcache.enable and compiles nothing; %s", COMPILE)
         for block, hook in self._hooks():
-            if not hook.is_in_place(block):
+            if not hook.is_outermost(block):
                 hook.take_off(block)
                 hook.put_on(block)
 

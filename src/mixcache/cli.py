@@ -295,7 +295,7 @@ def calibrate(
     prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.")] = None,
     num_prompts: Annotated[int, typer.Option(min=1, max=1000, help="Captions, for a built-in model.")] = 4,
     steps: Annotated[
-        list[int] | None, typer.Option(min=4, help="Denoising steps; may be repeated, for a profile that serves each.")
+        list[int] | None, typer.Option(min=5, help="Denoising steps; may be repeated, for a profile that serves each.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,

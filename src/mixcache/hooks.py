@@ -52,8 +52,9 @@ class OutsideHook(ModelHook):
         """What runs the module where it is compiled; this hook then stands around it."""
         self.standing_outside: Callable[..., Any] | None = None
         self.installed_forward: Any = None
+        """The forward that diffusers' registry put in for this hook, to tell whether something wrapped it since."""
 
-    def is_in_place(self, module: torch.nn.Module) -> bool:
+    def is_outermost(self, module: torch.nn.Module) -> bool:
         """False where the module was compiled, or compiled anew, since."""
         return module._compiled_call_impl is self.standing_outside
 
@@ -64,7 +65,7 @@ class OutsideHook(ModelHook):
 
     def step_back(self, module: torch.nn.Module) -> None:
         """Undoes `stand_outside`."""
-        if self.standing_outside is not None and self.is_in_place(module):
+        if self.standing_outside is not None and self.is_outermost(module):
             module._compiled_call_impl = self.compiled
         self.compiled = self.standing_outside = None
 
@@ -102,7 +103,7 @@ class RootHook(OutsideHook):
 
     def follow_compilation(self, module: torch.nn.Module) -> None:
         """Stands around the transformer where it was compiled as a whole, or compiled anew, since."""
-        if not self.is_in_place(module):
+        if not self.is_outermost(module):
             self.stand_outside(module, self.answer)
 
     @torch.compiler.disable(reason=COMPILE_FIRST)  # type: ignore[untyped-decorator]

@@ -6,8 +6,8 @@ profile (`Profile.outputs`). It moves the final latents by
     m_i = carry(sigma_i) (sigma_i - sigma_{i+1}) (predicted - true)_i
 
 and a schedule does harm |sum of m_i|^2 + DOUBT^2 sum of |m_i|^2: errors of different steps add up as vectors, and some
-cancel; but how much of each arrives differs from prompt to prompt, so a part of each counts alone. Span residuals live
-in a space of their own and only count alone.
+cancel; but how much of each arrives differs from prompt to prompt, so each also counts alone. Span residuals live in
+a space of their own and only count alone, with 1 + DOUBT^2.
 
 The search walks through the steps and keeps, for each set of computed steps that later predictions stand on and each
 level of cost, the least harmful schedules so far: dynamic programming but for the sum of vectors, which makes it a
@@ -31,7 +31,7 @@ from mixcache.profiles import Profile
 
 logger = logging.getLogger("mixcache")
 DOUBT = 1.0
-"""How much of an error is taken not to cancel; `carry` differs between prompts by more than this factor."""
+"""Weight of the part of the harm in which no error cancels another (docs/method.md, what was tried)."""
 COST_LEVELS_PER_STEP = 4
 KEPT_PER_LEVEL = 4
 NUM_REMEMBERED = 64

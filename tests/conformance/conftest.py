@@ -43,8 +43,8 @@ of the blocks that ran shows that some were left out:
 - *FirstBlockCache runs*: it can be attached, a clip gets done, and blocks are left out; else the next two are empty;
 - *FirstBlockCache is right*, while nothing goes wrong: blocks left out at the inputs at which they were computed give
   the computed output, within the tolerance of our own check; at a threshold of 0, where blocks are left out only where
-  the first block's residual is the very same, the clip is the plain one; no branch is served from another's cache; and
-  a run with another prompt and size changes nothing in the next;
+  the first block's residual is the very same, the clip is the plain one within 1e-3; no branch is served from another's
+  cache; and a run with another prompt and size changes nothing in the next;
 - *FirstBlockCache is clean*: a run with another prompt that an exception breaks off half way changes nothing in the
   next. The threshold is infinite here, so that whatever is still cached is reused; at a smaller one it depends on the
   two videos whether the old cache passes for the new one's.

@@ -1,6 +1,7 @@
 """What diffusers' own FirstBlockCache does on the same pipelines, for the table of the documentation.
 
-No test fails because of what it does: that is recorded, and as "yes" only where it is known to have left blocks out.
+No test is to fail because of what it does: that is recorded, and as "yes" only where it is known to have left blocks
+out.
 """
 
 from __future__ import annotations

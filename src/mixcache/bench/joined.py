@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from mixcache.attachment import enable
 from mixcache.bench.full_size.families import build_pipeline, call_arguments
 from mixcache.bench.full_size.models import MODELS, FullSizeModel
 from mixcache.bench.meter import WorkMeter
+from mixcache.bench.overhead import summary
 from mixcache.decision import Granularity
 
 CHECKPOINT = MODELS["cogvideox-5b"]
@@ -73,6 +73,8 @@ def measure(model: FullSizeModel, num_rounds: int, num_pairs: int) -> dict[str, 
         ) as handle:
             attached = run(pipeline, arguments, 1 + 2 * num_pairs)
         kinds = ["cfg" if entry.granularity is Granularity.CFG else "computed" for entry in handle.trace]
+        if kinds[1:] != ["computed", "cfg"] * num_pairs:
+            raise RuntimeError(f"computed and cfg steps do not take turns: {kinds}")
         steps = [("plain", step) for step in plain[1:]] + list(zip(kinds, attached, strict=True))[1:]
         for kind, (spent, done) in steps if index else ():
             seconds[kind].append(spent)
@@ -104,11 +106,6 @@ def run(pipeline: Any, arguments: dict[str, Any], num_steps: int) -> list[tuple[
     with meter.on(pipeline), generation.watched_loop(pipeline, on_step):
         pipeline(generator=generator, num_inference_steps=num_steps, **arguments)
     return [(after - before, done) for (before, after), done in zip(pairwise(times), meter.steps, strict=True)]
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    low, _, high = quantiles(values, n=4)
-    return {"median": median(values), "quartiles": [low, high], "all": values}
 
 
 if __name__ == "__main__":

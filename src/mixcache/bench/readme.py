@@ -77,10 +77,12 @@ def failures(run: Mapping[str, Any]) -> list[str]:
 def overhead_line(overhead: dict[str, Any]) -> str:
     """One sentence on what the attachment itself costs."""
     attached, noise = overhead["always_compute over plain"], overhead["plain over plain"]
+    hook = overhead["hook of hindsight"]["median"] - 1
     return (
         f"`{overhead['command']}`: attached with `always_compute` the loop takes "
         f"{attached['median'] - 1:+.1%} (median of "
-        f"{len(attached['pairs'])} interleaved pairs; the plain pipeline against itself: {noise['median'] - 1:+.1%})."
+        f"{len(attached['all'])} interleaved pairs; the plain pipeline against itself: {noise['median'] - 1:+.1%}). "
+        f"With `hindsight` its own work is {hook:.1%} of the rest of the loop."
     )
 
 

@@ -206,10 +206,12 @@ def _policy_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _cliff_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Whether the one setting of `hindsight` can be turned without a surprise, where enough values of it were run."""
     named = [(re.fullmatch(r"hindsight, error ([\d.e-]+)", row["method"]), row) for row in rows]
-    by_error = sorted((float(name[1]), row) for name, row in named if name and row["psnr_db"] is not None)
+    by_error = sorted(((float(name[1]), row) for name, row in named if name), key=lambda pair: pair[0])
     if len(by_error) < NUM_CLIFF_ERRORS:
         return []
-    pairs = list(pairwise(by_error))
+    pairs = list(pairwise((error, row) for error, row in by_error if row["psnr_db"] is not None))
+    if not pairs:
+        return []
     drop, at = max((low["psnr_db"] - high["psnr_db"], error) for (_, low), (error, high) in pairs)
     rise = max(high["psnr_db"] - low["psnr_db"] for (_, low), (_, high) in pairs)
     slower = max(low["ideal"] - high["ideal"] for (_, low), (_, high) in pairs)

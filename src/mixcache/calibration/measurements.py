@@ -29,7 +29,7 @@ from mixcache.decision import CACHED, Granularity
 from mixcache.engine import Engine
 from mixcache.metrics import video_psnr
 from mixcache.models import row_for
-from mixcache.planning import Plan, Planner
+from mixcache.planning import DOUBT, KEPT_PER_LEVEL, Plan, Planner
 from mixcache.policies import MixCache, Planned, Replay
 from mixcache.policies.base import check_count
 from mixcache.profiles import FORMAT, Profile, fingerprint, weights_hash
@@ -38,7 +38,10 @@ logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242
 NUM_DIMENSIONS = 48
 """Most coordinates of a point in a profile."""
-MIN_STEPS = 4
+MIN_STEPS = 5
+"""So few that a step of every granularity is timed."""
+LAYOUT = 2
+"""Of what the tasks leave in the unfinished file."""
 WINDOW = 2
 """Cached steps in a row whose carry is measured."""
 TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -84,7 +87,7 @@ class Calibration:
         scheduler = [type(pipeline.scheduler).__name__, dict(pipeline.scheduler.config)]
         model = [fingerprint(transformer), weights_hash(transformer), str(transformer.dtype)]
         self._header = hashlib.sha256(
-            json.dumps([FORMAT, str(config), *model, scheduler], default=str).encode()
+            json.dumps([FORMAT, LAYOUT, DOUBT, KEPT_PER_LEVEL, str(config), *model, scheduler], default=str).encode()
         ).hexdigest()
         self._frontiers: dict[float, list[Plan]] = {}
         self._plain_clips: dict[int, np.ndarray] = {}
@@ -255,15 +258,15 @@ class Calibration:
     def _times(self, index: int) -> dict[str, float]:
         """What a step of each granularity takes, over a plain step."""
         costs = self._timed_costs(index, [g for g in self._granularities if g is not Granularity.BLOCK])
-        if Granularity.BLOCK in self._granularities:  # apart, since computed steps then measure more
+        if Granularity.BLOCK in self._granularities:  # apart: computed steps then measure more, which is left out
             costs["block"] = self._timed_costs(index, [Granularity.STEP, Granularity.BLOCK])["block"]
         return costs
 
     def _timed_costs(self, index: int, granularities: Sequence[Granularity]) -> dict[str, float]:
         """Medians over the steps of a run, over that of the plain ones before and after it.
 
-        A computed step is measured when the next one begins: what a cached step after it takes longer than the one
-        after that is the computed one's. All else that it does a plain one does too.
+        A computed step counts as a plain one and what it is measured for, which is done when the next one begins: what
+        a cached step after it takes longer than the one after that. Its own time would say no more, for its noise.
         """
         schedule, names = timed_schedule(self._num_steps, granularities)
         policy = Planned(speedup=1.0, choices=tuple(map(str, granularities)), planner=FixedPlanner(schedule))
@@ -363,15 +366,15 @@ class Calibration:
         )
 
     def _carry(self, granularity: Granularity) -> list[list[float]]:
-        """(sigma, rms over the prompts of what arrives of an error there). Harm is a mean square, and of early errors
-        some prompts make ten times as much as others."""
+        """(sigma, rms over the prompts of what arrives of an error there): harm is a mean square, and prompts differ by
+        more than ten times."""
         pairs = []
         for first in windows(self._num_steps, self.config.num_windows):
             tasks = [self.done[f"{i} carry {granularity} {first}"] for i in range(len(self.config.prompts))]
             ratios = [t["change"] / t["injected"] for t in tasks if t["injected"] > 0]
             if ratios:
                 rms = math.sqrt(fmean(ratio**2 for ratio in ratios))
-                pairs.append([self.done["0 plain"]["sigmas"][first], round(max(rms, 1e-9), 4)])
+                pairs.append([self.done["0 plain"]["sigmas"][first], round(rms, 4)])
         return pairs
 
     def _costs(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mixcache.decision import Choice, Decision, Granularity
 from mixcache.trace import Trace, TraceEntry
 
-AFTER_COMPUTED = "step after a computed one"
+COMPUTED, AFTER_COMPUTED = "computed", "step after a computed one"
 Schedule = Sequence[Choice]
 
 
@@ -57,7 +57,7 @@ def timed_schedule(num_steps: int, granularities: Sequence[Granularity]) -> tupl
 
     The time of the first cached step after a computed one is kept apart.
     """
-    pattern = [(Granularity.COMPUTE, "compute"), (Granularity.STEP, AFTER_COMPUTED), (Granularity.STEP, "step")]
+    pattern = [(Granularity.COMPUTE, COMPUTED), (Granularity.STEP, AFTER_COMPUTED), (Granularity.STEP, "step")]
     pattern += [
         (granularity, granularity.value) for granularity in granularities if granularity is not Granularity.STEP
     ]

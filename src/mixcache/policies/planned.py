@@ -70,7 +70,8 @@ class Planned(Policy):
     }
 
     speedup: float | None = None
-    """Wanted speed-up of the denoising loop, wall-clock, at least 1; text encoder and VAE are left out."""
+    """Wanted speed-up of the denoising loop, wall-clock, 1 or more; text encoder and VAE are left out. The plan nearest
+    to it is taken, a little faster or slower."""
     quality: float | None = None
     """Wanted PSNR in dB against the plain clip, as the profile predicts it; instead of `speedup`."""
     profile: Any = None
