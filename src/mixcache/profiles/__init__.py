@@ -53,9 +53,10 @@ class Profile:
     where the block granularity was not measured."""
     carry: Mapping[str, Sequence[Sequence[float]]]
     """How much of a disturbance arrives: for "step" and "block" pairs of (sigma, change of the final latents over the
-    disturbance that reuse put in there), sigma falling."""
+    disturbance that reuse put in there), sigma falling; rms over the prompts."""
     costs: Mapping[str, float]
-    """Time of a step over that of a plain one: "compute", "step", "cfg", "block", on the machine of the calibration."""
+    """Time of a step over that of a plain one: "compute", "step", "cfg", "block", on the machine of the calibration. What
+    `block` makes a computed step measure more is left out."""
     trust: float
     """How far plans follow an extrapolation, 0 to 1: what gave the best clips in calibration."""
     psnr_at_one: float
