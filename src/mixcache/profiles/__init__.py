@@ -52,11 +52,11 @@ class Profile:
     """Coordinates of the guided span residual over its rms in the same step, T points in a space of their own; empty
     where the block granularity was not measured."""
     carry: Mapping[str, Sequence[Sequence[float]]]
-    """How much of a disturbance arrives: for "step" and "block" pairs of (sigma, change of the final latents over the
-    disturbance that reuse put in there), sigma falling; rms over the prompts."""
+    """How much of a disturbance arrives: for "step" and "block" pairs of (sigma, rms over prompts of the change of the
+    final latents over the disturbance that reuse put in there), sigma falling."""
     costs: Mapping[str, float]
-    """Time of a step over that of a plain one: "compute", "step", "cfg", "block", on the machine of the calibration. What
-    `block` makes a computed step measure more is left out."""
+    """Time of a step over that of a plain one: "compute", "step", "cfg", "block", on the machine of the calibration.
+    What `block` makes a computed step measure more is left out."""
     trust: float
     """How far plans follow an extrapolation, 0 to 1: what gave the best clips in calibration."""
     psnr_at_one: float
