@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from mixcache.host import Clock, Form, Moment, Reader, UnknownCallError, conditional_half
+from mixcache.host import Clock, Form, Moment, Reader, UnknownCallError, conditional_half, named_arguments
 from mixcache.models import ModelRow
 
 ROW = ModelRow(transformer="T", pipelines=("P",), blocks=("blocks",))
@@ -209,3 +210,13 @@ def test_outputs_of_any_type_are_packed_and_come_back() -> None:
             assert torch.equal(form.pack(back), packed)
             if keeps_batch:
                 assert len(packed) == 2
+
+
+def test_arguments_by_name() -> None:
+    def forward(latents: int, text: int, more: int = 0) -> None: ...
+
+    signature = inspect.signature(forward)
+    assert named_arguments(signature, (), {"text": 2, "latents": 1}) == {"text": 2, "latents": 1}
+    assert named_arguments(signature, (1,), {"text": 2}) == {"latents": 1, "text": 2}
+    with pytest.raises(TypeError):
+        named_arguments(signature, (1, 2, 3, 4), {})

@@ -7,9 +7,7 @@ policy may choose `block`, ask the engine.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -21,7 +19,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from mixcache.calls import CallInfo, SpanMode
 from mixcache.decision import Granularity
 from mixcache.engine import Engine, Streams
-from mixcache.host import Form, Reader, UnknownCallError, conditional_half, signature_of
+from mixcache.host import Form, Reader, UnknownCallError, conditional_half, named_arguments, signature_of
 from mixcache.policies import Bounded
 
 logger = logging.getLogger("mixcache")
@@ -111,10 +109,10 @@ class RootHook(OutsideHook):
         """The output of one call of the transformer."""
         if self.owner is not None:
             self.owner.before_call(self.engine)
-        bound = self._signature.bind(*args, **kwargs)
-        returns_dict = bool(bound.arguments.get("return_dict", True))
+        named = named_arguments(self._signature, args, kwargs)
+        returns_dict = bool(named.get("return_dict", True))
         try:
-            info = self._read(bound.arguments, returns_dict)
+            info = self._read(named, returns_dict)
         except UnknownCallError as reason:
             self._notice_in_full(reason)
             self.engine.reset()
@@ -128,7 +126,7 @@ class RootHook(OutsideHook):
             computed.extend((form.pack(output), output))
             return computed[0]
 
-        packed = self.engine.call(info, compute, self._conditional_call(info, bound))
+        packed = self.engine.call(info, compute, self._conditional_call(info, named))
         if computed and packed is computed[0]:
             return computed[1]
         return self._unpacked(packed, info.branch, returns_dict)
@@ -141,20 +139,19 @@ class RootHook(OutsideHook):
             raise UnknownCallError("return_dict=True after return_dict=False")
         return info
 
-    def _conditional_call(self, info: CallInfo, bound: inspect.BoundArguments) -> Callable[[], torch.Tensor] | None:
+    def _conditional_call(self, info: CallInfo, named: dict[str, Any]) -> Callable[[], torch.Tensor] | None:
         """What runs the conditional part of a joined call alone, or None where that cannot be."""
         if not info.parts or not self.engine.keeps(Granularity.CFG):
             return None
-        half = conditional_half(self.reader.row, bound.arguments, batch=info.signature[0][0])
+        half = conditional_half(self.reader.row, named, batch=info.signature[0][0])
         if half is None:
             if not self._has_told_half:
                 self._has_told_half = True
                 logger.warning("an argument of the transformer may be batched or not: cfg steps are computed in full")
             return None
-        arguments = inspect.BoundArguments(self._signature, OrderedDict(half))
 
         def compute_conditional() -> torch.Tensor:
-            output = self.run(*arguments.args, **arguments.kwargs)
+            output = self.run(**half)
             return Form(output, keeps_batch=True).pack(output)
 
         return compute_conditional

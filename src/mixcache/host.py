@@ -7,7 +7,7 @@ would be a guess there is none, and the call is computed in full.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -265,12 +265,15 @@ class Reader:
         text = first_tensor(arguments.get(self.row.text))
         if text is None:
             return 0
-        seen = self._texts.get(branch)
-        if seen is None or not seen.is_same(text):
-            self._num_texts += 1
-            seen = Text(text, _version(text), self._num_texts)
-        self._texts[branch] = Text(text, _version(text), seen.number)
-        return seen.number
+        seen, version = self._texts.get(branch), _version(text)
+        if seen is not None and seen.value is text and seen.version == version:
+            return seen.number
+        if seen is not None and seen.is_same(text):
+            number = seen.number
+        else:
+            number = self._num_texts = self._num_texts + 1
+        self._texts[branch] = Text(text, version, number)
+        return number
 
     def forget(self) -> None:
         """Drops what was seen of the generation that is over."""
@@ -381,6 +384,12 @@ class Form:
             leaf if shape is None else next(remaining) for leaf, shape in zip(self._leaves, self._shapes, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self._spec)
+
+
+def named_arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, as they can be given again; those left out stay out. TypeError for too many."""
+    positional = signature.bind_partial(*args).arguments if args else {}
+    return {**positional, **kwargs}
 
 
 def signature_of(module: torch.nn.Module) -> inspect.Signature:
