@@ -46,6 +46,9 @@ support: .venv/installed-test
 	$(PIP) --editable '.[bench]'
 	touch $@
 
+# one thread is as fast as two on so small a model, and leaves the other core to what else the machine does
+bench bench-quick cliff overhead: export OMP_NUM_THREADS = 1
+
 bench: .venv/installed-bench
 	$(BIN)/mixcache bench --methods all --num-prompts 4 --steps 50 --force --out docs/results/shapes-wan-50
 	$(BIN)/mixcache bench --methods all --num-prompts 4 --steps 20 --force --out docs/results/shapes-wan-20

@@ -34,8 +34,8 @@ def measured(results: Path) -> str:
     first = next(iter(runs.values()))
     lines = [
         f"`make bench`: `{first['model']}`, {len(first['prompts'])} held-out captions,",
-        f"guidance {first['arguments']['guidance_scale']:g}, {first['scheduler']}; {first['machine']['threads']} CPU",
-        f"threads, torch {first['versions']['torch']}, diffusers {first['versions']['diffusers']}. PSNR (dB) against",
+        f"guidance {first['arguments']['guidance_scale']:g}, {first['scheduler']}; CPU threads:",
+        f"{first['machine']['threads']}, torch {first['versions']['torch']}, diffusers {first['versions']['diffusers']}. PSNR (dB) against",
         "the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each method's best",
         "settings.",
     ]

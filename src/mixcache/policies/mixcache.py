@@ -38,7 +38,7 @@ class MixCache(Policy):
     # its own measurement may make the warm-up longer
     default_bounds: ClassVar[dict[str, int]] = {"num_warmup_steps": 2, "num_cooldown_steps": 3}
 
-    delta_1: float = 0.08
+    delta_1: float = 0.1
     """A deviation under it lengthens the interval by one step."""
     delta_2: float = 0.3
     """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
