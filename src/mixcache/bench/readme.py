@@ -35,7 +35,8 @@ def measured(results: Path) -> str:
     lines = [
         f"`make bench`: `{first['model']}`, {len(first['prompts'])} held-out captions,",
         f"guidance {first['arguments']['guidance_scale']:g}, {first['scheduler']}; CPU threads:",
-        f"{first['machine']['threads']}, torch {first['versions']['torch']}, diffusers {first['versions']['diffusers']}. PSNR (dB) against",
+        f"{first['machine']['threads']}, torch {first['versions']['torch']},",
+        f"diffusers {first['versions']['diffusers']}. PSNR (dB) against",
         "the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each method's best",
         "settings.",
     ]
