@@ -132,14 +132,13 @@ def test_no_strength_changes_nothing(pipeline: Any, monkeypatch: pytest.MonkeyPa
 def test_carry_is_the_rms_over_the_prompts(pipeline: Any) -> None:
     calibration = Calibration(pipeline, config_of(PROMPTS[:2]))
     first = windows(NUM_STEPS, 2)[0]
-    plain = {"sigmas": [1 - k / NUM_STEPS for k in range(NUM_STEPS)]}
-    for name in ("carry step", "carry block"):
-        for index, change in ((0, 0.1), (1, 0.3)):
-            for window in windows(NUM_STEPS, 2):
-                calibration.done[f"{index} {name} {window}"] = {"change": change, "injected": 0.1}
-    calibration.done["0 plain"] = plain
+    sigmas = [1 - k / NUM_STEPS for k in range(NUM_STEPS)]
+    calibration.done["0 plain"] = {"sigmas": sigmas}
+    for index, change in ((0, 0.1), (1, 0.3)):
+        for window in windows(NUM_STEPS, 2):
+            calibration.done[f"{index} carry step {window}"] = {"change": change, "injected": 0.1}
     sigma, ratio = calibration._carry(Granularity.STEP)[0]
-    assert (sigma, ratio) == (plain["sigmas"][first], pytest.approx(math.sqrt(5), abs=1e-4))
+    assert (sigma, ratio) == (sigmas[first], pytest.approx(math.sqrt(5), abs=1e-4))
     calibration.done[f"1 carry step {first}"]["injected"] = 0.0
     assert calibration._carry(Granularity.STEP)[0][1] == pytest.approx(1.0)
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from mixcache import generation
 from mixcache.attachment import enable
 from mixcache.bench.full_size.families import build_pipeline, call_arguments
 from mixcache.bench.full_size.models import MODELS, FullSizeModel
+from mixcache.bench.full_size.runs import StepMarks
 from mixcache.bench.meter import WorkMeter
 from mixcache.bench.overhead import summary
 from mixcache.decision import Granularity
@@ -95,17 +94,16 @@ def measure(model: FullSizeModel, num_rounds: int, num_pairs: int) -> dict[str, 
 
 def run(pipeline: Any, arguments: dict[str, Any], num_steps: int) -> list[tuple[float, int]]:
     """Seconds and multiplications of every step."""
-    meter = WorkMeter()
-    times: list[float] = []
+    meter, marks = WorkMeter(), StepMarks(torch.device("cpu"))
 
     def on_step(num_done: int, total: int) -> None:
         meter.mark(num_done, total)
-        times.append(time.perf_counter())
+        marks.mark(num_done, total)
 
     generator = torch.Generator().manual_seed(0)
     with meter.on(pipeline), generation.watched_loop(pipeline, on_step):
         pipeline(generator=generator, num_inference_steps=num_steps, **arguments)
-    return [(after - before, done) for (before, after), done in zip(pairwise(times), meter.steps, strict=True)]
+    return [(spent / 1000, done) for spent, done in zip(marks.step_ms(), meter.steps, strict=True)]
 
 
 if __name__ == "__main__":

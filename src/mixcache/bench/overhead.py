@@ -64,6 +64,7 @@ def share_of_hook(pipeline: Any, policy: str, denoise: Callable[[], float]) -> f
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
+    """What a file of results says of a measurement that was repeated."""
     low, _, high = quantiles(values, n=4) if len(values) > 1 else 3 * list(values)
     return {"median": median(values), "quartiles": [low, high], "all": list(values)}
 

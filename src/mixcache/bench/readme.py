@@ -78,12 +78,14 @@ def failures(run: Mapping[str, Any]) -> list[str]:
 def overhead_line(overhead: dict[str, Any]) -> str:
     """One sentence on what the attachment itself costs."""
     attached, noise = overhead["always_compute over plain"], overhead["plain over plain"]
-    hook = overhead["hook of hindsight"]["median"] - 1
+    (low, high), (least, most) = attached["quartiles"], noise["quartiles"]
+    own = {policy: overhead[f"hook of {policy}"]["median"] - 1 for policy in ("always_compute", "hindsight")}
     return (
-        f"`{overhead['command']}`: attached with `always_compute` the loop takes "
-        f"{attached['median'] - 1:+.1%} (median of "
-        f"{len(attached['all'])} interleaved pairs; the plain pipeline against itself: {noise['median'] - 1:+.1%}). "
-        f"With `hindsight` its own work is {hook:.1%} of the rest of the loop."
+        f"`{overhead['command']}`: what the hook does for itself takes {own['always_compute']:.1%} of the rest of the "
+        f"loop with `always_compute` and {own['hindsight']:.1%} with `hindsight`. The whole loop attached with "
+        f"`always_compute` over the plain one: {attached['median'] - 1:+.1%} (median of {len(attached['all'])} "
+        f"interleaved pairs, quartiles {low - 1:+.1%} and {high - 1:+.1%}); the plain one over itself: "
+        f"{noise['median'] - 1:+.1%} ({least - 1:+.1%} and {most - 1:+.1%})."
     )
 
 
