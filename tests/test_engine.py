@@ -249,6 +249,25 @@ def test_errors_are_of_the_guided_output_for_each_granularity_and_order() -> Non
     )
 
 
+def test_a_policy_that_looks_back_gets_the_deviation_from_its_trials_and_no_distances() -> None:
+    policy = LookingBack(script=(C, C, C), order=1, kept=(S, G))
+    host = Host(policy)
+    for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
+        host.both(step, cond, uncond)
+    host.engine.reset()
+    assert [entry.deviation for entry in host.trace] == [None, pytest.approx(34 / 68), pytest.approx(18 / 120)]
+    assert not any(entry.distances for entry in host.trace)
+
+
+def test_a_policy_that_looks_back_and_may_not_choose_step_keeps_no_outputs() -> None:
+    host = Host(LookingBack(script=(C, C, C), order=1, kept=(G,)))
+    for step in range(3):
+        host.both(step, 10.0 + step, 4.0)
+    assert host.engine.held_bytes == 2 * TENSOR_BYTES  # of the difference
+    host.engine.reset()
+    assert [entry.deviation for entry in host.trace] == [None, None, None]
+
+
 def test_the_error_of_a_span_is_that_of_its_guided_residual() -> None:
     policy = LookingBack(script=(C, C, C), order=1, kept=(B,))
     host = Host(policy)

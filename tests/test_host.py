@@ -203,11 +203,10 @@ def test_outputs_of_any_type_are_packed_and_come_back() -> None:
     video, sound = torch.arange(8.0).reshape(2, 2, 2), torch.arange(2.0).reshape(2, 1)
     for output in ((video, sound), [video, None, [sound]], (video,), video, Transformer2DModelOutput(sample=video)):
         for keeps_batch in (True, False):
-            form = Form(output, keeps_batch=keeps_batch)
-            packed = form.pack(output)
+            form, packed = Form.packed(output, keeps_batch=keeps_batch)
             back = form.unpack(packed)
             assert type(back) is type(output)
-            assert torch.equal(form.pack(back), packed)
+            assert torch.equal(Form.packed(back, keeps_batch=keeps_batch)[1], packed)
             if keeps_batch:
                 assert len(packed) == 2
 

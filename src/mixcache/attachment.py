@@ -102,9 +102,8 @@ class Denoiser:
         root.follow_compilation(transformer)
         if root.compiled is not None and self.engine.keeps(Granularity.BLOCK):
             self._leave_block_out()
-        if not self._has_told_wrapped and "_orig_mod" in getattr(
-            getattr(self._pipeline(), self._attribute, None), "_modules", ()
-        ):
+        present = getattr(self._pipeline(), self._attribute, None)
+        if present is not transformer and hasattr(present, "_orig_mod") and not self._has_told_wrapped:
             self._has_told_wrapped = True
             logger.warning("torch.compile(transformer) came after mixcache.enable and compiles nothing; %s", COMPILE)
         for block, hook in self._hooks():

@@ -110,9 +110,10 @@ class Measurement:
     """Index of the computed step."""
     sigma: float
     deviation: float | None
-    """Relative L1 error that the cache would have made here: mean|predicted - v| / mean|v|; absent without a
-    history."""
+    """Relative error that a `step` of the policy's order would have made here: L1, mean|predicted - v| / mean|v|, or
+    the rms of its trial for policies that look back; absent without a history."""
     distances: Mapping[Granularity, float] = field(default_factory=dict)
-    """Relative L1 change, between the last two computed values, of what each granularity would reuse."""
+    """Relative L1 change, between the last two computed values, of what each granularity would reuse; not for policies
+    that look back."""
     trials: Mapping[Choice, Trial] = field(default_factory=dict)
     """What each granularity and order that the histories allowed would have given; for policies that look back."""

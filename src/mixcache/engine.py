@@ -9,9 +9,9 @@ A step is finished when the next one begins, or at `reset`, since nothing says w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, Span, SpanMode
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step, Trial
 from mixcache.history import History
 from mixcache.policies.base import Policy
-from mixcache.signals import all_finite, inner, relative_l1, to_floats
+from mixcache.signals import inner, relative_l1, to_floats, total
 from mixcache.trace import Call, Trace, TraceEntry
 
 logger = logging.getLogger("mixcache")
@@ -32,7 +32,8 @@ Streams = tuple[torch.Tensor, ...]
 StreamKey = tuple[str, int]
 """Name of a call within its step, and index of a stream."""
 SignalName = Granularity | str | tuple[Granularity, int, str]
-"""What a measured scalar is of: a granularity's distance, a call, or a field of a granularity's trial with an order."""
+"""What a measured scalar is of: a granularity's distance, a call or what else is named, or an inner product of a
+granularity's trial with an order."""
 
 
 @dataclass(slots=True)
@@ -41,18 +42,27 @@ class StepRecord:
 
     info: CallInfo
     decision: Decision
+    guidance: float | None
+    """Scale in force; not read for a policy that does not measure."""
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     """Outputs computed in full, by branch."""
+    difference: torch.Tensor | None = None
+    """Unconditional less conditional output, where both were computed and a history of it is kept."""
     residuals: dict[StreamKey, torch.Tensor] = field(default_factory=dict)
     """Span residuals computed, by call and stream."""
-    finite: dict[str, torch.Tensor] = field(default_factory=dict)
-    """1.0 or 0.0 for every output that the transformer gave, by call, still on the device."""
+    totals: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Sum of every output that the transformer gave, by call, still on the device: to see whether it is finite."""
+
+    @property
+    def latents_residuals(self) -> dict[str, torch.Tensor]:
+        """Span residuals of the latents' stream, by call."""
+        return {call: value for (call, stream), value in self.residuals.items() if stream == 0}
 
     @property
     def num_bytes(self) -> int:
         """Bytes of what is set aside until the step is finished."""
-        return sum(t.numel() * t.element_size() for t in (*self.outputs.values(), *self.residuals.values()))
+        return sum(value.nbytes for value in (*self.outputs.values(), *self.residuals.values()))
 
     def has(self, branches: tuple[str, ...]) -> bool:
         return any(call.branch in branches for call in self.calls)
@@ -64,27 +74,28 @@ def parts_of(output: torch.Tensor, info: CallInfo) -> dict[str, torch.Tensor]:
     return dict(zip(info.branches, parts, strict=True))
 
 
-def _trials_of(
-    granularity: Granularity,
-    num_orders: int,
-    predicted: Callable[[int], torch.Tensor],
-    true: torch.Tensor,
-    scale: torch.Tensor,
+def _guided(outputs: dict[str, torch.Tensor], scale: float | None) -> torch.Tensor:
+    """v = v_u + g (v_c - v_u) where both branches and a scale are known, else the branches side by side."""
+    if scale is None or set(outputs) != {CONDITIONAL, UNCONDITIONAL}:
+        return torch.cat([outputs[branch].float().flatten() for branch in sorted(outputs)])
+    return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
+
+
+def _trial(
+    granularity: Granularity, num_orders: int, predicted: Callable[[int], torch.Tensor], true: torch.Tensor
 ) -> dict[SignalName, torch.Tensor]:
-    """Fields of a `Trial` for each order: `scale` times an inner product of changes of `true` is its share of that of
-    the guided output with itself."""
+    """Inner products of a `Trial` of each order, not yet over that of the guided output with itself."""
     if not num_orders:
         return {}
-    signals: dict[SignalName, torch.Tensor] = {}
     last = predicted(0).float()
     change = true.float() - last
-    missed = scale * inner(change, change)
-    for order in range(num_orders):
+    missed = inner(change, change)
+    signals: dict[SignalName, torch.Tensor] = {(granularity, 0, "missed"): missed}
+    for order in range(1, num_orders):
+        step = predicted(order).float() - last
         signals[granularity, order, "missed"] = missed
-        if order:
-            step = predicted(order).float() - last
-            signals[granularity, order, "overlap"] = scale * inner(change, step)
-            signals[granularity, order, "reach"] = scale * inner(step, step)
+        signals[granularity, order, "overlap"] = inner(change, step)
+        signals[granularity, order, "reach"] = inner(step, step)
     return signals
 
 
@@ -115,7 +126,7 @@ class Engine:
             Granularity.BLOCK: 1 - span.num_skipped / max(1, span.num_blocks),
         }
         self._kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
-        self._keeps_outputs = Granularity.STEP in self._kept or policy.measures
+        self._keeps_outputs = Granularity.STEP in self._kept or (policy.measures and not policy.looks_back)
         self._outputs: dict[str, History] = {}
         self._residuals: dict[StreamKey, History] = {}
         self._signatures: dict[str, tuple[Any, ...]] = {}
@@ -177,7 +188,9 @@ class Engine:
     def _answer(self, record: StepRecord, info: CallInfo, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The predicted output of a call that is not computed."""
         record.calls += [Call(branch=branch, computed=False, num_blocks=0) for branch in info.branches]
-        return torch.cat([outputs[branch] for branch in info.branches]) if info.parts else outputs[info.branch]
+        if info.parts:
+            return torch.cat([outputs[branch] for branch in info.branches])
+        return outputs[info.branch].clone()  # a reused one is the history's own, and the pipeline may write to it
 
     def _from_conditional(self, record: StepRecord) -> torch.Tensor:
         """The unconditional output of a `cfg` step."""
@@ -202,13 +215,13 @@ class Engine:
         finally:
             self.span_mode, self._span_input = SpanMode.RUN, ()
         record.calls += [Call(branch=branch, computed=True, num_blocks=num_blocks) for branch in info.branches]
-        record.finite[info.branch] = all_finite(output)
+        record.totals[info.branch] = total(output)
         if is_full and (self._keeps_outputs or Granularity.CFG in self._kept):
             record.outputs |= parts_of(output.detach().clone(), info)
         return output
 
     def _predict(self, branch: str, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
-        """The output that a branch's history predicts.
+        """The output that a branch's history predicts, not to be written to.
 
         After a `cfg` step cond is younger than uncond. Guidance would multiply the mismatch of the two, so uncond is
         then predicted as cond plus the predicted difference, as it was in the `cfg` step.
@@ -260,6 +273,7 @@ class Engine:
 
     def _begin(self, info: CallInfo) -> StepRecord:
         ages, lengths = self._usable(info.step)
+        guidance = self._guidance() if self.policy.measures else None
         step = Step(
             index=info.step,
             num_steps=info.num_steps,
@@ -268,7 +282,7 @@ class Engine:
             ages=ages,
             history_lengths=lengths,
             sigmas=info.sigmas,
-            guidance=self._guidance() if self.policy.looks_back else None,
+            guidance=guidance,
             costs=self._costs,
         )
         self._seen_state = self._state
@@ -280,7 +294,7 @@ class Engine:
             decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
         if decision.granularity is Granularity.COMPUTE and info.is_last:
             self._residuals.clear()  # token-sized, and of no more use; some pipelines never reset
-        self._record = StepRecord(info=info, decision=decision)
+        self._record = StepRecord(info=info, decision=decision, guidance=guidance)
         return self._record
 
     def _usable(self, step: int) -> tuple[dict[Granularity, int], dict[Granularity, int]]:
@@ -302,17 +316,19 @@ class Engine:
         record, self._record = self._record, None
         if record is None:
             return
-        is_full = record.decision.granularity is Granularity.COMPUTE
-        names: list[SignalName] = list(record.finite)
-        scalars = list(record.finite.values())
-        if is_full and self.policy.measures:
-            signals = self._signals(record)
+        if Granularity.CFG in self._kept and {CONDITIONAL, UNCONDITIONAL} <= set(record.outputs):
+            record.difference = record.outputs[UNCONDITIONAL] - record.outputs[CONDITIONAL]
+        is_measured = self.policy.measures and record.decision.granularity is Granularity.COMPUTE
+        names: list[SignalName] = list(record.totals)
+        scalars = list(record.totals.values())
+        if is_measured:
+            signals = self._trials(record) if self.policy.looks_back else self._distances(record)
             names += signals
             scalars += signals.values()
         values = dict(zip(names, to_floats(scalars), strict=True))
-        num_non_finite = sum(values[branch] != 1.0 for branch in record.finite)
+        num_non_finite = sum(not math.isfinite(values[call]) for call in record.totals)
         measurement = None
-        if is_full and self.policy.measures:
+        if is_measured:
             measurement = self._measurement(record, {} if num_non_finite else values)
             self.policy.observe(measurement, self._state)
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + record.num_bytes)
@@ -329,89 +345,84 @@ class Engine:
             self._told_non_finite = self._generation
             logger.warning("the model's output has a NaN or an infinity at step %d; it is not cached", record.info.step)
 
-    def _signals(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
-        """Device scalars: the deviation of the cache from this computed step, the distance of each granularity, and the
-        trials for a policy that looks back."""
+    def _distances(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
+        """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
         signals: dict[SignalName, torch.Tensor] = {}
         outputs, sigma = record.outputs, record.info.sigma
-        guided = self._guided(outputs) if outputs else None
-
-        @cache
-        def predicted(order: int) -> torch.Tensor:
-            return self._guided({branch: self._predict(branch, sigma, order) for branch in outputs})
-
-        if guided is not None and all(len(self._outputs.get(branch, ())) for branch in outputs):
-            signals[Granularity.STEP] = relative_l1(predicted(0), guided)
-            if self.policy.max_order:
-                signals["deviation"] = relative_l1(predicted(self.policy.max_order), guided)
-        difference = self._computed_difference(outputs)
-        if Granularity.CFG in self._kept and difference is not None and self._difference.last is not None:
-            signals[Granularity.CFG] = relative_l1(self._difference.last, difference)
+        if outputs and all(len(self._outputs.get(branch, ())) for branch in outputs):
+            guided = _guided(outputs, record.guidance)
+            orders: dict[SignalName, int] = {Granularity.STEP: 0, "deviation": self.policy.max_order}
+            if not self.policy.max_order:
+                del orders["deviation"]  # which is the distance then
+            for name, order in orders.items():
+                predicted = {branch: self._predict(branch, sigma, order) for branch in outputs}
+                signals[name] = relative_l1(_guided(predicted, record.guidance), guided)
+        if record.difference is not None and self._difference.last is not None:
+            signals[Granularity.CFG] = relative_l1(self._difference.last, record.difference)
         residuals = [
             (self._residuals[key].last, r) for key, r in record.residuals.items() if len(self._residuals.get(key, ()))
         ]
         if residuals and len(residuals) == len(record.residuals):
             signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
-        return signals | (self._trials(record, guided, predicted) if self.policy.looks_back else {})
+        return signals
 
-    def _trials(
-        self, record: StepRecord, guided: torch.Tensor | None, predicted: Callable[[int], torch.Tensor]
-    ) -> dict[SignalName, torch.Tensor]:
-        """Device scalars: what each granularity and order that the histories allow would have given here; `predicted`
-        gives the guided output that a `step` of an order would have given.
+    def _trials(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
+        """Device scalars: what each granularity and order that the histories allow would have given here.
 
         For `block` it is the guided residual that is held against what was predicted of it: what is behind the span is
         not run again.
         """
         signals: dict[SignalName, torch.Tensor] = {}
-        outputs, sigma = record.outputs, record.info.sigma
-        if guided is not None:
-            scale = 1 / inner(guided, guided).clamp_min(1e-24)
+        outputs, sigma, guidance = record.outputs, record.info.sigma, record.guidance
+        if outputs:
+            guided = _guided(outputs, guidance)
+            signals["guided"] = inner(guided, guided)
             if Granularity.STEP in self._kept:
                 num_orders = min(len(self._outputs.get(branch, ())) for branch in outputs)
-                signals |= _trials_of(Granularity.STEP, num_orders, predicted, guided, scale)
-            guidance, difference = self._guidance(), self._computed_difference(outputs)
-            if difference is not None and guidance is not None and Granularity.CFG in self._kept:
-                history, weight = self._difference, (guidance - 1) ** 2
-                signals |= _trials_of(
-                    Granularity.CFG,
-                    len(history),
-                    lambda order: history.predict(sigma, order),
-                    difference,
-                    weight * scale,
-                )
+
+                def predicted_step(order: int) -> torch.Tensor:
+                    return _guided({branch: self._predict(branch, sigma, order) for branch in outputs}, guidance)
+
+                signals |= _trial(Granularity.STEP, num_orders, predicted_step, guided)
+            if record.difference is not None and guidance is not None:
+                history = self._difference
+
+                def predicted_difference(order: int) -> torch.Tensor:
+                    return history.predict(sigma, order)
+
+                signals |= _trial(Granularity.CFG, len(history), predicted_difference, record.difference)
         if record.residuals and all(len(self._residuals.get(key, ())) for key in record.residuals):
             num_orders = min(len(self._residuals[key]) for key in record.residuals)
-            residual = self._guided_residual(record.residuals)
+            residual = _guided(record.latents_residuals, guidance)
 
             def predicted_residual(order: int) -> torch.Tensor:
-                return self._guided_residual(
-                    {key: self._residuals[key].predict(sigma, order) for key in record.residuals}
-                )
+                calls = record.latents_residuals
+                return _guided({call: self._residuals[call, 0].predict(sigma, order) for call in calls}, guidance)
 
-            scale = 1 / inner(residual, residual).clamp_min(1e-24)
-            signals |= _trials_of(Granularity.BLOCK, num_orders, predicted_residual, residual, scale)
+            signals["residual"] = inner(residual, residual)
+            signals |= _trial(Granularity.BLOCK, num_orders, predicted_residual, residual)
         return signals
 
-    def _guided_residual(self, residuals: dict[StreamKey, torch.Tensor]) -> torch.Tensor:
-        """Residuals of the latents' stream with guidance applied, as far as the branches are apart."""
-        of_calls = {call: value for (call, stream), value in residuals.items() if stream == 0}
-        return self._guided(of_calls)
-
     def _measurement(self, record: StepRecord, values: dict[SignalName, float]) -> Measurement:
-        deviation = values.get("deviation", values.get(Granularity.STEP))
-        distances = {g: values[g] for g in Granularity if g in values and g in self._kept}
-        trials: dict[Choice, dict[str, float]] = {}
+        products: dict[Choice, dict[str, float]] = {}
+        of_difference = (record.guidance - 1) ** 2 if record.guidance is not None else 1.0
         for name, value in values.items():
             if isinstance(name, tuple):
                 granularity, order, product = name
-                trials.setdefault((granularity, order), {})[product] = value
+                whole = values["residual" if granularity is Granularity.BLOCK else "guided"]
+                weight = of_difference if granularity is Granularity.CFG else 1.0
+                products.setdefault((granularity, order), {})[product] = value * weight / max(whole, 1e-24)
+        trials = {choice: Trial(**of_choice) for choice, of_choice in products.items()}
+        deviation = values.get("deviation", values.get(Granularity.STEP))
+        of_step = [trial for (granularity, _), trial in trials.items() if granularity is Granularity.STEP]
+        if of_step:
+            deviation = of_step[-1].error()
         return Measurement(
             step=record.info.step,
             sigma=record.info.sigma,
             deviation=deviation,
-            distances=distances,
-            trials={name: Trial(**products) for name, products in trials.items()},
+            distances={g: values[g] for g in Granularity if g in values and g in self._kept},
+            trials=trials,
         )
 
     def _refresh(self, record: StepRecord) -> None:
@@ -428,22 +439,8 @@ class Engine:
                 self._outputs.setdefault(branch, History(self._length)).push(step, sigma, output)
         for key, residual in record.residuals.items():
             self._residuals.setdefault(key, History(self._length)).push(step, sigma, residual)
-        difference = self._computed_difference(record.outputs) if Granularity.CFG in self._kept else None
-        if difference is not None:
-            self._difference.push(step, sigma, difference)
-
-    def _guided(self, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """v = v_u + g (v_c - v_u) where both branches and a scale are known, else the branches side by side."""
-        scale = self._guidance()
-        if scale is None or set(outputs) != {CONDITIONAL, UNCONDITIONAL}:
-            return torch.cat([outputs[branch].float().flatten() for branch in sorted(outputs)])
-        return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
-
-    @staticmethod
-    def _computed_difference(outputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        if CONDITIONAL in outputs and UNCONDITIONAL in outputs:
-            return outputs[UNCONDITIONAL] - outputs[CONDITIONAL]
-        return None
+        if record.difference is not None:
+            self._difference.push(step, sigma, record.difference)
 
     def _append(self, record: StepRecord, measurement: Measurement | None, num_non_finite: int) -> None:
         self.trace.append(

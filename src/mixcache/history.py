@@ -42,6 +42,8 @@ class History:
 
     def __init__(self, length: int) -> None:
         self._values: deque[Computed] = deque(maxlen=length)
+        self.num_bytes = 0
+        """Of all values."""
 
     def __len__(self) -> int:
         return len(self._values)
@@ -49,10 +51,6 @@ class History:
     @property
     def last(self) -> torch.Tensor | None:
         return self._values[-1].value if self._values else None
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(entry.value.numel() * entry.value.element_size() for entry in self._values)
 
     def age(self, step: int) -> int:
         """Steps since the last computed value; ValueError without one."""
@@ -66,13 +64,16 @@ class History:
 
     def push(self, step: int, sigma: float, value: torch.Tensor) -> None:
         self._values.append(Computed(step, sigma, value))
+        self.num_bytes = sum(entry.value.nbytes for entry in self._values)
 
     def clear(self) -> None:
         self._values.clear()
+        self.num_bytes = 0
 
     def predict(self, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
-        """The value at `sigma`, a new tensor with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate
-        in sigma.
+        """The value at `sigma`, with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate in sigma.
+
+        Not to be written to: what is repeated is the last value itself.
 
         An extrapolation is followed for the share `trust` of the way from the last value. An order that the history is
         too short for, or two values at one sigma, lowers the order. ValueError on an empty history.
@@ -82,7 +83,7 @@ class History:
         entries = list(self._values)[-(order + 1) :]
         sigmas = [entry.sigma for entry in entries]
         if len(entries) == 1 or len(set(sigmas)) < len(sigmas):
-            return entries[-1].value.clone()
+            return entries[-1].value
         weights = lagrange_weights(sigmas, sigma, trust)
         total = entries[0].value.float() * weights[0]
         for entry, weight in zip(entries[1:], weights[1:], strict=True):

@@ -122,9 +122,10 @@ class RootHook(OutsideHook):
 
         def compute() -> torch.Tensor:
             output = self.run(*args, **kwargs)
-            form = self._forms[info.branch, returns_dict] = Form(output, keeps_batch=bool(info.parts))
-            computed.extend((form.pack(output), output))
-            return computed[0]
+            form, packed = Form.packed(output, keeps_batch=bool(info.parts))
+            self._forms[info.branch, returns_dict] = form
+            computed.extend((packed, output))
+            return packed
 
         packed = self.engine.call(info, compute, self._conditional_call(info, named))
         if computed and packed is computed[0]:
@@ -151,8 +152,7 @@ class RootHook(OutsideHook):
             return None
 
         def compute_conditional() -> torch.Tensor:
-            output = self.run(**half)
-            return Form(output, keeps_batch=True).pack(output)
+            return Form.packed(self.run(**half), keeps_batch=True)[1]
 
         return compute_conditional
 

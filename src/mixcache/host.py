@@ -177,7 +177,11 @@ class Text:
     def is_same(self, text: torch.Tensor) -> bool:
         """By memory where that is the same and was not written to; else by value, with a device sync."""
         seen = self.value
-        if text.shape != seen.shape or text.device != seen.device or _version(seen) != self.version:
+        if _version(seen) != self.version:
+            return False
+        if text is seen:
+            return True
+        if text.shape != seen.shape or text.device != seen.device:
             return False
         is_same_memory = text.data_ptr() == seen.data_ptr() and text.stride() == seen.stride()
         return is_same_memory or torch.equal(text, seen)
@@ -265,15 +269,12 @@ class Reader:
         text = first_tensor(arguments.get(self.row.text))
         if text is None:
             return 0
-        seen, version = self._texts.get(branch), _version(text)
-        if seen is not None and seen.value is text and seen.version == version:
-            return seen.number
-        if seen is not None and seen.is_same(text):
-            number = seen.number
-        else:
-            number = self._num_texts = self._num_texts + 1
-        self._texts[branch] = Text(text, version, number)
-        return number
+        seen = self._texts.get(branch)
+        if seen is None or not seen.is_same(text):
+            self._num_texts += 1
+            seen = Text(text, _version(text), self._num_texts)
+        self._texts[branch] = Text(text, _version(text), seen.number)
+        return seen.number
 
     def forget(self) -> None:
         """Drops what was seen of the generation that is over."""
@@ -351,23 +352,26 @@ def first_tensor(value: Any) -> torch.Tensor | None:
 class Form:
     """The type of a denoiser's output around its tensors, so that a predicted output is what a computed one would be.
 
-    `pack` makes one tensor of all that are in it, which the engine can add and compare; `unpack` undoes it.
+    `packed` is one tensor of all that are in the output, which the engine can add and compare; `unpack` undoes it.
     """
 
-    def __init__(self, output: Any, *, keeps_batch: bool) -> None:
-        leaves, self._spec = pytree.tree_flatten(output)
+    def __init__(self, leaves: list[Any], spec: pytree.TreeSpec, *, keeps_batch: bool) -> None:
+        self._spec, self._keeps_batch = spec, keeps_batch
         self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         self._shapes = [leaf.shape if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
         self._dtypes = [leaf.dtype for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        self._keeps_batch = keeps_batch
 
-    def pack(self, output: Any) -> torch.Tensor:
-        tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    @classmethod
+    def packed(cls, output: Any, *, keeps_batch: bool) -> tuple[Form, torch.Tensor]:
+        """The form of an output, and its tensors as one."""
+        leaves, spec = pytree.tree_flatten(output)
+        form = cls(leaves, spec, keeps_batch=keeps_batch)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if len(tensors) == 1:
-            return tensors[0]
-        if self._keeps_batch:
-            return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
-        return torch.cat([tensor.flatten() for tensor in tensors])
+            return form, tensors[0]
+        if keeps_batch:
+            return form, torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+        return form, torch.cat([tensor.flatten() for tensor in tensors])
 
     def unpack(self, packed: torch.Tensor) -> Any:
         shapes = [shape for shape in self._shapes if shape is not None]

@@ -16,9 +16,9 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.dot(a.float().flatten(), b.float().flatten())
 
 
-def all_finite(value: torch.Tensor) -> torch.Tensor:
-    """1.0 if no element is NaN or infinite, else 0.0, as a float32 scalar on the device."""
-    return torch.isfinite(value).all().float()
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Sum of all elements as a float32 scalar on the device: NaN or infinite where one of them is."""
+    return value.sum(dtype=torch.float32)
 
 
 def to_floats(scalars: list[torch.Tensor]) -> list[float]:

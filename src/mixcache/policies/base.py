@@ -41,7 +41,8 @@ class Policy:
 
     @property
     def looks_back(self) -> bool:
-        """True if the policy wants `Measurement.trials`: every granularity and order tried at each computed step."""
+        """True if a policy that measures wants `Measurement.trials`, every granularity and order tried at each computed
+        step, in place of the distances."""
         return False
 
     def init(self) -> Any:
