@@ -5,7 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all check lint format support bench bench-quick cliff gate gate-anew study overhead joined clean
+RUNS := shapes-wan-50 shapes-wan-20
+
+.PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-quick asked cliff gate gate-anew study overhead guard joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -46,12 +48,16 @@ support: .venv/installed-test
 	$(PIP) --editable '.[bench]'
 	touch $@
 
-# one thread is as fast as two on so small a model, and leaves the other core to what else the machine does
-bench bench-quick cliff overhead: export OMP_NUM_THREADS = 1
+# one thread is as fast as two on so small a model, and two runs of one thread each did not slow each other down
+bench $(RUNS:%=bench-%) bench-quick asked cliff overhead guard: export OMP_NUM_THREADS = 1
 
 bench: .venv/installed-bench
-	$(BIN)/mixcache bench --methods all --num-prompts 4 --steps 50 --force --out docs/results/shapes-wan-50
-	$(BIN)/mixcache bench --methods all --num-prompts 4 --steps 20 --force --out docs/results/shapes-wan-20
+	$(MAKE) --jobs 2 $(RUNS:%=bench-%)
+
+# bench-MODEL-STEPS
+$(RUNS:%=bench-%): bench-%: .venv/installed-bench
+	$(BIN)/mixcache bench --model $(word 1,$(subst -, ,$*))-$(word 2,$(subst -, ,$*)) --steps $(lastword $(subst -, ,$*)) \
+		--methods all --num-prompts 4 --force --out docs/results/$*
 
 bench-quick: .venv/installed-bench
 	$(BIN)/mixcache bench --methods quick --num-prompts 16 --force --out docs/results/quick
@@ -63,6 +69,10 @@ CLIFF := $(subst $(space),$(comma),$(ERRORS:%=hindsight:error=%))
 
 cliff: .venv/installed-bench
 	$(BIN)/mixcache bench --methods $(CLIFF) --num-prompts 16 --force --out docs/results/cliff
+
+asked: .venv/installed-bench
+	$(BIN)/mixcache bench --methods planned --num-prompts 16 --steps 50 --force --out docs/results/asked-50
+	$(BIN)/mixcache bench --methods planned --num-prompts 16 --steps 20 --force --out docs/results/asked-20
 
 GATE := $(BIN)/mixcache bench --methods quick --steps 20 --num-prompts 1 --force --out build/gate
 
@@ -80,6 +90,9 @@ study: .venv/installed
 
 overhead: .venv/installed
 	$(BIN)/python -m mixcache.bench.overhead --out docs/results
+
+guard: .venv/installed
+	$(BIN)/python -m mixcache.bench.guard --out docs/results
 
 joined: .venv/installed
 	$(BIN)/python -m mixcache.bench.joined --out docs/results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ class Work:
     num_blocks: int = 0
 
 
+PATCHES = re.compile("patch_embedding|x_embedder")
+ATTENTION = re.compile(r"((single_)?transformer_)?blocks\.\d+\.attn1?")
+
+
 @contextmanager
 def counted_work(transformer: Any) -> Iterator[Work]:
     """Counts forwards of the patch embedding (one a call) and of the self-attentions (one a block)."""
@@ -108,8 +113,9 @@ def counted_work(transformer: Any) -> Iterator[Work]:
     def count_block(*_: Any) -> None:
         work.num_blocks += 1
 
-    handles = [transformer.patch_embedding.register_forward_hook(count_call)]
-    handles += [block.attn1.register_forward_hook(count_block) for block in transformer.blocks]
+    counts = [(PATCHES, count_call), (ATTENTION, count_block)]
+    modules = list(transformer.named_modules())
+    handles = [m.register_forward_hook(count) for kind, count in counts for name, m in modules if kind.fullmatch(name)]
     try:
         yield work
     finally:

@@ -73,8 +73,8 @@ class Host:
     """
 
     def __init__(self, policy: Policy, guidance: float | None = 5.0) -> None:
-        self.trace = Trace(num_blocks=4)
-        self.engine = Engine(policy, Span(1, 3, 4), lambda: guidance, self.trace)
+        self.trace, self.guidance = Trace(num_blocks=4), guidance
+        self.engine = Engine(policy, Span(1, 3, 4), lambda: self.guidance, self.trace)
         self.num_computed = 0
         self.num_spans = 0
 
@@ -246,6 +246,44 @@ def test_errors_are_of_the_guided_output_for_each_granularity_and_order() -> Non
     assert second == pytest.approx({(S, 0): 34 / 68, (G, 0): 4 * 6 / 68})
     assert third == pytest.approx(
         {(S, 0): 52 / 120, (S, 1): 18 / 120, (G, 0): 4 * 8 / 120, (G, 1): 4 * 2 / 120}, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("looking_back", [True, False])
+def test_a_step_is_measured_with_the_scale_that_is_set_after_its_calls(looking_back: bool) -> None:
+    """As pipelines do whose guidance changes from step to step."""
+    policy = (LookingBack if looking_back else Scripted)(script=(C, C), kept=(S, G))
+    host = Host(policy)
+    for step, scale in enumerate((2.0, 3.0)):
+        host.both(step, 10.0 * (step + 1), 4.0)
+        host.guidance = scale
+    host.engine.reset()
+    # at scale 3: 4 + 3 * 6 = 22, then 4 + 3 * 16 = 52
+    assert host.trace[1].deviation == pytest.approx(30 / 52)
+    if looking_back:
+        assert policy.seen.measurements[1].trials[G, 0].error() == pytest.approx(2 * 10 / 52)
+
+
+def test_without_a_scale_there_are_no_trials_of_cfg() -> None:
+    policy = LookingBack(script=(C, C), kept=(S, G))
+    host = Host(policy, guidance=None)
+    for step in range(2):
+        host.both(step, 10.0 + step, 4.0)
+    host.engine.reset()
+    assert set(policy.seen.measurements[1].trials) == {(S, 0)}
+
+
+def test_trials_of_all_granularities_at_once() -> None:
+    """Outputs 60 and 30, then 90 and 30; residuals 4 and 1, then 10 and 1: guided by 5 the latter are 16, then 46."""
+    policy = LookingBack(script=(C, C), kept=(S, G, B))
+    host = Host(policy)
+    for step, (x, residual) in enumerate([(8.0, 4.0), (10.0, 10.0)]):
+        host.spanned(step, "cond", x, residual)
+        host.spanned(step, "uncond", 4.5, 1.0)
+    host.engine.reset()
+    guided = 30 + 5 * 60
+    assert errors_of(policy.seen.measurements[1]) == pytest.approx(
+        {(S, 0): 5 * 30 / guided, (G, 0): 4 * 30 / guided, (B, 0): 30 / 46}
     )
 
 
@@ -462,8 +500,16 @@ def test_at_most_one_transfer_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         host.both(step, 10 + step, 4)
         assert len(sizes) - before == (step > 0)
     host.engine.reset()
-    # finite x 2; then also step, deviation, cfg, block; nothing; cond finite; finite x 2; all again
+    # totals x 2; then also step, deviation, cfg, block; nothing; total of cond; totals x 2; all again
     assert sizes == [2, 6, 0, 1, 2, 6]
+    sizes.clear()
+    host = Host(LookingBack(script=(C, C, S, C), order=1))
+    for step in range(4):
+        host.both(step, 10 + step, 4)
+    host.engine.reset()
+    # totals x 2 and the guided output; also the guided residual, and what reuse would have missed by each granularity;
+    # nothing; then also what order 1 would have missed, its overlap and its reach
+    assert sizes == [3, 7, 0, 16]
 
 
 # ------------------------------------------------------------------------------------------------ new trajectories
@@ -618,7 +664,7 @@ def test_held_bytes() -> None:
     # outputs and residuals of two branches and one difference: 5 tensors; two of each; no more with order 1
     assert [entry.held_bytes for entry in host.trace] == [n * TENSOR_BYTES for n in (5, 10, 10, 10, 10)]
     # at its peak a computed step has two outputs and two residuals set aside
-    assert (host.engine.held_bytes, host.engine.peak_bytes) == (0, (10 + 4) * TENSOR_BYTES)
+    assert (host.engine.held_bytes, host.engine.peak_bytes) == (0, (10 + 5) * TENSOR_BYTES)
 
 
 def test_reset_twice_traces_once() -> None:

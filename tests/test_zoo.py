@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from mixcache import zoo
+from mixcache.profiles import profile_for
 from mixcache.zoo import world
 from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
 
@@ -69,41 +68,55 @@ def test_every_caption_is_made_of_known_words() -> None:
     assert tokenizer("a heptagon")["input_ids"][1] == tokenizer.unk_token_id
 
 
-def test_the_built_in_model_is_an_ordinary_pipeline_folder() -> None:
-    from diffusers import WanPipeline
+PARTS = {
+    "shapes-wan": {
+        "pipeline": "WanPipeline",
+        "scheduler": "UniPCMultistepScheduler",
+        "vae": "AutoencoderKLWan",
+        "text_encoder": "UMT5EncoderModel",
+        "transformer": "WanTransformer3DModel",
+    },
+}
 
-    folder = zoo.folder("shapes-wan")
-    pipeline = WanPipeline.from_pretrained(folder, local_files_only=True)
-    assert [type(part).__name__ for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder)] == [
-        "WanTransformer3DModel",
-        "AutoencoderKLWan",
-        "UMT5EncoderModel",
-    ]
-    assert len(pipeline.transformer.blocks) == 12
+
+@pytest.mark.parametrize("model", zoo.BUILT_IN)
+def test_a_built_in_model_is_an_ordinary_pipeline_folder(model: str) -> None:
+    """The stock class alone loads it."""
+    import diffusers
+
+    parts = dict(PARTS[model])
+    folder = zoo.folder(model)
+    pipeline = getattr(diffusers, parts.pop("pipeline")).from_pretrained(folder, local_files_only=True)
+    assert {name: type(getattr(pipeline, name)).__name__ for name in parts} == parts
+    assert type(zoo.load(model)) is type(pipeline)
+    assert (folder / "README.md").is_file()
+    assert profile_for(pipeline.transformer) is not None
     assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 16 * 2**20
-    index = json.loads((folder / "model_index.json").read_text())
-    assert index["scheduler"] == ["diffusers", "UniPCMultistepScheduler"]
-    with pytest.raises(ValueError, match="unknown built-in model 'shapes-won'"):
-        zoo.load("shapes-won")
 
 
-def test_the_autoencoder_brings_held_out_clips_back() -> None:
-    pipeline = zoo.load()
+def test_an_unknown_model_is_refused() -> None:
+    for ask in (zoo.load, zoo.folder, zoo.call_defaults):
+        with pytest.raises(ValueError, match="unknown built-in model 'shapes-won'"):
+            ask("shapes-won")
+
+
+@pytest.mark.parametrize("model", zoo.BUILT_IN)
+def test_the_autoencoder_brings_held_out_clips_back(model: str) -> None:
+    vae = zoo.load(model).vae
     clips = world.draw_batch(world.sample_scenes(24, 79, held_out=True))
     with torch.no_grad():
-        decoded = torch.cat(
-            [pipeline.vae.decode(pipeline.vae.encode(c).latent_dist.mode()).sample for c in clips.split(6)]
-        )
+        decoded = torch.cat([vae.decode(vae.encode(c).latent_dist.mode()).sample for c in clips.split(4)])
     mse = (((decoded - clips) / 2) ** 2).mean(dim=(1, 2, 3, 4))
     assert (-10 * mse.log10()).mean() >= 27.0
 
 
-def test_the_built_in_model_shows_what_the_caption_says() -> None:
-    """A few held-out captions in few steps; the model card has the figures for 64 captions in 50 steps."""
+@pytest.mark.parametrize("model", zoo.BUILT_IN)
+def test_a_built_in_model_shows_what_the_caption_says(model: str) -> None:
+    """A few held-out captions in few steps; the model cards have the figures for 64 captions in 50 steps."""
     from mixcache.generation import generate
     from mixcache.metrics import adherence
 
-    pipeline, arguments = zoo.load(), zoo.call_defaults() | {"num_inference_steps": 20}
+    pipeline, arguments = zoo.load(model), zoo.call_defaults(model) | {"num_inference_steps": 20}
     captions = world.held_out_captions(6, seed=2)
     readings = [
         adherence(generate(pipeline, caption, seed=70 + index, **arguments).clip, caption)

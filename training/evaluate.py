@@ -19,16 +19,14 @@ from diffusers import DiffusionPipeline
 
 from mixcache.generation import generate
 from mixcache.metrics import adherence, video_psnr
-from mixcache.zoo import call_defaults, world
-
-from students import CALLS, STUDENTS
+from mixcache.zoo import CALLS, call_defaults, world
 
 SEED = 500_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("shapes-wan", *STUDENTS), default="shapes-wan")
+    parser.add_argument("--model", choices=CALLS, default="shapes-wan")
     parser.add_argument("--folder", type=Path, help="of the pipeline; src/mixcache/zoo/ and the name unless told")
     parser.add_argument("--out", type=Path, default=Path("training/runs/evaluation.json"))
     parser.add_argument("--num-captions", type=int, default=64)
@@ -36,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path("src/mixcache/zoo") / args.model
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    arguments = call_defaults() | CALLS.get(args.model, {})
+    arguments = call_defaults(args.model)
     captions = world.held_out_captions(args.num_captions, seed=2)
     readings, seconds, halves = [], [], []
     for index, caption in enumerate(captions):

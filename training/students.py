@@ -38,13 +38,6 @@ COGVIDEOX_SCHEDULER = dict(
 HUNYUAN_SCHEDULER = dict(shift=7.0)
 """Of the FlowMatchEulerDiscreteScheduler that `shapes-hunyuan` ships, as HunyuanVideo does."""
 
-CALLS: dict[str, dict[str, Any]] = {
-    "shapes-hunyuan": {"guidance_scale": 6.0, "prompt_template": {"template": "{}", "crop_start": 0}},
-    "shapes-cogvideox": {"guidance_scale": 5.0},
-}
-"""Arguments of the pipeline's call that differ from those of `shapes-wan`. The template stands in for HunyuanVideo's
-own, whose words these text encoders do not know."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Student:
@@ -72,15 +65,15 @@ STUDENTS = {
             in_channels=CHANNELS,
             out_channels=CHANNELS,
             num_attention_heads=4,
-            attention_head_dim=28,
+            attention_head_dim=40,
             num_layers=2,
-            num_single_layers=6,
+            num_single_layers=4,
             num_refiner_layers=1,
             mlp_ratio=3.0,
             patch_size=2,
             text_embed_dim=TEXT_WIDTH,
             pooled_projection_dim=POOLED_WIDTH,
-            rope_axes_dim=(8, 10, 10),
+            rope_axes_dim=(8, 16, 16),
         ),
     ),
     "shapes-cogvideox": Student(

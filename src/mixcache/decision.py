@@ -111,7 +111,8 @@ class Measurement:
     sigma: float
     deviation: float | None
     """Relative error that a `step` of the policy's order would have made here: L1, mean|predicted - v| / mean|v|, or
-    the rms of its trial for policies that look back; absent without a history."""
+    the rms of its trial for policies that look back. Absent without a history, and where those may not choose
+    `step`."""
     distances: Mapping[Granularity, float] = field(default_factory=dict)
     """Relative L1 change, between the last two computed values, of what each granularity would reuse; not for policies
     that look back."""

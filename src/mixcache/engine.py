@@ -42,13 +42,13 @@ class StepRecord:
 
     info: CallInfo
     decision: Decision
-    guidance: float | None
-    """Scale in force; not read for a policy that does not measure."""
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     """Outputs computed in full, by branch."""
     difference: torch.Tensor | None = None
     """Unconditional less conditional output, where both were computed and a history of it is kept."""
+    guidance: float | None = None
+    """Scale that the pipeline guided with, for a step that is measured: some set it between the calls and their use."""
     residuals: dict[StreamKey, torch.Tensor] = field(default_factory=dict)
     """Span residuals computed, by call and stream."""
     totals: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -62,7 +62,8 @@ class StepRecord:
     @property
     def num_bytes(self) -> int:
         """Bytes of what is set aside until the step is finished."""
-        return sum(value.nbytes for value in (*self.outputs.values(), *self.residuals.values()))
+        values = [*self.outputs.values(), *self.residuals.values()]
+        return sum(value.nbytes for value in (values if self.difference is None else [*values, self.difference]))
 
     def has(self, branches: tuple[str, ...]) -> bool:
         return any(call.branch in branches for call in self.calls)
@@ -81,7 +82,7 @@ def _guided(outputs: dict[str, torch.Tensor], scale: float | None) -> torch.Tens
     return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
 
 
-def _trial(
+def _products_of(
     granularity: Granularity, num_orders: int, predicted: Callable[[int], torch.Tensor], true: torch.Tensor
 ) -> dict[SignalName, torch.Tensor]:
     """Inner products of a `Trial` of each order, not yet over that of the guided output with itself."""
@@ -190,7 +191,9 @@ class Engine:
         record.calls += [Call(branch=branch, computed=False, num_blocks=0) for branch in info.branches]
         if info.parts:
             return torch.cat([outputs[branch] for branch in info.branches])
-        return outputs[info.branch].clone()  # a reused one is the history's own, and the pipeline may write to it
+        output, history = outputs[info.branch], self._outputs.get(info.branch)
+        is_kept = history is not None and output is history.last
+        return output.clone() if is_kept else output  # the pipeline may write to it
 
     def _from_conditional(self, record: StepRecord) -> torch.Tensor:
         """The unconditional output of a `cfg` step."""
@@ -273,7 +276,6 @@ class Engine:
 
     def _begin(self, info: CallInfo) -> StepRecord:
         ages, lengths = self._usable(info.step)
-        guidance = self._guidance() if self.policy.measures else None
         step = Step(
             index=info.step,
             num_steps=info.num_steps,
@@ -282,7 +284,7 @@ class Engine:
             ages=ages,
             history_lengths=lengths,
             sigmas=info.sigmas,
-            guidance=guidance,
+            guidance=self._guidance() if self.policy.looks_back else None,
             costs=self._costs,
         )
         self._seen_state = self._state
@@ -294,7 +296,7 @@ class Engine:
             decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
         if decision.granularity is Granularity.COMPUTE and info.is_last:
             self._residuals.clear()  # token-sized, and of no more use; some pipelines never reset
-        self._record = StepRecord(info=info, decision=decision, guidance=guidance)
+        self._record = StepRecord(info=info, decision=decision)
         return self._record
 
     def _usable(self, step: int) -> tuple[dict[Granularity, int], dict[Granularity, int]]:
@@ -322,7 +324,8 @@ class Engine:
         names: list[SignalName] = list(record.totals)
         scalars = list(record.totals.values())
         if is_measured:
-            signals = self._trials(record) if self.policy.looks_back else self._distances(record)
+            record.guidance = self._guidance()
+            signals = self._products(record) if self.policy.looks_back else self._distances(record)
             names += signals
             scalars += signals.values()
         values = dict(zip(names, to_floats(scalars), strict=True))
@@ -351,9 +354,9 @@ class Engine:
         outputs, sigma = record.outputs, record.info.sigma
         if outputs and all(len(self._outputs.get(branch, ())) for branch in outputs):
             guided = _guided(outputs, record.guidance)
-            orders: dict[SignalName, int] = {Granularity.STEP: 0, "deviation": self.policy.max_order}
-            if not self.policy.max_order:
-                del orders["deviation"]  # which is the distance then
+            orders: dict[SignalName, int] = {Granularity.STEP: 0}
+            if self.policy.max_order:
+                orders["deviation"] = self.policy.max_order
             for name, order in orders.items():
                 predicted = {branch: self._predict(branch, sigma, order) for branch in outputs}
                 signals[name] = relative_l1(_guided(predicted, record.guidance), guided)
@@ -366,8 +369,8 @@ class Engine:
             signals[Granularity.BLOCK] = sum(relative_l1(last, r) for last, r in residuals) / len(residuals)
         return signals
 
-    def _trials(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
-        """Device scalars: what each granularity and order that the histories allow would have given here.
+    def _products(self, record: StepRecord) -> dict[SignalName, torch.Tensor]:
+        """Device scalars: the inner products of the trials of each granularity and order that the histories allow.
 
         For `block` it is the guided residual that is held against what was predicted of it: what is behind the span is
         not run again.
@@ -383,47 +386,50 @@ class Engine:
                 def predicted_step(order: int) -> torch.Tensor:
                     return _guided({branch: self._predict(branch, sigma, order) for branch in outputs}, guidance)
 
-                signals |= _trial(Granularity.STEP, num_orders, predicted_step, guided)
+                signals |= _products_of(Granularity.STEP, num_orders, predicted_step, guided)
             if record.difference is not None and guidance is not None:
                 history = self._difference
 
                 def predicted_difference(order: int) -> torch.Tensor:
                     return history.predict(sigma, order)
 
-                signals |= _trial(Granularity.CFG, len(history), predicted_difference, record.difference)
+                signals |= _products_of(Granularity.CFG, len(history), predicted_difference, record.difference)
         if record.residuals and all(len(self._residuals.get(key, ())) for key in record.residuals):
             num_orders = min(len(self._residuals[key]) for key in record.residuals)
-            residual = _guided(record.latents_residuals, guidance)
+            residuals = record.latents_residuals
+            residual = _guided(residuals, guidance)
 
             def predicted_residual(order: int) -> torch.Tensor:
-                calls = record.latents_residuals
-                return _guided({call: self._residuals[call, 0].predict(sigma, order) for call in calls}, guidance)
+                predicted = {call: self._residuals[call, 0].predict(sigma, order) for call in residuals}
+                return _guided(predicted, guidance)
 
             signals["residual"] = inner(residual, residual)
-            signals |= _trial(Granularity.BLOCK, num_orders, predicted_residual, residual)
+            signals |= _products_of(Granularity.BLOCK, num_orders, predicted_residual, residual)
         return signals
 
     def _measurement(self, record: StepRecord, values: dict[SignalName, float]) -> Measurement:
-        products: dict[Choice, dict[str, float]] = {}
-        of_difference = (record.guidance - 1) ** 2 if record.guidance is not None else 1.0
-        for name, value in values.items():
-            if isinstance(name, tuple):
-                granularity, order, product = name
-                whole = values["residual" if granularity is Granularity.BLOCK else "guided"]
-                weight = of_difference if granularity is Granularity.CFG else 1.0
-                products.setdefault((granularity, order), {})[product] = value * weight / max(whole, 1e-24)
-        trials = {choice: Trial(**of_choice) for choice, of_choice in products.items()}
-        deviation = values.get("deviation", values.get(Granularity.STEP))
+        trials = self._trials(record, values)
         of_step = [trial for (granularity, _), trial in trials.items() if granularity is Granularity.STEP]
-        if of_step:
-            deviation = of_step[-1].error()
         return Measurement(
             step=record.info.step,
             sigma=record.info.sigma,
-            deviation=deviation,
+            deviation=of_step[-1].error() if of_step else values.get("deviation", values.get(Granularity.STEP)),
             distances={g: values[g] for g in Granularity if g in values and g in self._kept},
             trials=trials,
         )
+
+    @staticmethod
+    def _trials(record: StepRecord, values: dict[SignalName, float]) -> dict[Choice, Trial]:
+        """The inner products as shares of the guided output's with itself, which a difference changes by (1 - g)."""
+        fields: dict[Choice, dict[str, float]] = {}
+        for name, value in values.items():
+            if isinstance(name, tuple):
+                granularity, order, product = name
+                if granularity is Granularity.CFG and record.guidance is not None:
+                    value *= (record.guidance - 1) ** 2
+                whole = values["residual" if granularity is Granularity.BLOCK else "guided"]
+                fields.setdefault((granularity, order), {})[product] = value / max(whole, 1e-24)
+        return {choice: Trial(**products) for choice, products in fields.items()}
 
     def _refresh(self, record: StepRecord) -> None:
         """Pushes what was computed; all of it is finite. A branch that a full step did not call is forgotten."""

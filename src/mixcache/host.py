@@ -270,11 +270,12 @@ class Reader:
         if text is None:
             return 0
         seen = self._texts.get(branch)
-        if seen is None or not seen.is_same(text):
-            self._num_texts += 1
-            seen = Text(text, _version(text), self._num_texts)
-        self._texts[branch] = Text(text, _version(text), seen.number)
-        return seen.number
+        if seen is not None and seen.is_same(text):
+            number = seen.number
+        else:
+            number = self._num_texts = self._num_texts + 1
+        self._texts[branch] = Text(text, _version(text), number)
+        return number
 
     def forget(self) -> None:
         """Drops what was seen of the generation that is over."""

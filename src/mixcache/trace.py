@@ -46,6 +46,7 @@ class TraceEntry:
     calls: tuple[Call, ...] = ()
     deviation: float | None = None
     distances: Mapping[Granularity, float] = field(default_factory=dict)
+    """These two as in `Measurement`: of computed steps, and by policies that measure."""
     non_finite: int = 0
     """Calls of this step whose output held a NaN or an infinity; such a value is never cached."""
     held_bytes: int = 0

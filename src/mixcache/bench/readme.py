@@ -28,35 +28,49 @@ KINDS = {
 
 
 def measured(results: Path) -> str:
-    """The section's text, from the results of `make bench` and overhead.json in the folder `results`."""
+    """The section's text, from the results of `make bench` and overhead.json in the folder `results`.
+
+    The first run is shown with its plot, the others are folded.
+    """
     runs = {name: load(results / name / "results.json") for name in RUNS}
     overhead = json.loads((results / "overhead.json").read_text())
-    first = next(iter(runs.values()))
+    first, *others = runs
+    case = runs[first]
+    threads = sorted({run["machine"]["threads"] for run in runs.values()})
     lines = [
-        f"`make bench`: `{first['model']}`, {len(first['prompts'])} held-out captions,",
-        f"guidance {first['arguments']['guidance_scale']:g}, {first['scheduler']}; CPU threads:",
-        f"{first['machine']['threads']}, torch {first['versions']['torch']},",
-        f"diffusers {first['versions']['diffusers']}. PSNR (dB) against",
-        "the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each method's best",
-        "settings.",
+        f"`make bench`: {len(case['prompts'])} held-out captions; CPU threads: {', '.join(threads)}, two at a time,",
+        f"torch {case['versions']['torch']}, diffusers {case['versions']['diffusers']}.",
+        "PSNR (dB) against the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each",
+        "method's best settings.",
+        "",
+        f"**{case_of(case)}**. {whole_of(first)}:",
+        "",
+        f"![Quality against speed-up](docs/results/{first}/quality.png)",
+        "",
+        *tables(case),
     ]
-    for name, run in runs.items():
-        steps = run["arguments"]["num_inference_steps"]
-        bars = [bar["met"] for bar in run["bars"] if bar["met"] is not None]
-        lines += [
-            "",
-            f"{steps} steps ({sum(bars)} of {len(bars)} bars are met; [every setting, spread and bar]"
-            f"(docs/results/{name}/results.md)):",
-            "",
-            *(
-                [f"![Quality against speed-up, {steps} steps](docs/results/{name}/quality.png)", ""]
-                if run is first
-                else []
-            ),
-            table(rows_with_kinds(run)),
-            *failures(run),
-        ]
+    for name in others:
+        head = f"<details><summary>{case_of(runs[name])}</summary>"
+        lines += ["", head, "", whole_of(name), "", *tables(runs[name]), "", "</details>"]
     return "\n".join([*lines, "", overhead_line(overhead)])
+
+
+def case_of(run: Mapping[str, Any]) -> str:
+    """What a run is of, and how it did."""
+    steps, guidance = (run["arguments"][key] for key in ("num_inference_steps", "guidance_scale"))
+    bars = [bar["met"] for bar in run["bars"] if bar["met"] is not None]
+    case = f"{run['model']}, {steps} steps, guidance {guidance:g}, {run['scheduler']}"
+    return f"{case}: {sum(bars)} of {len(bars)} bars are met"
+
+
+def whole_of(name: str) -> str:
+    """Where all of a run lies."""
+    return f"[Every setting, spread and bar](docs/results/{name}/results.md)"
+
+
+def tables(run: Mapping[str, Any]) -> list[str]:
+    """PSNR by method and speed-up, and what could not be run."""
+    return [table(rows_with_kinds(run)), *failures(run)]
 
 
 def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+CALLS: dict[str, dict[str, Any]] = {
+    "shapes-wan": {"guidance_scale": 5.0},
+    "shapes-hunyuan": {"guidance_scale": 6.0, "prompt_template": {"template": "{}", "crop_start": 0}},
+}
+"""Arguments of the pipeline's call that are a model's own. Words of HunyuanVideo's own template are unknown here."""
 BUILT_IN = ("shapes-wan",)
+"""Those that are shipped; the others are in training."""
 
 
 def folder(name: str) -> Path:
@@ -18,9 +24,9 @@ def folder(name: str) -> Path:
 def load(name: str = "shapes-wan", *, dtype: Any = None) -> Any:
     """The diffusers pipeline of a built-in model, on the CPU; `dtype` is torch.float32 unless told."""
     import torch
-    from diffusers import WanPipeline
+    from diffusers import DiffusionPipeline
 
-    return WanPipeline.from_pretrained(folder(name), dtype=dtype or torch.float32, local_files_only=True)
+    return DiffusionPipeline.from_pretrained(folder(name), dtype=dtype or torch.float32, local_files_only=True)
 
 
 def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:
@@ -28,12 +34,13 @@ def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:
     from mixcache.zoo import world
     from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
 
-    folder(name)
+    if name not in CALLS:
+        raise ValueError(f"unknown built-in model {name!r} (there are: {', '.join(BUILT_IN)})")
     return {
         "height": world.SIDE,
         "width": world.SIDE,
         "num_frames": world.NUM_FRAMES,
         "num_inference_steps": 50,
-        "guidance_scale": 5.0,
         "max_sequence_length": MAX_SEQUENCE_LENGTH,
+        **CALLS[name],
     }

@@ -136,7 +136,8 @@ class Study:
     def deviations(self, num_steps: int, index: int) -> list[dict[str, Any]]:
         """At every step of a run that computes all: sigma, the deviation of order 1, and the distances."""
         # thresholds that no deviation is under: the warm-up never ends
-        measuring = Method(family="", policy="mixcache", settings={"delta_1": 0.0, "delta_2": 1e-12, "order": 1})
+        settings = {"delta_1": 0.0, "delta_2": 1e-12, "order": 1, "impacts": {"step": 1.0, "cfg": 1.0, "block": 1.0}}
+        measuring = Method(family="", policy="mixcache", settings=settings)
         trial = Trial(part="b", method=measuring, num_steps=num_steps, num_prompts=1)
 
         def measure() -> list[dict[str, Any]]:
