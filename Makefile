@@ -72,7 +72,7 @@ cliff: .venv/installed-bench
 
 asked: .venv/installed-bench
 	$(BIN)/mixcache bench --methods planned --num-prompts 16 --steps 50 --force --out docs/results/asked-50
-	$(BIN)/mixcache bench --methods planned --num-prompts 16 --steps 20 --force --out docs/results/asked-20
+	$(BIN)/mixcache bench --methods ours --num-prompts 16 --steps 20 --force --out docs/results/asked-20
 
 GATE := $(BIN)/mixcache bench --methods quick --steps 20 --num-prompts 1 --force --out build/gate
 
