@@ -86,7 +86,7 @@ gate-anew: .venv/installed
 	cp build/gate/results.json tests/gate.json
 
 study: .venv/installed
-	$(BIN)/python -m mixcache.bench.study --out docs/results
+	$(BIN)/python -m mixcache.bench.study --num-prompts 4 --num-trials 16 --out docs/results
 
 overhead: .venv/installed
 	$(BIN)/python -m mixcache.bench.overhead --out docs/results

@@ -15,6 +15,21 @@ from typing import Any
 
 from mixcache.zoo import call_defaults
 
+FIGURES = """## Figures
+
+`training/evaluate.py`: {num_captions} held-out captions, 50 steps, guidance {guidance:g}, seeds not used in training,
+read from the clips by `mixcache.metrics`, which is right on at least 99 % of drawn clips (a test).
+
+| | |
+|---|---|
+| colour right | {colour:.1%} |
+| motion right | {motion:.1%} |
+| shape right | {shape:.1%} |
+| background right | {background:.1%} |
+| difficulty: PSNR of 25 against 50 steps, {num_difficulty} captions | {psnr_25_against_50_steps_db:.1f} dB |
+"""
+"""In every card: what `evaluate.py` found."""
+
 CARD = """# shapes-wan
 
 A small text-to-video model of drawn shapes, real in every part: `WanPipeline.from_pretrained` of diffusers loads this
@@ -52,18 +67,7 @@ In the last one the text encoder of `training/train_text_encoder.py` took the pl
 and stayed as it was. On {hardware}, shared with other work. Flow matching with Muon and AdamW, caption dropout 0.1,
 EMA {ema}. Last logged loss {loss:.3f}.
 
-## Figures
-
-`training/evaluate.py`: {num_captions} held-out captions, 50 steps, guidance 5, seeds not used in training,
-read from the clips by `mixcache.metrics`, which is right on at least 99 % of drawn clips (a test).
-
-| | |
-|---|---|
-| colour right | {colour:.1%} |
-| motion right | {motion:.1%} |
-| shape right | {shape:.1%} |
-| background right | {background:.1%} |
-| difficulty: PSNR of 25 against 50 steps, {num_difficulty} captions | {difficulty:.1f} dB |
+{figures}
 | autoencoder: PSNR of held-out clips, `training/train_vae.py` | {vae_psnr:.1f} dB (lowest {vae_lowest:.1f}) |
 | seconds for a clip of 50 steps, whole call | {seconds:.1f} |
 
@@ -100,22 +104,11 @@ encoders by `training/train_text_encoder.py`, and `training/distil_transformer.p
 {minutes:.0f} minutes; last logged loss {denoiser[loss]:.3f}), on {hardware}, shared with other work.
 A tenth of all captions, chosen by their SHA-256, is held out of every training.
 
-## Figures
-
-`training/evaluate.py`: {num_captions} held-out captions, 50 steps, guidance {guidance:g}, seeds not used in
-training, read from the clips by `mixcache.metrics`, which is right on at least 99 % of drawn clips (a test).
-
-| | |
-|---|---|
-| colour right | {colour:.1%} |
-| motion right | {motion:.1%} |
-| shape right | {shape:.1%} |
-| background right | {background:.1%} |
-| difficulty: PSNR of 25 against 50 steps, {num_difficulty} captions | {psnr_25_against_50_steps_db:.1f} dB |
+{figures}
 | autoencoder: held-out clips, from its own latents | {held_out_psnr_db:.1f} dB (lowest {held_out_psnr_db_lowest:.1f}) |
 | autoencoder: the same, from the shared latents | {from_shared_latents_psnr_db:.1f} dB |
 | autoencoder: lowest of them | {from_shared_latents_psnr_db_lowest:.1f} dB |
-| seconds for a clip of 50 steps, whole call | {seconds_per_clip_50_steps:.1f} |
+| seconds for a clip of 50 steps, whole call | {seconds:.1f} |
 
 ## Limits
 
@@ -156,6 +149,11 @@ def weights_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
+def figures_of(model: str, evaluation: Mapping[str, Any]) -> str:
+    """What `evaluate.py` found, as the first rows of a table."""
+    return FIGURES.format(guidance=call_defaults(model)["guidance_scale"], **evaluation).strip()
+
+
 def wan_card(runs: Path, out: Path, hardware: str) -> tuple[str, dict[str, Any]]:
     """The card of `shapes-wan`, and its figures."""
     evaluation = json.loads((runs / "evaluation.json").read_text())
@@ -172,11 +170,10 @@ def wan_card(runs: Path, out: Path, hardware: str) -> tuple[str, dict[str, Any]]
         loss=list(logs.values())[-1]["loss"],
         ema=0.998,
         hardware=hardware,
-        difficulty=evaluation["psnr_25_against_50_steps_db"],
         vae_psnr=vae["held_out_psnr_db"],
         vae_lowest=vae["held_out_psnr_db_lowest"],
         seconds=evaluation["seconds_per_clip_50_steps"],
-        **{k: evaluation[k] for k in ("num_captions", "num_difficulty", "colour", "motion", "shape", "background")},
+        figures=figures_of("shapes-wan", evaluation),
     )
     return card, {"evaluation": evaluation, "autoencoder": vae}
 
@@ -201,9 +198,9 @@ def student_card(model: str, runs: Path, out: Path, hardware: str) -> tuple[str,
         vae_minutes=(logs["frames"]["seconds"] + logs["clips"]["seconds"]) / 60,
         denoiser=logs["transformer"],
         minutes=logs["transformer"]["seconds"] / 60,
-        guidance=call_defaults(model)["guidance_scale"],
         hardware=hardware,
-        **evaluation,
+        figures=figures_of(model, evaluation),
+        seconds=evaluation["seconds_per_clip_50_steps"],
         **vae,
     )
     return card, {"evaluation": evaluation, "autoencoder": vae}

@@ -38,7 +38,8 @@ def measured(results: Path) -> str:
     case = runs[first]
     threads = sorted({run["machine"]["threads"] for run in runs.values()})
     lines = [
-        f"`make bench`: {len(case['prompts'])} held-out captions; CPU threads: {', '.join(threads)}, two at a time,",
+        f"`make bench`, two runs at a time: {len(case['prompts'])} held-out captions; "
+        f"CPU threads: {', '.join(threads)},",
         f"torch {case['versions']['torch']}, diffusers {case['versions']['diffusers']}.",
         "PSNR (dB) against the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each",
         "method's best settings.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ BUILT_IN = ("shapes-wan",)
 """Those that are shipped; the others are in training."""
 
 
+def _check(name: str, known: Container[str]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown built-in model {name!r} (there are: {', '.join(BUILT_IN)})")
+
+
 def folder(name: str) -> Path:
     """The pipeline folder of a built-in model; ValueError for another name."""
-    if name not in BUILT_IN:
-        raise ValueError(f"unknown built-in model {name!r} (there are: {', '.join(BUILT_IN)})")
+    _check(name, BUILT_IN)
     return Path(__file__).parent / name
 
 
@@ -34,8 +39,7 @@ def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:
     from mixcache.zoo import world
     from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
 
-    if name not in CALLS:
-        raise ValueError(f"unknown built-in model {name!r} (there are: {', '.join(BUILT_IN)})")
+    _check(name, CALLS)
     return {
         "height": world.SIDE,
         "width": world.SIDE,

@@ -19,7 +19,7 @@ from mixcache.bench.run import WARM_UP_STEPS
 from mixcache.bench.store import Store, code_hash
 from mixcache.bench.study.engines import ENGINES
 from mixcache.bench.study.search import climb
-from mixcache.bench.study.settings import BLOCK, SEED, SPEEDUP, STEP
+from mixcache.bench.study.settings import BLOCK, EVEN_IMPACTS, SEED, SPEEDUP, STEP
 from mixcache.bench.study.trials import Trial, even_schedule, planned_trial
 from mixcache.calibration.schedules import Schedule, trace_of
 from mixcache.config import MixCacheConfig
@@ -136,7 +136,7 @@ class Study:
     def deviations(self, num_steps: int, index: int) -> list[dict[str, Any]]:
         """At every step of a run that computes all: sigma, the deviation of order 1, and the distances."""
         # thresholds that no deviation is under: the warm-up never ends
-        settings = {"delta_1": 0.0, "delta_2": 1e-12, "order": 1, "impacts": {"step": 1.0, "cfg": 1.0, "block": 1.0}}
+        settings = {"delta_1": 0.0, "delta_2": 1e-12, "order": 1, "impacts": EVEN_IMPACTS}
         measuring = Method(family="", policy="mixcache", settings=settings)
         trial = Trial(part="b", method=measuring, num_steps=num_steps, num_prompts=1)
 

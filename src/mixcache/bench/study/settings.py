@@ -18,6 +18,7 @@ ERRORS = tuple(float(f"{0.0005 * 120 ** (k / 11):.3g}") for k in range(12))
 WARM_UPS, COOL_DOWNS = (1, 2, 4, 8), (0, 1, 3, 6, 10)
 FEWER = (0.76, 0.6, 0.5, 0.4, 0.3)
 """Numbers of plain steps, as shares of all."""
+EVEN_IMPACTS = {"step": 1.0, "cfg": 1.0, "block": 1.0}
 COMPUTE, STEP, CFG, BLOCK = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 PLAIN, PLANNED, MIXCACHE, HINDSIGHT = "fewer plain steps", "planned", "mixcache, cool-down 3", "hindsight"
 STEP_ONLY, WITH_BLOCK = "hindsight, step only", "hindsight, with block"

@@ -12,6 +12,7 @@ from mixcache.bench.study.settings import (
     CFG,
     COOL_DOWNS,
     ERRORS,
+    EVEN_IMPACTS,
     FEWER,
     HINDSIGHT,
     PLAIN,
@@ -121,7 +122,7 @@ def ablation_trials(num_steps: int, num_prompts: int) -> Iterator[Trial]:
         "mixcache": {},
         "without trigger, interval 1": fixed | {"first_interval": 1, "max_interval": 1},
         "without trigger, interval 2": fixed | {"first_interval": 2, "max_interval": 2},
-        "without impact": {"impacts": {"step": 1.0, "cfg": 1.0, "block": 1.0}},
+        "without impact": {"impacts": EVEN_IMPACTS},
         "without penalty": {"penalty": 1},
         **{f"{name} alone": {"impacts": {name: 1.0}} for name in ("step", "cfg", "block")},
     }
