@@ -2,10 +2,12 @@
 
     python training/distil_transformer.py --model shapes-hunyuan --out training/runs/shapes-hunyuan
 
-Takes the text encoders that `train_text_encoder.py` left in `--out`, and leaves them as they are.
+Takes the text encoders that `train_text_encoder.py` left in `--out`, and leaves them as they are. Begins with the
+teacher's own weights where they have a counterpart (`warm_start.py`). In the first `--hint-steps` steps every block is
+also to give what the teacher's block in its place gives, and guidance is 1.
 
-HunyuanVideo: flow matching as its teacher's, x = (1 - sigma) x0 + sigma noise. The guidance scale is an input, drawn
-from GUIDANCE, and the target is the teacher's guided velocity at that scale. CogVideoX: x = a x0 + s noise of its
+HunyuanVideo: flow matching as its teacher's, x = (1 - sigma) x0 + sigma noise. The guidance scale is an input, then
+drawn from GUIDANCE, and the target is the teacher's guided velocity at that scale. CogVideoX: x = a x0 + s noise of its
 scheduler, a² + s² = 1; x / (a + s) is the teacher's point at sigma = s / (a + s), and its velocity there gives the
 target a noise - s x0. One caption in ten is dropped.
 """
@@ -13,7 +15,7 @@ target a noise - s x0. One caption in ten is dropped.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from loop import LoopConfig, avoid_fused_attention, train
 from students import COGVIDEOX_SCHEDULER, LATENT_SIDE, STUDENTS, load_latents
 from text_encoders import embeddings
 from train_transformer import CAPTION_DROPOUT, PAIR_WEIGHT, sampling_weight
+from warm_start import copy_teacher
 
 GUIDANCE = (1.0, 8.0)
 """Range of the scales that an embedded guidance is taught."""
@@ -66,6 +69,21 @@ def set_modulations(transformer: torch.nn.Module) -> None:
                 module.bias.view(-1, 3, transformer.proj_out.in_features)[:, 2] = 1.0
 
 
+def watch(blocks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
+    """A list that gets what each block makes of the latents, at every call; whoever reads it empties it."""
+    seen: list[torch.Tensor] = []
+    for block in blocks:
+        block.register_forward_hook(lambda block, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    return seen
+
+
+def missed_hints(seen: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
+    """Mean over the blocks of the squared relative error of what they give."""
+    pairs = zip(seen, wanted, strict=True)
+    shares = [(x.float() - y.float()).square().mean() / y.float().square().mean() for x, y in pairs]
+    return torch.stack(shares).mean()
+
+
 def shifted(uniform: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
@@ -79,15 +97,21 @@ def hunyuan_loss(
 ) -> Callable[..., torch.Tensor]:
     """The loss of a batch for `shapes-hunyuan`."""
 
-    def loss_of(x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    def loss_of(
+        x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator, guided: bool
+    ) -> torch.Tensor:
         noise = torch.randn(x0.shape, generator=rng).to(x0)
         sigma = shifted(uniform, shift)
         share = sigma.view(-1, 1, 1, 1, 1)
         point = (1 - share) * x0 + share * noise
-        low, high = GUIDANCE
-        guidance = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0)
-        empty = torch.full_like(rows, len(masks) - 1)
-        told, untold = velocity(point.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([rows, empty])).chunk(2)
+        if guided:
+            low, high = GUIDANCE
+            guidance = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0)
+            empty = torch.full_like(rows, len(masks) - 1)
+            told, untold = velocity(point.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([rows, empty])).chunk(2)
+        else:
+            guidance = torch.ones(len(x0)).to(x0)
+            told = untold = velocity(point, sigma, rows)
         with torch.autocast(x0.device.type, torch.bfloat16):
             answer = transformer(
                 hidden_states=point,
@@ -105,6 +129,20 @@ def hunyuan_loss(
     return loss_of
 
 
+def cogvideox_alphas() -> torch.Tensor:
+    """Share of the signal in the variance at each of 1,000 timesteps."""
+    return CogVideoXDDIMScheduler(**COGVIDEOX_SCHEDULER).alphas_cumprod.float()
+
+
+def teacher_sigmas(model: str) -> torch.Tensor:
+    """The teacher's noise level at each of a model's 1,000 timesteps."""
+    if model == "shapes-hunyuan":
+        return torch.arange(1000) / 1000
+    alphas = cogvideox_alphas()
+    a, s = alphas.sqrt(), (1 - alphas).sqrt()
+    return s / (a + s)
+
+
 def cogvideox_loss(
     transformer: torch.nn.Module,
     velocity: Velocity,
@@ -112,8 +150,8 @@ def cogvideox_loss(
     masks: torch.Tensor,
     shift: float,
 ) -> Callable[..., torch.Tensor]:
-    """The loss of a batch for `shapes-cogvideox`, at the whole timesteps of its scheduler."""
-    alphas = CogVideoXDDIMScheduler(**COGVIDEOX_SCHEDULER).alphas_cumprod.float().to(masks.device)
+    """The loss of a batch for `shapes-cogvideox`, at the whole timesteps of its scheduler; no guidance is built in."""
+    alphas = cogvideox_alphas().to(masks.device)
     side = LATENT_SIDE // transformer.config.patch_size
     rotary = get_3d_rotary_pos_embed(
         embed_dim=transformer.config.attention_head_dim,
@@ -123,7 +161,9 @@ def cogvideox_loss(
         device=masks.device,
     )
 
-    def loss_of(x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    def loss_of(
+        x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator, guided: bool
+    ) -> torch.Tensor:
         noise = torch.randn(x0.shape, generator=rng).to(x0)
         timestep = (shifted(uniform, shift) * len(alphas)).long().clamp(max=len(alphas) - 1)
         a, s = alphas[timestep].sqrt().view(-1, 1, 1, 1, 1), (1 - alphas[timestep]).sqrt().view(-1, 1, 1, 1, 1)
@@ -151,7 +191,9 @@ def main() -> None:
         "--latents", type=Path, default=Path("training/runs/transformer-4"), help="folder of train_transformer.py"
     )
     parser.add_argument("--clip-seed", type=int, default=1000, help="that the clips of the latents were drawn with")
-    parser.add_argument("--num-steps", type=int, default=4000)
+    parser.add_argument("--num-steps", type=int, default=2500)
+    parser.add_argument("--hint-steps", type=int, default=1000, help="in which each block learns from the teacher's")
+    parser.add_argument("--muon-learning-rate", type=float, default=0.01)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
         "--shift", type=float, help="how much training prefers high noise; 5 for HunyuanVideo, 1 for CogVideoX"
@@ -190,11 +232,17 @@ def main() -> None:
 
     model = torch.nn.ModuleDict({"transformer": student.transformer_class(**student.transformer)}).to(device)
     transformer = model["transformer"]
-    set_modulations(transformer)
     if args.init:
         transformer.load_state_dict(student.transformer_class.from_pretrained(args.init / "transformer").state_dict())
+    else:
+        set_modulations(transformer)
+        start = WanTransformer3DModel.from_pretrained(teacher_folder / "transformer", torch_dtype=torch.float32)
+        copy_teacher(transformer.cpu(), start, teacher_sigmas(args.model))
+        transformer.to(device)
     print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
     avoid_fused_attention(device)
+    blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
+    seen, wanted = watch(blocks), watch(teacher.blocks)
     loss_of = (hunyuan_loss if hunyuan else cogvideox_loss)(transformer, velocity, text, masks, shift)
     weights = torch.tensor([sampling_weight(caption, args.pair_weight) for caption in captions])
 
@@ -205,9 +253,17 @@ def main() -> None:
         uniform = (torch.arange(args.batch) + torch.rand(args.batch, generator=rng)) / args.batch
         dropped = torch.rand(args.batch, generator=rng) < CAPTION_DROPOUT
         rows = torch.where(dropped, len(captions), rows)
-        return loss_of(x0, rows.to(device), uniform.to(device), rng)
+        hinted = step < args.hint_steps
+        loss = loss_of(x0, rows.to(device), uniform.to(device), rng, not hinted)
+        if hinted:
+            loss = loss + (1 - step / args.hint_steps) * missed_hints(seen, wanted)
+        seen.clear()
+        wanted.clear()
+        return loss
 
-    config = LoopConfig(num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=0.02, ema_decay=0.998)
+    config = LoopConfig(
+        num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=args.muon_learning_rate, ema_decay=0.998
+    )
     model.load_state_dict(train(model, loss_at, config, args.out / "transformer.pt", device, ADAM_ONLY))
     transformer.save_pretrained(args.out / "transformer")
 
