@@ -64,8 +64,9 @@ def key_of(identity: Any) -> str:
 def code_hash() -> str:
     """Of the source that decides, predicts and measures, and of the peers."""
     root = Path(mixcache.__file__).parent
-    deciding = ("attachment", "hooks", "host", "models", "calls", "config", "decision", "engine", "history", "planning")
-    measuring = ("signals", "trace", "generation", "metrics", "profiles/__init__", "bench/meter")
-    files = [root / f"{name}.py" for name in (*deciding, *measuring)]
+    deciding = ("attachment", "hooks", "host", "models", "calls", "config", "decision", "engine", "planning")
+    keeping = ("histories", "history", "measuring", "signals", "trace")
+    measuring = ("generation", "metrics", "profiles/__init__", "bench/meter")
+    files = [root / f"{name}.py" for name in (*deciding, *keeping, *measuring)]
     files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

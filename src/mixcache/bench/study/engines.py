@@ -9,7 +9,8 @@ import torch
 
 from mixcache.bench.study.settings import BLOCK, CFG
 from mixcache.calls import CallInfo, SpanMode
-from mixcache.engine import Compute, Engine, StepRecord, Streams, parts_of
+from mixcache.engine import Compute, Engine, Streams, parts_of
+from mixcache.histories import StepRecord
 
 
 class StackedEngine(Engine):

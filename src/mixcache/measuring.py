@@ -1,0 +1,131 @@
+"""What the cache would have predicted of a step that was computed: tensors in, a `Measurement` out.
+
+The tensors become device scalars first (`signals_of`); the engine brings all scalars of a step to the host at once and
+hands them back (`measurement_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+
+from mixcache.calls import CONDITIONAL, UNCONDITIONAL
+from mixcache.decision import Choice, Granularity, Measurement, Trial
+from mixcache.histories import Histories, StepRecord
+from mixcache.signals import inner, relative_l1
+
+SignalName = Granularity | str | tuple[Granularity, int, str]
+"""What a scalar is of: a granularity's distance, a call or what else is named, or an inner product of a granularity's
+trial with an order."""
+Signals = dict[SignalName, torch.Tensor]
+
+
+def guided(outputs: Mapping[str, torch.Tensor], scale: float | None) -> torch.Tensor:
+    """v = v_u + g (v_c - v_u) where both branches and a scale are known, else the branches side by side."""
+    if scale is None or set(outputs) != {CONDITIONAL, UNCONDITIONAL}:
+        return torch.cat([outputs[branch].float().flatten() for branch in sorted(outputs)])
+    return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
+
+
+def distances(record: StepRecord, histories: Histories, max_order: int) -> Signals:
+    """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
+    signals: Signals = {}
+    outputs, sigma = record.outputs, record.info.sigma
+    if histories.num_outputs(outputs):
+        true = guided(outputs, record.guidance)
+        orders: dict[SignalName, int] = {Granularity.STEP: 0}
+        if max_order:
+            orders["deviation"] = max_order
+        for name, order in orders.items():
+            predicted = {branch: histories.output(branch, sigma, order) for branch in outputs}
+            signals[name] = relative_l1(guided(predicted, record.guidance), true)
+    last = histories.difference.last
+    if record.difference is not None and last is not None:
+        signals[Granularity.CFG] = relative_l1(last, record.difference)
+    if histories.num_residuals(record.residuals):
+        of_streams = [relative_l1(histories.residual(key, sigma, 0), r) for key, r in record.residuals.items()]
+        signals[Granularity.BLOCK] = torch.stack(of_streams).mean()
+    return signals
+
+
+def products(record: StepRecord, histories: Histories) -> Signals:
+    """Device scalars: the inner products of the trials of each granularity and order that the histories allow.
+
+    For `block` it is the guided residual that is held against what was predicted of it: what is behind the span is
+    not run again.
+    """
+    signals: Signals = {}
+    outputs, sigma, guidance = record.outputs, record.info.sigma, record.guidance
+    if outputs:
+        true = guided(outputs, guidance)
+        signals["guided"] = inner(true, true)
+        if Granularity.STEP in histories.kept:
+
+            def predicted_step(order: int) -> torch.Tensor:
+                return guided({branch: histories.output(branch, sigma, order) for branch in outputs}, guidance)
+
+            signals |= _products_of(Granularity.STEP, histories.num_outputs(outputs), predicted_step, true)
+        if record.difference is not None and guidance is not None:
+            history = histories.difference
+
+            def predicted_difference(order: int) -> torch.Tensor:
+                return history.predict(sigma, order)
+
+            signals |= _products_of(Granularity.CFG, len(history), predicted_difference, record.difference)
+    if num_orders := histories.num_residuals(record.residuals):
+        of_latents = {call: residual for (call, stream), residual in record.residuals.items() if stream == 0}
+        true_residual = guided(of_latents, guidance)
+
+        def predicted_residual(order: int) -> torch.Tensor:
+            return guided({call: histories.residual((call, 0), sigma, order) for call in of_latents}, guidance)
+
+        signals["residual"] = inner(true_residual, true_residual)
+        signals |= _products_of(Granularity.BLOCK, num_orders, predicted_residual, true_residual)
+    return signals
+
+
+def _products_of(
+    granularity: Granularity, num_orders: int, predicted: Callable[[int], torch.Tensor], true: torch.Tensor
+) -> Signals:
+    """Inner products of a `Trial` of each order, not yet over that of the guided output with itself."""
+    if not num_orders:
+        return {}
+    last = predicted(0).float()
+    change = true.float() - last
+    missed = inner(change, change)
+    signals: Signals = {(granularity, 0, "missed"): missed}
+    for order in range(1, num_orders):
+        step = predicted(order).float() - last
+        signals[granularity, order, "missed"] = missed
+        signals[granularity, order, "overlap"] = inner(change, step)
+        signals[granularity, order, "reach"] = inner(step, step)
+    return signals
+
+
+def measurement_of(
+    record: StepRecord, values: Mapping[SignalName, float], kept: Collection[Granularity]
+) -> Measurement:
+    """What the policy is told of the step; `values` are the signals, empty where a value was not finite."""
+    trials = _trials(record, values)
+    of_step = [trial for (granularity, _), trial in trials.items() if granularity is Granularity.STEP]
+    return Measurement(
+        step=record.info.step,
+        sigma=record.info.sigma,
+        deviation=of_step[-1].error() if of_step else values.get("deviation", values.get(Granularity.STEP)),
+        distances={g: values[g] for g in Granularity if g in values and g in kept},
+        trials=trials,
+    )
+
+
+def _trials(record: StepRecord, values: Mapping[SignalName, float]) -> dict[Choice, Trial]:
+    """The inner products as shares of the guided output's with itself, which a difference changes by (1 - g)."""
+    fields: dict[Choice, dict[str, float]] = {}
+    for name, value in values.items():
+        if isinstance(name, tuple):
+            granularity, order, product = name
+            if granularity is Granularity.CFG and record.guidance is not None:
+                value *= (record.guidance - 1) ** 2
+            whole = values["residual" if granularity is Granularity.BLOCK else "guided"]
+            fields.setdefault((granularity, order), {})[product] = value / max(whole, 1e-24)
+    return {choice: Trial(**found) for choice, found in fields.items()}
