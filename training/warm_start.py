@@ -211,7 +211,8 @@ def fit_times(
         loss.backward()
         stepper.step()
         plan.step()
-    print(f"modulations by time: {float(loss / target.var(0).mean()):.4f} of their variance missed", flush=True)
+    share = loss.detach() / target.var(0).mean()
+    print(f"modulations by time: {float(share):.4f} of their variance missed", flush=True)
     parts = []
     for weight, bias in zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True):
         part = torch.nn.Linear(weight.shape[1], weight.shape[0])
