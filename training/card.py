@@ -117,6 +117,7 @@ than 17 frames of 96x96 are worse.
 """
 DIFFERS = {
     "shapes-hunyuan": "embeds guidance: one call a step, so that there is no unconditional branch to cache",
+    "shapes-cogvideox": "has both branches of guidance in one joined batch, and predicts v",
 }
 
 TRAININGS = {

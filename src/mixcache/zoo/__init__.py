@@ -9,6 +9,7 @@ from typing import Any
 CALLS: dict[str, dict[str, Any]] = {
     "shapes-wan": {"guidance_scale": 5.0},
     "shapes-hunyuan": {"guidance_scale": 6.0, "prompt_template": {"template": "{}", "crop_start": 0}},
+    "shapes-cogvideox": {"guidance_scale": 6.0},
 }
 """Arguments of the pipeline's call that are a model's own. Words of HunyuanVideo's own template are unknown here."""
 BUILT_IN = ("shapes-wan",)
