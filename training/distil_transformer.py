@@ -182,7 +182,7 @@ def cogvideox_loss(
     return loss_of
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=STUDENTS, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -203,10 +203,27 @@ def main() -> None:
         "--pair-weight", type=float, default=PAIR_WEIGHT, help="how much more often clips of two objects are seen"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def build_student(model: str, init: Path | None, teacher: Path) -> torch.nn.Module:
+    """The denoiser with its first weights: of an earlier training in the folder `init`, else of the teacher's in the
+    folder `teacher`."""
+    student = STUDENTS[model]
+    if init:
+        return student.transformer_class.from_pretrained(init / "transformer")
+    transformer = student.transformer_class(**student.transformer)
+    set_modulations(transformer)
+    start = WanTransformer3DModel.from_pretrained(teacher, torch_dtype=torch.float32)
+    copy_teacher(transformer, start, teacher_sigmas(model))
+    return transformer
+
+
+def main() -> None:
+    args = arguments()
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    student, hunyuan = STUDENTS[args.model], args.model == "shapes-hunyuan"
+    hunyuan = args.model == "shapes-hunyuan"
     shift = args.shift or (5.0 if hunyuan else 1.0)
 
     latents, scenes = load_latents(args.latents, args.clip_seed)
@@ -230,15 +247,7 @@ def main() -> None:
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):  # forwards the fused attention is the faster
             return teacher(points.bfloat16(), sigma * 1000, teacher_text[rows], return_dict=False)[0].float()
 
-    model = torch.nn.ModuleDict({"transformer": student.transformer_class(**student.transformer)}).to(device)
-    transformer = model["transformer"]
-    if args.init:
-        transformer.load_state_dict(student.transformer_class.from_pretrained(args.init / "transformer").state_dict())
-    else:
-        set_modulations(transformer)
-        start = WanTransformer3DModel.from_pretrained(teacher_folder / "transformer", torch_dtype=torch.float32)
-        copy_teacher(transformer.cpu(), start, teacher_sigmas(args.model))
-        transformer.to(device)
+    transformer = build_student(args.model, args.init, teacher_folder / "transformer").to(device).train()
     print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
     avoid_fused_attention(device)
     blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
@@ -264,6 +273,7 @@ def main() -> None:
     config = LoopConfig(
         num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=args.muon_learning_rate, ema_decay=0.998
     )
+    model = torch.nn.ModuleDict({"transformer": transformer})
     model.load_state_dict(train(model, loss_at, config, args.out / "transformer.pt", device, ADAM_ONLY))
     transformer.save_pretrained(args.out / "transformer")
 
