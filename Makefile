@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 RUNS := shapes-wan-50 shapes-wan-20
 
-.PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-quick asked cliff gate gate-anew study overhead guard joined clean
+.PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -49,7 +49,7 @@ support: .venv/installed-test
 	touch $@
 
 # one thread is as fast as two on so small a model, and two runs of one thread each did not slow each other down
-bench $(RUNS:%=bench-%) bench-quick asked cliff overhead guard: export OMP_NUM_THREADS = 1
+bench $(RUNS:%=bench-%) bench-quick asked cadences cliff overhead guard: export OMP_NUM_THREADS = 1
 
 bench: .venv/installed-bench
 	$(MAKE) --jobs 2 $(RUNS:%=bench-%)
@@ -74,6 +74,15 @@ asked: .venv/installed-bench
 	$(BIN)/mixcache bench --methods planned --num-prompts 16 --steps 50 --force --out docs/results/asked-50
 	$(BIN)/mixcache bench --methods ours --num-prompts 16 --steps 20 --force --out docs/results/asked-20
 
+# planned beside the cadences of about its work, and the paper's policy at its most
+AT_MOST := :granularity=step:num_warmup_steps=2:num_cooldown_steps=1:max_age=9:max_cached_run=9
+CADENCES := $(foreach order,0 1,$(foreach period,2.5 3 3.5 4,every_nth:period=$(period):order=$(order)$(AT_MOST)))
+FASTEST := mixcache:first_interval=6:max_interval=8:max_cached_run=8:max_age=8:delta_1=0.3:delta_2=0.5
+
+cadences: .venv/installed-bench
+	$(BIN)/mixcache bench --methods $(subst $(space),$(comma),planned:speedup=2.5 planned:speedup=2.0 $(CADENCES) $(FASTEST)) \
+		--num-prompts 16 --steps 20 --force --out docs/results/cadences-20
+
 GATE := $(BIN)/mixcache bench --methods quick --steps 20 --num-prompts 1 --force --out build/gate
 
 gate: .venv/installed
@@ -89,7 +98,7 @@ study: .venv/installed
 	$(BIN)/python -m mixcache.bench.study --num-prompts 4 --num-trials 16 --out docs/results
 
 overhead: .venv/installed
-	$(BIN)/python -m mixcache.bench.overhead --out docs/results
+	$(BIN)/python -m mixcache.bench.overhead --num-pairs 20 --num-steps 25 --out docs/results
 
 guard: .venv/installed
 	$(BIN)/python -m mixcache.bench.guard --out docs/results

@@ -608,9 +608,8 @@ def test_what_is_not_finite_is_never_cached(bad: float) -> None:
     assert host.both(4, 99, 99) == approx(40, 16)
     host.engine.reset()
     assert [entry.non_finite for entry in host.trace] == [0, 1, 0, 0, 0]
-    measured = {m.step: m for m in policy.seen.measurements}
-    assert (measured[1].deviation, dict(measured[1].distances)) == (None, {})
-    assert measured[3].deviation is not None
+    # nothing is learnt from a step that no history holds
+    assert [m.step for m in policy.seen.measurements] == [0, 3]
     # the difference was last computed at step 0
     assert policy.seen.steps[2].ages[G] == 2
 

@@ -192,7 +192,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--clip-seed", type=int, default=1000, help="that the clips of the latents were drawn with")
     parser.add_argument("--num-steps", type=int, default=2500)
-    parser.add_argument("--hint-steps", type=int, default=1000, help="in which each block learns from the teacher's")
+    parser.add_argument(
+        "--hint-steps", type=int, help="in which each block learns from the teacher's; 1000, and with --init none"
+    )
     parser.add_argument("--muon-learning-rate", type=float, default=0.01)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
@@ -203,7 +205,10 @@ def arguments() -> argparse.Namespace:
         "--pair-weight", type=float, default=PAIR_WEIGHT, help="how much more often clips of two objects are seen"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hint_steps is None:
+        args.hint_steps = 0 if args.init else 1000
+    return args
 
 
 def build_student(model: str, init: Path | None, teacher: Path) -> torch.nn.Module:

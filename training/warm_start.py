@@ -54,7 +54,9 @@ def head_norm(norm: torch.nn.Module, source: torch.nn.RMSNorm, heads: int, order
 
 
 @torch.no_grad()
-def copy_dual_block(block: HunyuanVideoTransformerBlock, source: WanTransformerBlock, time_proj: torch.Tensor) -> None:
+def copy_dual_block(
+    block: HunyuanVideoTransformerBlock, source: WanTransformerBlock, time_proj: torch.nn.Linear
+) -> None:
     """The stream of the latents; that of the text keeps its first weights."""
     block.norm1.linear.weight.copy_(time_proj.weight)
     block.norm1.linear.bias.copy_(time_proj.bias + source.scale_shift_table.flatten())

@@ -161,7 +161,7 @@ class Handle:
             if denoiser.engine is engine:
                 denoiser.follow_compilation()
             else:
-                denoiser.engine.settle()
+                denoiser.engine.reset()  # its range of noise levels is over
 
     @property
     def is_enabled(self) -> bool:

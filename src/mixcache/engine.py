@@ -61,9 +61,9 @@ class Engine:
             Granularity.CFG: 0.5,
             Granularity.BLOCK: 1 - span.num_skipped / max(1, span.num_blocks),
         }
-        self._kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
-        self._keeps_outputs = Granularity.STEP in self._kept or (policy.measures and not policy.looks_back)
-        self._histories = Histories(policy.max_order + 1, self._kept)
+        kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
+        self._keeps_outputs = Granularity.STEP in kept or (policy.measures and not policy.looks_back)
+        self._histories = Histories(policy.max_order + 1, kept)
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._state = self._seen_state = policy.init()
         self._record: StepRecord | None = None
@@ -81,11 +81,11 @@ class Engine:
 
     def keeps(self, granularity: Granularity) -> bool:
         """True where policy and model both allow it, so that there are histories for it."""
-        return granularity in self._kept
+        return granularity in self._histories.kept
 
     def leave_out(self, granularity: Granularity) -> None:
         """From now on computes what the policy would cache by this granularity."""
-        self._kept.discard(granularity)
+        self._histories.kept.discard(granularity)
 
     # ---------------------------------------------------------------------------------------------------- calls
 
@@ -98,7 +98,7 @@ class Engine:
         record = self._record
         if record is None or self._is_new_trajectory(record, info):
             self.reset()
-            self._generation += 1
+            self._generation = self.trace.number_of(info.offset)
             record = self._begin(info)
         elif record.info.step != info.step:
             self._finish()
@@ -140,7 +140,9 @@ class Engine:
         self._call = info.branch
         if granularity is Granularity.BLOCK and self._histories.num_residuals([(info.branch, 0)]):
             self.span_mode = SpanMode.SKIP
-        elif granularity is Granularity.COMPUTE and Granularity.BLOCK in self._kept and not record.info.is_last:
+        elif (
+            granularity is Granularity.COMPUTE and Granularity.BLOCK in self._histories.kept and not record.info.is_last
+        ):
             self.span_mode = SpanMode.RECORD
         num_blocks = self.span.num_blocks - (self.span.num_skipped if self.span_mode is SpanMode.SKIP else 0)
         is_full = self.span_mode is not SpanMode.SKIP
@@ -153,7 +155,7 @@ class Engine:
             self.span_mode, self._span_input = SpanMode.RUN, ()
         record.calls += [Call(branch=branch, computed=True, num_blocks=num_blocks) for branch in info.branches]
         record.totals[info.branch] = total(output)
-        if is_full and (self._keeps_outputs or Granularity.CFG in self._kept):
+        if is_full and (self._keeps_outputs or Granularity.CFG in self._histories.kept):
             record.outputs |= parts_of(output.detach().clone(), info)
         return output
 
@@ -227,7 +229,7 @@ class Engine:
         record, self._record = self._record, None
         if record is None:
             return
-        if Granularity.CFG in self._kept and {CONDITIONAL, UNCONDITIONAL} <= set(record.outputs):
+        if Granularity.CFG in self._histories.kept and {CONDITIONAL, UNCONDITIONAL} <= set(record.outputs):
             record.difference = record.outputs[UNCONDITIONAL] - record.outputs[CONDITIONAL]
         is_measured = self.policy.measures and record.decision.granularity is Granularity.COMPUTE
         names: list[SignalName] = list(record.totals)
@@ -243,8 +245,8 @@ class Engine:
         values = dict(zip(names, to_floats(scalars), strict=True))
         num_non_finite = sum(not math.isfinite(values[call]) for call in record.totals)
         measurement = None
-        if is_measured:
-            measurement = measurement_of(record, {} if num_non_finite else values, self._kept)
+        if is_measured and not num_non_finite:
+            measurement = measurement_of(record, values, self._histories.kept)
             self.policy.observe(measurement, self._state)
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + record.num_bytes)
         if num_non_finite:
@@ -291,10 +293,6 @@ class Engine:
         dropped."""
         self._finish()
         self._drop()
-
-    def settle(self) -> None:
-        """Ends the step under way, where another denoiser takes over; the histories stay."""
-        self._finish()
 
     def abandon(self) -> None:
         """Ends the trajectory after an error: the step under way is not looked at."""

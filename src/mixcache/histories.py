@@ -49,7 +49,7 @@ class StepRecord:
 
 
 class Histories:
-    """The last `length` computed values of every quantity, for the granularities that are `kept`."""
+    """The last `length` computed values of every quantity, for the granularities in `kept`; it may lose one later."""
 
     def __init__(self, length: int, kept: set[Granularity]) -> None:
         self.kept = kept

@@ -240,6 +240,7 @@ class Reader:
                 latents.dtype,
                 latents.device,
                 self._num_guided_calls(name),
+                self._is_guided(),
                 self._number_of_text(branch, arguments),
             ),
             parts=parts,
@@ -294,6 +295,13 @@ class Reader:
         if name is None and num_calls is not None and num_calls > len(self.row.order):
             raise UnknownCallError(f"{num_calls} calls in a step and no cache context to name them")
         return num_calls
+
+    def _is_guided(self) -> bool | None:
+        """Whether the pipeline calls both branches now, None where that is not to be read: a callback may change it."""
+        guided = getattr(self._pipeline(), "do_classifier_free_guidance", None)
+        if not isinstance(guided, bool) and not self.row.joined and (scale := self.guidance) is not None:
+            guided = scale > 1
+        return guided if isinstance(guided, bool) else None
 
     def _is_joined(self, latents: torch.Tensor) -> bool:
         """True where both halves of the batch are the same latents: looked at once in a generation (a device sync)."""

@@ -1,7 +1,7 @@
 """What the cache would have predicted of a step that was computed: tensors in, a `Measurement` out.
 
-The tensors become device scalars first (`signals_of`); the engine brings all scalars of a step to the host at once and
-hands them back (`measurement_of`).
+The tensors become device scalars first: `distances`, or `products` for a policy that looks back. The engine brings all
+scalars of a step to the host at once, and `measurement_of` makes of them what the policy is told.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _products_of(
 def measurement_of(
     record: StepRecord, values: Mapping[SignalName, float], kept: Collection[Granularity]
 ) -> Measurement:
-    """What the policy is told of the step; `values` are the signals, empty where a value was not finite."""
+    """What the policy is told of the step; `values` are the signals."""
     trials = _trials(record, values)
     of_step = [trial for (granularity, _), trial in trials.items() if granularity is Granularity.STEP]
     return Measurement(

@@ -221,7 +221,6 @@ MODELS: tuple[ModelRow, ...] = (
         pipelines=("Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline"),
         blocks=("visual_transformer_blocks",),
         streams=("visual_embed",),
-        text="",
     ),
     ModelRow(
         transformer="Kandinsky6Transformer3DModel",

@@ -204,14 +204,6 @@ class Planner:
         known = _PLANS.get(self._key(sigmas, guidance))
         if known is not None:
             return known
-        wanted = len(sigmas) - 1
-        calibrated = self.profile.nearest(wanted).num_steps
-        if not 1 / FAR < wanted / calibrated < FAR:
-            logger.warning(
-                "the profile was made with %d steps and foretells %d badly; calibrate with about as many",
-                calibrated,
-                wanted,
-            )
         plans = self.frontier(sigmas, guidance)
         try:
             plan = self.chosen(plans)
@@ -250,7 +242,18 @@ class Planner:
         return max(found, key=lambda plan: plan.speedup)
 
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
-        """The least harmful plans from slowest to fastest; the first computes everything."""
+        """The least harmful plans from slowest to fastest; the first computes everything.
+
+        Warns where the profile was made with far more or fewer steps.
+        """
+        wanted = len(sigmas) - 1
+        calibrated = self.profile.nearest(wanted).num_steps
+        if not 1 / FAR < wanted / calibrated < FAR:
+            logger.warning(
+                "the profile was made with %d steps and foretells %d badly; calibrate with about as many",
+                calibrated,
+                wanted,
+            )
         trajectory = self._trajectory(sigmas, guidance)
         options = list(self._options(trajectory))
         found = self._search(trajectory, options)

@@ -90,6 +90,15 @@ class Trace:
     def append(self, entry: TraceEntry) -> None:
         self._entries.append(entry)
 
+    def number_of(self, offset: int) -> int:
+        """The number of a trajectory that begins now, `offset` steps into its loop: the newest one's where this goes on
+        from it, as a second expert does, else a new one."""
+        if not self._entries:
+            return 0
+        last = self._entries[-1]
+        goes_on = offset > 0 and last.step + 1 == last.num_steps == offset
+        return last.generation if goes_on else last.generation + 1
+
     def keep_generations(self, num_generations: int) -> None:
         """Drops all entries but those of the newest `num_generations`, so that a server's trace stays bounded."""
         if self._entries and self._entries[-1].generation - self._entries[0].generation >= num_generations:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import cogvideox, easyanimate, wan
+from conformance import cogvideox, easyanimate, kandinsky, wan
 from conformance.variant import Variant
 
 import mixcache
@@ -60,7 +60,88 @@ def test_two_prompts_from_one_seed_are_not_a_guided_pair() -> None:
     assert {call.branch for entry in handle.trace for call in entry.calls} == {"cond"}
 
 
+@pytest.mark.parametrize(("family", "name"), [(wan, "wan-t2v"), (kandinsky, "kandinsky5-t2v")])
+def test_a_branch_that_comes_back_is_not_computed_beside_a_predicted_one(family: Any, name: str) -> None:
+    """Guidance pauses for a step: uncond has no history when it returns, and cond is not to be predicted then."""
+    variant = variant_of(family, name)
+    pipeline = variant.build()
+    scale = variant.arguments().get("guidance_scale", 5.0)
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 1.0 if step == 1 else scale
+        return {}
+
+    settings = {"granularity": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
+    with mixcache.enable(pipeline, "every_nth", **settings) as handle:
+        generate(variant, pipeline, callback_on_step_end=callback, num_inference_steps=6)
+    steps = [{call.branch: call.computed for call in entry.calls} for entry in handle.trace]
+    assert steps[2] == {"cond": True}
+    assert steps[3] == {"cond": True, "uncond": True}
+    assert steps[4] == {"cond": False, "uncond": False}
+    assert all(len(set(step.values())) == 1 for step in steps)
+
+
+def test_a_kandinsky_prompt_that_is_replaced_drops_what_was_cached() -> None:
+    variant = variant_of(kandinsky, "kandinsky5-t2v")
+    pipeline = variant.build()
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds_qwen": tensors["prompt_embeds_qwen"] + (1 if step == 2 else 0)}
+
+    inputs = ["prompt_embeds_qwen"]
+    settings = {"granularity": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
+    with mixcache.enable(pipeline, "every_nth", **settings) as handle:
+        generate(
+            variant,
+            pipeline,
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=inputs,
+            num_inference_steps=6,
+        )
+    assert [entry.granularity.value for entry in handle.trace] == [
+        "compute",
+        "compute",
+        "step",
+        "compute",
+        "compute",
+        "step",
+    ]
+    assert handle.summary()["num_calls_in_full"] == 1  # that with the new text, whose branch is then in doubt
+
+
 # ---------------------------------------------------------------------------------------------------------- two experts
+
+
+def test_a_generation_is_one_of_both_experts_also_after_one_that_was_broken_off() -> None:
+    variant = variant_of(wan, "wan-t2v-two-experts")
+    pipeline = variant.build()
+
+    def stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        raise InterruptedError
+
+    with mixcache.enable(pipeline, "always_compute") as handle:
+        with pytest.raises(InterruptedError):
+            generate(variant, pipeline, callback_on_step_end=stop)
+        generate(variant, pipeline)
+        generate(variant, pipeline)
+    steps = list(range(variant.num_steps))
+    generations = [[entry.step for entry in handle.trace.generation(index)] for index in (0, 1, 2)]
+    assert generations == [[0], steps, steps]
+
+
+def test_the_first_expert_holds_nothing_while_the_second_runs() -> None:
+    variant = variant_of(wan, "wan-t2v-two-experts")
+    pipeline = variant.build()
+    held: list[int] = []
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        held.append(handle.denoisers[0].engine.held_bytes)
+        return {}
+
+    with mixcache.enable(pipeline, "every_nth", granularity="step", num_warmup_steps=1) as handle:
+        generate(variant, pipeline, callback_on_step_end=callback)
+    assert max(held) > 0
+    assert held[-1] == 0
 
 
 def test_each_expert_is_measured_with_its_own_guidance_scale() -> None:

@@ -42,7 +42,7 @@ def measured(results: Path) -> str:
         f"CPU threads: {', '.join(threads)},",
         f"torch {case['versions']['torch']}, diffusers {case['versions']['diffusers']}.",
         "PSNR (dB) against the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each",
-        "method's best settings.",
+        "method's best settings. A bar is a target that was set before the run; `results.md` lists each, met or not.",
         "",
         f"**{case_of(case)}**. {whole_of(first)}:",
         "",

@@ -18,7 +18,7 @@ class StackedEngine(Engine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._kept |= {CFG, BLOCK}
+        self._histories.kept |= {CFG, BLOCK}
 
     def _computed_output(self, record: StepRecord, info: CallInfo, compute: Compute) -> torch.Tensor:
         decision = record.decision
