@@ -179,6 +179,8 @@ def copy_to_cogvideox(
         ):
             norm.linear.weight[: 3 * width] = shared_part.weight[rows]
             norm.linear.bias[: 3 * width] = shared_part.bias[rows] + own
+            # text goes through the same weights, which are made for the small gates of latents: it begins with none
+            norm.linear.bias[3 * width :] = 0.0
         for name in ("to_q", "to_k"):
             copy_linear(getattr(block.attn1, name), getattr(source.attn1, name), order)
         copy_linear(block.attn1.to_v, source.attn1.to_v)
