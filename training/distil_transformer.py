@@ -56,19 +56,6 @@ def embed_captions(encoder: PreTrainedModel, captions: list[str], device: torch.
     return torch.cat([embeddings(encoder, ids.to(device), mask.to(device)) for ids, mask in pairs])
 
 
-@torch.no_grad()
-def set_modulations(transformer: torch.nn.Module) -> None:
-    """Begins with blocks that are modulated by nothing: no shift, no scale, gates open."""
-    for name, module in transformer.named_modules():
-        if name.endswith(".linear") and "norm" in name:
-            module.weight.zero_()
-            module.bias.zero_()
-            if "token_refiner" in name:  # two gates
-                module.bias.fill_(1.0)
-            elif name != "norm_out.linear":  # shift, scale and gate, once or twice
-                module.bias.view(-1, 3, transformer.proj_out.in_features)[:, 2] = 1.0
-
-
 def watch(blocks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
     """A list that gets what each block makes of the latents, at every call; whoever reads it empties it."""
     seen: list[torch.Tensor] = []
@@ -218,7 +205,6 @@ def build_student(model: str, init: Path | None, teacher: Path) -> torch.nn.Modu
     if init:
         return student.transformer_class.from_pretrained(init / "transformer")
     transformer = student.transformer_class(**student.transformer)
-    set_modulations(transformer)
     start = WanTransformer3DModel.from_pretrained(teacher, torch_dtype=torch.float32)
     copy_teacher(transformer, start, teacher_sigmas(model))
     return transformer

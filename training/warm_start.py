@@ -23,7 +23,7 @@ MAX_RATIO = 3.0
 FIT_STEPS, FIT_RATE = 1500, 3e-3
 
 
-def copy_linear(to: torch.nn.Module, source: torch.nn.Module, rows: slice = slice(None)) -> None:
+def copy_linear(to: torch.nn.Module, source: torch.nn.Module, rows: slice | torch.Tensor = slice(None)) -> None:
     to.weight.copy_(source.weight[rows].reshape(to.weight.shape))
     to.bias.copy_(source.bias[rows])
 
@@ -47,29 +47,43 @@ def last_modulation(teacher: WanTransformer3DModel, embedded: torch.Tensor) -> t
     return shift, scale
 
 
-def head_norm(norm: torch.nn.Module, source: torch.nn.RMSNorm, heads: int, order: torch.Tensor | None = None) -> None:
-    """A student normalises every head by itself and weighs all heads alike: it gets the mean of the weights."""
-    weight = source.weight.view(heads, -1).mean(0)
-    norm.weight.copy_(weight if order is None else weight[order])
+def copy_attention(to: torch.nn.Module, source: torch.nn.Module, in_head: torch.Tensor | None = None) -> None:
+    """Queries, keys and values; `in_head` says which of a head's channels queries and keys take.
+
+    A student normalises every head by itself and weighs all heads alike: it gets the mean of the norms' weights.
+    """
+    size = len(source.norm_q.weight) // to.heads
+    in_head = torch.arange(size) if in_head is None else in_head
+    rows = (torch.arange(to.heads)[:, None] * size + in_head).flatten()
+    for part, its, norm, its_norm in (
+        (to.to_q, source.to_q, to.norm_q, source.norm_q),
+        (to.to_k, source.to_k, to.norm_k, source.norm_k),
+    ):
+        copy_linear(part, its, rows)
+        norm.weight.copy_(its_norm.weight.view(to.heads, size).mean(0)[in_head])
+    copy_linear(to.to_v, source.to_v)
 
 
-@torch.no_grad()
+def open_gates(linear: torch.nn.Linear, chunks: int, gates: Sequence[int]) -> None:
+    """Begins with modulations by nothing, of which those at the places `gates` of `chunks` let everything through."""
+    linear.weight.zero_()
+    linear.bias.zero_()
+    linear.bias.view(chunks, -1)[list(gates)] = 1.0
+
+
 def copy_dual_block(
     block: HunyuanVideoTransformerBlock, source: WanTransformerBlock, time_proj: torch.nn.Linear
 ) -> None:
-    """The stream of the latents; that of the text keeps its first weights."""
+    """The stream of the latents; that of the text keeps its first weights, with open gates."""
+    open_gates(block.norm1_context.linear, 6, (2, 5))
     block.norm1.linear.weight.copy_(time_proj.weight)
     block.norm1.linear.bias.copy_(time_proj.bias + source.scale_shift_table.flatten())
-    for name in ("to_q", "to_k", "to_v"):
-        copy_linear(getattr(block.attn, name), getattr(source.attn1, name))
+    copy_attention(block.attn, source.attn1)
     copy_linear(block.attn.to_out[0], source.attn1.to_out[0])
-    head_norm(block.attn.norm_q, source.attn1.norm_q, block.attn.heads)
-    head_norm(block.attn.norm_k, source.attn1.norm_k, block.attn.heads)
     copy_linear(block.ff.net[0].proj, source.ffn.net[0].proj)
     copy_linear(block.ff.net[2], source.ffn.net[2])
 
 
-@torch.no_grad()
 def copy_single_block(
     block: HunyuanVideoSingleTransformerBlock,
     source: WanTransformerBlock,
@@ -86,10 +100,7 @@ def copy_single_block(
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = mean.view(6, width)
     ratio = ((1 + mlp_scale) / (1 + scale)).clamp(-MAX_RATIO, MAX_RATIO)
     gate_ratio = (mlp_gate / gate).clamp(-MAX_RATIO, MAX_RATIO)
-    for name in ("to_q", "to_k", "to_v"):
-        copy_linear(getattr(block.attn, name), getattr(source.attn1, name))
-    head_norm(block.attn.norm_q, source.attn1.norm_q, block.attn.heads)
-    head_norm(block.attn.norm_k, source.attn1.norm_k, block.attn.heads)
+    copy_attention(block.attn, source.attn1)
     first, second, out = source.ffn.net[0].proj, source.ffn.net[2], source.attn1.to_out[0]
     block.proj_mlp.weight.copy_(first.weight * ratio)
     block.proj_mlp.bias.copy_(first.bias + first.weight @ (mlp_shift - ratio * shift))
@@ -119,6 +130,8 @@ def copy_to_hunyuan(
     for silent in (time.guidance_embedder.linear_2, time.text_embedder.linear_2):
         silent.weight.zero_()
         silent.bias.zero_()
+    for refiner in student.context_embedder.token_refiner.refiner_blocks:
+        open_gates(refiner.norm_out.linear, 2, (0, 1))
     embedded, shared = times(teacher, sigmas * 1000)
     shift, scale = last_modulation(teacher, embedded)
     inputs = torch.cat([torch.nn.functional.silu(embedded), torch.ones(len(embedded), 1)], dim=1)
@@ -161,32 +174,28 @@ def copy_to_cogvideox(
     student: CogVideoXTransformer3DModel, teacher: WanTransformer3DModel, sigmas: torch.Tensor
 ) -> None:
     config = student.config
-    heads, size, width = config.num_attention_heads, config.attention_head_dim, teacher.proj_out.in_features
+    size, width = config.attention_head_dim, teacher.proj_out.in_features
     third = size // 8 * 3
     rope = teacher.rope
     in_head = matching_channels((rope.t_dim, rope.h_dim, rope.w_dim), (size - 2 * third, third, third))
-    order = (torch.arange(heads)[:, None] * size + in_head).flatten()
     copy_linear(student.patch_embed.proj, teacher.patch_embedding)
     copy_last_layer(student.proj_out, teacher.proj_out, config.out_channels)
     embedded, shared = times(teacher, sigmas * 1000)
     shift, scale = last_modulation(teacher, embedded)
-    shared_part, last_part = fit_times(student, shared, torch.cat([shift, scale], dim=1))
-    copy_linear(student.norm_out.linear, last_part)
+    fitted = fit_times(student, torch.cat([shared, shift, scale], dim=1))
+    copy_linear(student.norm_out.linear, fitted, slice(6 * width, None))
     for block, source in zip(student.transformer_blocks, teacher.blocks, strict=True):
         table = source.scale_shift_table.flatten().unflatten(0, (2, 3 * width))
         for norm, rows, own in zip(
-            (block.norm1, block.norm2), (slice(0, 3 * width), slice(3 * width, None)), table, strict=True
+            (block.norm1, block.norm2), (slice(0, 3 * width), slice(3 * width, 6 * width)), table, strict=True
         ):
-            norm.linear.weight[: 3 * width] = shared_part.weight[rows]
-            norm.linear.bias[: 3 * width] = shared_part.bias[rows] + own
-            # text goes through the same weights, which are made for the small gates of latents: it begins with none
-            norm.linear.bias[3 * width :] = 0.0
-        for name in ("to_q", "to_k"):
-            copy_linear(getattr(block.attn1, name), getattr(source.attn1, name), order)
-        copy_linear(block.attn1.to_v, source.attn1.to_v)
+            # text goes through the same weights, which are made for the small gates of latents: its own begin closed
+            norm.linear.weight.zero_()
+            norm.linear.bias.zero_()
+            norm.linear.weight[: 3 * width] = fitted.weight[rows]
+            norm.linear.bias[: 3 * width] = fitted.bias[rows] + own
+        copy_attention(block.attn1, source.attn1, in_head)
         copy_linear(block.attn1.to_out[0], source.attn1.to_out[0])
-        head_norm(block.attn1.norm_q, source.attn1.norm_q, heads, in_head)
-        head_norm(block.attn1.norm_k, source.attn1.norm_k, heads, in_head)
         known = source.ffn.net[0].proj.out_features  # the student's feed-forward is wider; what is new starts silent
         first, second = block.ff.net[0].proj, block.ff.net[2]
         first.weight[:known], first.bias[:known] = source.ffn.net[0].proj.weight, source.ffn.net[0].proj.bias
@@ -196,15 +205,12 @@ def copy_to_cogvideox(
 
 
 @torch.enable_grad()
-def fit_times(
-    student: CogVideoXTransformer3DModel, shared: torch.Tensor, last: torch.Tensor
-) -> tuple[torch.nn.Linear, torch.nn.Linear]:
-    """Trains the student's embedding of time, and two linear layers behind it, on the teacher's modulations at the
-    student's timesteps: `shared` [T, 6 * width] and `last` [T, 2 * width]."""
-    sizes = [shared.shape[1], last.shape[1]]
-    target = torch.cat([shared, last], dim=1).detach()
+def fit_times(student: CogVideoXTransformer3DModel, modulations: torch.Tensor) -> torch.nn.Linear:
+    """Trains the student's embedding of time, and a linear layer behind it that is returned, on the teacher's
+    `modulations` at the student's timesteps, [T, any number]."""
+    target = modulations.detach()
     student.time_embedding.requires_grad_(True)
-    linear = torch.nn.Linear(student.config.time_embed_dim, sum(sizes))
+    linear = torch.nn.Linear(student.config.time_embed_dim, target.shape[1])
     inputs = student.time_proj(torch.arange(len(target))).detach()
     stepper = torch.optim.Adam([*student.time_embedding.parameters(), *linear.parameters()], lr=FIT_RATE)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, FIT_STEPS)
@@ -217,9 +223,4 @@ def fit_times(
         plan.step()
     share = loss.detach() / target.var(0).mean()
     print(f"modulations by time: {float(share):.4f} of their variance missed", flush=True)
-    parts = []
-    for weight, bias in zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True):
-        part = torch.nn.Linear(weight.shape[1], weight.shape[0])
-        part.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
-        parts.append(part)
-    return parts[0], parts[1]
+    return linear.requires_grad_(False)

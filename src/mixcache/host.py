@@ -305,7 +305,7 @@ class Reader:
 
     def _is_joined(self, latents: torch.Tensor) -> bool:
         """True where both halves of the batch are the same latents: looked at once in a generation (a device sync)."""
-        if getattr(self._pipeline(), "do_classifier_free_guidance", True) is False or latents.shape[0] % 2:
+        if self._is_guided() is False or latents.shape[0] % 2:
             return False
         if latents.shape not in self._joined:
             scale = self.guidance

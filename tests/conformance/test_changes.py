@@ -15,6 +15,7 @@ import mixcache
 from mixcache.decision import Granularity
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+RARELY_COMPUTED = {"granularity": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
 
 
 def variant_of(family: Any, name: str) -> Variant:
@@ -71,8 +72,7 @@ def test_a_branch_that_comes_back_is_not_computed_beside_a_predicted_one(family:
         pipe._guidance_scale = 1.0 if step == 1 else scale
         return {}
 
-    settings = {"granularity": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
-    with mixcache.enable(pipeline, "every_nth", **settings) as handle:
+    with mixcache.enable(pipeline, "every_nth", **RARELY_COMPUTED) as handle:
         generate(variant, pipeline, callback_on_step_end=callback, num_inference_steps=6)
     steps = [{call.branch: call.computed for call in entry.calls} for entry in handle.trace]
     assert steps[2] == {"cond": True}
@@ -89,8 +89,7 @@ def test_a_kandinsky_prompt_that_is_replaced_drops_what_was_cached() -> None:
         return {"prompt_embeds_qwen": tensors["prompt_embeds_qwen"] + (1 if step == 2 else 0)}
 
     inputs = ["prompt_embeds_qwen"]
-    settings = {"granularity": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
-    with mixcache.enable(pipeline, "every_nth", **settings) as handle:
+    with mixcache.enable(pipeline, "every_nth", **RARELY_COMPUTED) as handle:
         generate(
             variant,
             pipeline,
