@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, WanTransformer3DModel
@@ -28,10 +31,10 @@ from mixcache.zoo import folder
 from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
 from loop import LoopConfig, avoid_fused_attention, train
-from students import COGVIDEOX_SCHEDULER, LATENT_SIDE, STUDENTS, load_latents
+from students import COGVIDEOX_SCHEDULER, LATENT_SIDE, STRETCHES, STUDENTS, load_latents
 from text_encoders import embeddings
-from train_transformer import CAPTION_DROPOUT, PAIR_WEIGHT, sampling_weight
-from warm_start import copy_teacher
+from train_transformer import PAIR_WEIGHT, sampling_weight
+from warm_start import Plan, Words, copy_teacher
 
 GUIDANCE = (1.0, 8.0)
 """Range of the scales that an embedded guidance is taught."""
@@ -44,6 +47,16 @@ ADAM_ONLY = (
     "context_embedder.proj_in",
     "transformer.proj_out",
 )
+OTHER_CAPTION, OTHER_CAPTION_FROM = 0.5, 0.6
+"""How often the second caption of a pair is another one rather than none, from this share of the timesteps on: below
+it, what is drawn contradicts it."""
+DIFFERENCE_WEIGHT, DIFFERENCE_FLOOR = 0.5, 0.03
+NUM_FITTED = 600
+"""Captions on which the first weights of keys and values are fitted."""
+Answers = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
+]
+"""What a student answers and what it should, for clips, noise, uniform numbers, captions and scales of guidance."""
 Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """The teacher's velocity at points [B, C, F, H, W] and their sigmas, for the captions in these rows."""
 
@@ -64,11 +77,57 @@ def watch(blocks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
     return seen
 
 
-def missed_hints(seen: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
-    """Mean over the blocks of the squared relative error of what they give."""
-    pairs = zip(seen, wanted, strict=True)
-    shares = [(x.float() - y.float()).square().mean() / y.float().square().mean() for x, y in pairs]
-    return torch.stack(shares).mean()
+def watch_teacher(teacher: WanTransformer3DModel, plan: Plan) -> list[torch.Tensor]:
+    """A list that gets the teacher's latents before its first block and at the end of each stretch of the `plan`."""
+    seen: list[torch.Tensor] = []
+    teacher.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    for block, part in plan:
+        module = teacher.blocks[block]
+        if part == "self":
+            module.norm2.register_forward_pre_hook(lambda norm, args: seen.append(args[0]))
+        else:
+            module.register_forward_hook(lambda block, args, out: seen.append(out))
+    return seen
+
+
+class Forcing:
+    """While `on`, every block gets the teacher's latents in place of those of the block before it."""
+
+    def __init__(self, blocks: Iterable[torch.nn.Module], stream: list[torch.Tensor]) -> None:
+        self.on = False
+        self.stream = stream
+        for index, block in enumerate(blocks):
+            block.register_forward_pre_hook(partial(self._force, index), with_kwargs=True)
+
+    def _force(self, index: int, block: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if not self.on:
+            return args, kwargs
+        latents = self.stream[index].float()
+        return ((latents, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": latents})
+
+
+def share(missed: torch.Tensor, wanted: torch.Tensor, floor: float = 1e-6) -> torch.Tensor:
+    return missed.square().mean() / (wanted.square().mean() + floor)
+
+
+def missed_hints(seen: list[torch.Tensor], stream: list[torch.Tensor], forced: bool) -> torch.Tensor:
+    """Mean over the blocks of the share that they miss of what the teacher has there, and of how this differs between
+    the captions of a pair. Where forced, of what they add to it."""
+    missed = []
+    for ours, (before, after) in zip(seen, pairwise(stream), strict=True):
+        error, wanted = ours.float() - after.float(), after.float() - (before.float() if forced else 0.0)
+        first, second = error.chunk(2)
+        one, other = wanted.chunk(2)
+        missed.append(share(error, wanted) + share(first - second, one - other))
+    return torch.stack(missed).mean()
+
+
+def missed_difference(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """How much is missed of what tells the captions of a pair apart, [B, ...] with a pair's second half behind."""
+    (first, second), (one, other) = answer.chunk(2), target.chunk(2)
+    dims = tuple(range(1, answer.dim()))
+    wanted = (one - other).square().mean(dims)
+    return (((first - second) - (one - other)).square().mean(dims) / (wanted + DIFFERENCE_FLOOR)).mean()
 
 
 def shifted(uniform: torch.Tensor, shift: float) -> torch.Tensor:
@@ -81,24 +140,25 @@ def hunyuan_loss(
     text: dict[str, torch.Tensor],
     masks: torch.Tensor,
     shift: float,
-) -> Callable[..., torch.Tensor]:
-    """The loss of a batch for `shapes-hunyuan`."""
+) -> Answers:
+    """What `shapes-hunyuan` answers and what it should."""
 
-    def loss_of(
-        x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator, guided: bool
-    ) -> torch.Tensor:
-        noise = torch.randn(x0.shape, generator=rng).to(x0)
+    def answers(
+        x0: torch.Tensor, noise: torch.Tensor, uniform: torch.Tensor, rows: torch.Tensor, guidance: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         sigma = shifted(uniform, shift)
-        share = sigma.view(-1, 1, 1, 1, 1)
-        point = (1 - share) * x0 + share * noise
-        if guided:
-            low, high = GUIDANCE
-            guidance = (low + (high - low) * torch.rand(len(x0), generator=rng)).to(x0)
-            empty = torch.full_like(rows, len(masks) - 1)
-            told, untold = velocity(point.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([rows, empty])).chunk(2)
-        else:
+        part = sigma.view(-1, 1, 1, 1, 1)
+        point = (1 - part) * x0 + part * noise
+        if guidance is None:
             guidance = torch.ones(len(x0)).to(x0)
-            told = untold = velocity(point, sigma, rows)
+            target = velocity(point, sigma, rows)
+        else:
+            half = len(x0) // 2  # the points of a pair are the same, so that one answer without a caption serves both
+            empty = torch.full_like(rows[:half], len(masks) - 1)
+            points, sigmas = torch.cat([point, point[:half]]), torch.cat([sigma, sigma[:half]])
+            told, untold = velocity(points, sigmas, torch.cat([rows, empty])).split([2 * half, half])
+            untold = untold.repeat(2, 1, 1, 1, 1)
+            target = untold + guidance.view(-1, 1, 1, 1, 1) * (told - untold)
         with torch.autocast(x0.device.type, torch.bfloat16):
             answer = transformer(
                 hidden_states=point,
@@ -109,11 +169,10 @@ def hunyuan_loss(
                 guidance=guidance * 1000,
                 return_dict=False,
             )[0]
-        scale = guidance.view(-1, 1, 1, 1, 1)
-        missed = answer.float() - (untold + scale * (told - untold))
-        return (missed.square() / scale).mean()  # a large scale is not to outweigh all others
+        root = guidance.sqrt().view(-1, 1, 1, 1, 1)  # a large scale is not to outweigh all others
+        return answer.float() / root, target / root
 
-    return loss_of
+    return answers
 
 
 def cogvideox_alphas() -> torch.Tensor:
@@ -136,8 +195,9 @@ def cogvideox_loss(
     text: dict[str, torch.Tensor],
     masks: torch.Tensor,
     shift: float,
-) -> Callable[..., torch.Tensor]:
-    """The loss of a batch for `shapes-cogvideox`, at the whole timesteps of its scheduler; no guidance is built in."""
+) -> Answers:
+    """What `shapes-cogvideox` answers at the whole timesteps of its scheduler and what it should; no guidance is built
+    in."""
     alphas = cogvideox_alphas().to(masks.device)
     side = LATENT_SIDE // transformer.config.patch_size
     rotary = get_3d_rotary_pos_embed(
@@ -148,10 +208,9 @@ def cogvideox_loss(
         device=masks.device,
     )
 
-    def loss_of(
-        x0: torch.Tensor, rows: torch.Tensor, uniform: torch.Tensor, rng: torch.Generator, guided: bool
-    ) -> torch.Tensor:
-        noise = torch.randn(x0.shape, generator=rng).to(x0)
+    def answers(
+        x0: torch.Tensor, noise: torch.Tensor, uniform: torch.Tensor, rows: torch.Tensor, guidance: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         timestep = (shifted(uniform, shift) * len(alphas)).long().clamp(max=len(alphas) - 1)
         a, s = alphas[timestep].sqrt().view(-1, 1, 1, 1, 1), (1 - alphas[timestep]).sqrt().view(-1, 1, 1, 1, 1)
         point = (a * x0 + s * noise) / (a + s)
@@ -164,9 +223,9 @@ def cogvideox_loss(
                 image_rotary_emb=rotary,
                 return_dict=False,
             )[0]
-        return (answer.float().transpose(1, 2) - target).square().mean()
+        return answer.float().transpose(1, 2), target
 
-    return loss_of
+    return answers
 
 
 def arguments() -> argparse.Namespace:
@@ -182,6 +241,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--hint-steps", type=int, help="in which each block learns from the teacher's; 1000, and with --init none"
     )
+    parser.add_argument("--forced-steps", type=int, default=200, help="in which each block gets the teacher's latents")
     parser.add_argument("--muon-learning-rate", type=float, default=0.01)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
@@ -198,15 +258,22 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def build_student(model: str, init: Path | None, teacher: Path) -> torch.nn.Module:
+def build_student(
+    model: str, init: Path | None, teacher: Path, text: torch.Tensor, teacher_text: torch.Tensor
+) -> torch.nn.Module:
     """The denoiser with its first weights: of an earlier training in the folder `init`, else of the teacher's in the
-    folder `teacher`."""
+    folder `teacher`, where the captions' tokens tell what each of them makes of text."""
     student = STUDENTS[model]
     if init:
         return student.transformer_class.from_pretrained(init / "transformer")
     transformer = student.transformer_class(**student.transformer)
     start = WanTransformer3DModel.from_pretrained(teacher, torch_dtype=torch.float32)
-    copy_teacher(transformer, start, teacher_sigmas(model))
+    some = torch.randperm(len(text) - 1, generator=torch.Generator().manual_seed(0))[:NUM_FITTED]
+    rows = torch.cat([some, torch.full((NUM_FITTED // 10,), len(text) - 1)])  # those without a caption count too
+    with torch.no_grad():
+        theirs = start.condition_embedder.text_embedder(teacher_text[rows].float())
+    words = Words(text[rows].flatten(0, 1), theirs.flatten(0, 1))
+    copy_teacher(transformer, start, STRETCHES[model], teacher_sigmas(model), words)
     return transformer
 
 
@@ -238,27 +305,37 @@ def main() -> None:
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):  # forwards the fused attention is the faster
             return teacher(points.bfloat16(), sigma * 1000, teacher_text[rows], return_dict=False)[0].float()
 
-    transformer = build_student(args.model, args.init, teacher_folder / "transformer").to(device).train()
+    transformer = build_student(
+        args.model, args.init, teacher_folder / "transformer", text["text_encoder"].cpu(), teacher_text.cpu()
+    )
+    transformer.to(device).train()
     print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
     avoid_fused_attention(device)
     blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
-    seen, wanted = watch(blocks), watch(teacher.blocks)
-    loss_of = (hunyuan_loss if hunyuan else cogvideox_loss)(transformer, velocity, text, masks, shift)
+    stream, seen = watch_teacher(teacher, STRETCHES[args.model]), watch(blocks)
+    forcing = Forcing(blocks, stream)
+    answers = (hunyuan_loss if hunyuan else cogvideox_loss)(transformer, velocity, text, masks, shift)
     weights = torch.tensor([sampling_weight(caption, args.pair_weight) for caption in captions])
+    half = args.batch // 2
 
     def loss_at(step: int) -> torch.Tensor:
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        rows = torch.multinomial(weights, args.batch, replacement=True, generator=rng)
+        rows, others = torch.multinomial(weights, 2 * half, replacement=True, generator=rng).chunk(2)
         x0 = torch.from_numpy(latents[rows.numpy()]).float().to(device)
-        uniform = (torch.arange(args.batch) + torch.rand(args.batch, generator=rng)) / args.batch
-        dropped = torch.rand(args.batch, generator=rng) < CAPTION_DROPOUT
-        rows = torch.where(dropped, len(captions), rows)
-        hinted = step < args.hint_steps
-        loss = loss_of(x0, rows.to(device), uniform.to(device), rng, not hinted)
+        noise = torch.randn(x0.shape, generator=rng).to(device)
+        uniform = (torch.arange(half) + torch.rand(half, generator=rng)) / half
+        told = (torch.rand(half, generator=rng) < OTHER_CAPTION) & (uniform > OTHER_CAPTION_FROM)
+        rows = torch.cat([rows, torch.where(told, others, len(captions))]).to(device)
+        low, high = GUIDANCE
+        guidance = (low + (high - low) * torch.rand(half, generator=rng)).to(device).repeat(2)
+        forcing.on, hinted = step < args.forced_steps, step < args.hint_steps
+        x0, noise, uniform = x0.repeat(2, 1, 1, 1, 1), noise.repeat(2, 1, 1, 1, 1), uniform.to(device).repeat(2)
+        answer, target = answers(x0, noise, uniform, rows, None if hinted else guidance)
+        loss = (answer - target).square().mean() + DIFFERENCE_WEIGHT * missed_difference(answer, target)
         if hinted:
-            loss = loss + (1 - step / args.hint_steps) * missed_hints(seen, wanted)
+            loss = loss + (1 - step / args.hint_steps) * missed_hints(seen, stream, forcing.on)
         seen.clear()
-        wanted.clear()
+        stream.clear()
         return loss
 
     config = LoopConfig(

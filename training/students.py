@@ -6,6 +6,7 @@ A latent of theirs is one of `shapes-wan` after normalising, so that their autoe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,19 @@ HUNYUAN_SCHEDULER = dict(shift=7.0)
 """Of the FlowMatchEulerDiscreteScheduler that `shapes-hunyuan` ships, as HunyuanVideo does."""
 
 
+def stretches(num_blocks: int, cross: Sequence[int]) -> list[tuple[int, str]]:
+    """What each block of a student stands for: a block of the teacher and "all" of it, "self", its self-attention, or
+    "rest", what comes behind that.
+
+    The cross-attention of a block in `cross` has a block of its own. Told nothing in one of its blocks, the teacher
+    misses 3, 6, 5, 21 and 17 % of the difference that a caption makes in blocks 4 to 8, and 2 % at most in the others.
+    """
+    return [(block, part) for block in range(num_blocks) for part in (("self", "rest") if block in cross else ("all",))]
+
+
+STRETCHES = {"shapes-hunyuan": stretches(12, (5, 7, 8)), "shapes-cogvideox": stretches(12, (4, 5, 6, 7, 8))}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Student:
     """Autoencoder and denoiser of one model."""
@@ -66,8 +80,8 @@ STUDENTS = {
             out_channels=CHANNELS,
             num_attention_heads=5,
             attention_head_dim=32,
-            num_layers=3,
-            num_single_layers=9,
+            num_layers=2,
+            num_single_layers=len(STRETCHES["shapes-hunyuan"]) - 2,
             num_refiner_layers=1,
             mlp_ratio=3.0,
             patch_size=2,
@@ -94,8 +108,8 @@ STUDENTS = {
             out_channels=CHANNELS,
             num_attention_heads=5,
             attention_head_dim=32,
-            num_layers=12,
-            time_embed_dim=48,
+            num_layers=len(STRETCHES["shapes-cogvideox"]),
+            time_embed_dim=32,
             text_embed_dim=128,
             sample_width=LATENT_SIDE,
             sample_height=LATENT_SIDE,
