@@ -52,7 +52,7 @@ def teacher(telling_teacher: WanTransformer3DModel) -> WanTransformer3DModel:
 
 
 def words(width: int) -> Any:
-    from warm_start import Words
+    from counterparts import Words
 
     return Words(torch.randn(200, width), torch.randn(200, 48))
 
@@ -167,8 +167,8 @@ def test_a_cross_attention_with_a_block_of_its_own_begins_near_its_teachers(
     telling_teacher: WanTransformer3DModel, copy_teacher: Any, student_class: Any
 ) -> None:
     """One latent token among 41: that the others are not to be attended has yet to be learnt."""
+    from counterparts import Words
     from students import stretches
-    from warm_start import Words
 
     telling_teacher.blocks[0].attn2.to_out[0].weight.zero_()  # block 0 is told nothing
     plan = stretches(3, (1, 2))

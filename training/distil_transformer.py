@@ -30,11 +30,12 @@ from transformers import AutoModel, CLIPTextModel, PreTrainedModel, T5EncoderMod
 from mixcache.zoo import folder
 from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
+from counterparts import Plan, Words
 from loop import LoopConfig, avoid_fused_attention, train
 from students import COGVIDEOX_SCHEDULER, LATENT_SIDE, STRETCHES, STUDENTS, load_latents
 from text_encoders import embeddings
 from train_transformer import PAIR_WEIGHT, sampling_weight
-from warm_start import Plan, Words, copy_teacher
+from warm_start import copy_teacher
 
 GUIDANCE = (1.0, 8.0)
 """Range of the scales that an embedded guidance is taught."""
