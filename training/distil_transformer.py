@@ -4,23 +4,23 @@
 
 Takes the text encoders that `train_text_encoder.py` left in `--out`, and leaves them as they are. Begins with the
 teacher's own weights where they have a counterpart (`warm_start.py`). In the first `--hint-steps` steps every block is
-also to give what the teacher's block in its place gives, and guidance is 1.
+also to give what the teacher has in its place (`hints.py`), and guidance is 1.
 
 HunyuanVideo: flow matching as its teacher's, x = (1 - sigma) x0 + sigma noise. The guidance scale is an input, then
 drawn from GUIDANCE, and the target is the teacher's guided velocity at that scale. CogVideoX: x = a x0 + s noise of its
 scheduler, a² + s² = 1; x / (a + s) is the teacher's point at sigma = s / (a + s), and its velocity there gives the
-target a noise - s x0. One caption in ten is dropped.
+target a noise - s x0.
+
+Every noisy clip is seen twice, under its caption and under none or another one.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
-from functools import partial
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from diffusers import CogVideoXDDIMScheduler, WanTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -30,7 +30,8 @@ from transformers import AutoModel, CLIPTextModel, PreTrainedModel, T5EncoderMod
 from mixcache.zoo import folder
 from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
-from counterparts import Plan, Words
+from counterparts import Words
+from hints import Forcing, missed_hints, watch, watch_teacher
 from loop import LoopConfig, avoid_fused_attention, train
 from students import COGVIDEOX_SCHEDULER, LATENT_SIDE, STRETCHES, STUDENTS, load_latents
 from text_encoders import embeddings
@@ -52,6 +53,8 @@ OTHER_CAPTION, OTHER_CAPTION_FROM = 0.5, 0.6
 """How often the second caption of a pair is another one rather than none, from this share of the timesteps on: below
 it, what is drawn contradicts it."""
 DIFFERENCE_WEIGHT, DIFFERENCE_FLOOR = 0.5, 0.03
+"""Of the share missed of what tells a pair's captions apart, and what is added to its energy: a velocity's is about 1,
+and a caption's part in it 0.003 at low noise and 0.08 at the highest."""
 NUM_FITTED = 600
 """Captions on which the first weights of keys and values are fitted."""
 Answers = Callable[
@@ -70,59 +73,6 @@ def embed_captions(encoder: PreTrainedModel, captions: list[str], device: torch.
     return torch.cat([embeddings(encoder, ids.to(device), mask.to(device)) for ids, mask in pairs])
 
 
-def watch(blocks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
-    """A list that gets what each block makes of the latents, at every call; whoever reads it empties it."""
-    seen: list[torch.Tensor] = []
-    for block in blocks:
-        block.register_forward_hook(lambda block, args, out: seen.append(out[0] if isinstance(out, tuple) else out))
-    return seen
-
-
-def watch_teacher(teacher: WanTransformer3DModel, plan: Plan) -> list[torch.Tensor]:
-    """A list that gets the teacher's latents before its first block and at the end of each stretch of the `plan`."""
-    seen: list[torch.Tensor] = []
-    teacher.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
-    for block, part in plan:
-        module = teacher.blocks[block]
-        if part == "self":
-            module.norm2.register_forward_pre_hook(lambda norm, args: seen.append(args[0]))
-        else:
-            module.register_forward_hook(lambda block, args, out: seen.append(out))
-    return seen
-
-
-class Forcing:
-    """While `on`, every block gets the teacher's latents in place of those of the block before it."""
-
-    def __init__(self, blocks: Iterable[torch.nn.Module], stream: list[torch.Tensor]) -> None:
-        self.on = False
-        self.stream = stream
-        for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(partial(self._force, index), with_kwargs=True)
-
-    def _force(self, index: int, block: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if not self.on:
-            return args, kwargs
-        latents = self.stream[index].float()
-        return ((latents, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": latents})
-
-
-def share(missed: torch.Tensor, wanted: torch.Tensor, floor: float = 1e-6) -> torch.Tensor:
-    return missed.square().mean() / (wanted.square().mean() + floor)
-
-
-def missed_hints(seen: list[torch.Tensor], stream: list[torch.Tensor], forced: bool) -> torch.Tensor:
-    """Mean over the blocks of the share that they miss of what the teacher has there, and of how this differs between
-    the captions of a pair. Where forced, of what they add to it."""
-    missed = []
-    for ours, (before, after) in zip(seen, pairwise(stream), strict=True):
-        error, wanted = ours.float() - after.float(), after.float() - (before.float() if forced else 0.0)
-        first, second = error.chunk(2)
-        one, other = wanted.chunk(2)
-        missed.append(share(error, wanted) + share(first - second, one - other))
-    return torch.stack(missed).mean()
-
-
 def missed_difference(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """How much is missed of what tells the captions of a pair apart, [B, ...] with a pair's second half behind."""
     (first, second), (one, other) = answer.chunk(2), target.chunk(2)
@@ -135,7 +85,7 @@ def shifted(uniform: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
-def hunyuan_loss(
+def hunyuan_answers(
     transformer: torch.nn.Module,
     velocity: Velocity,
     text: dict[str, torch.Tensor],
@@ -190,7 +140,7 @@ def teacher_sigmas(model: str) -> torch.Tensor:
     return s / (a + s)
 
 
-def cogvideox_loss(
+def cogvideox_answers(
     transformer: torch.nn.Module,
     velocity: Velocity,
     text: dict[str, torch.Tensor],
@@ -233,20 +183,16 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=STUDENTS, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="folder of an earlier training to start from")
     parser.add_argument(
         "--latents", type=Path, default=Path("training/runs/transformer-4"), help="folder of train_transformer.py"
     )
     parser.add_argument("--clip-seed", type=int, default=1000, help="that the clips of the latents were drawn with")
-    parser.add_argument("--num-steps", type=int, default=2500)
-    parser.add_argument(
-        "--hint-steps", type=int, help="in which each block learns from the teacher's; 1000, and with --init none"
-    )
+    parser.add_argument("--num-steps", type=int, default=1700)
+    parser.add_argument("--hint-steps", type=int, default=900, help="in which each block learns from the teacher's")
     parser.add_argument("--forced-steps", type=int, default=200, help="in which each block gets the teacher's latents")
-    parser.add_argument("--muon-learning-rate", type=float, default=0.01)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
-        "--shift", type=float, help="how much training prefers high noise; 5 for HunyuanVideo, 1 for CogVideoX"
+        "--shift", type=float, help="how much training prefers high noise; 5 for HunyuanVideo, 3 for CogVideoX"
     )
     parser.add_argument("--seed", type=int, default=0, help="of order, noise and first weights")
     parser.add_argument(
@@ -254,27 +200,35 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if args.hint_steps is None:
-        args.hint_steps = 0 if args.init else 1000
+    args.shift = args.shift or (5.0 if args.model == "shapes-hunyuan" else 3.0)
     return args
 
 
-def build_student(
-    model: str, init: Path | None, teacher: Path, text: torch.Tensor, teacher_text: torch.Tensor
-) -> torch.nn.Module:
-    """The denoiser with its first weights: of an earlier training in the folder `init`, else of the teacher's in the
-    folder `teacher`, where the captions' tokens tell what each of them makes of text."""
+def embed_for_student(model: str, trained: Path, captions: list[str], device: torch.device) -> dict[str, torch.Tensor]:
+    """What each of the student's text encoders, in the folder `trained`, makes of the captions."""
+    encoders: dict[str, PreTrainedModel]
+    if model == "shapes-hunyuan":
+        encoders = {
+            "text_encoder": AutoModel.from_pretrained(trained / "text_encoder"),
+            "text_encoder_2": CLIPTextModel.from_pretrained(trained / "text_encoder_2"),
+        }
+    else:
+        encoders = {"text_encoder": T5EncoderModel.from_pretrained(trained / "text_encoder")}
+    return {name: embed_captions(encoder.to(device).eval(), captions, device) for name, encoder in encoders.items()}
+
+
+def build_student(model: str, text: torch.Tensor, teacher_text: torch.Tensor) -> torch.nn.Module:
+    """The denoiser with its first weights; from the captions' tokens, those of none last, it is fitted what each of the
+    two makes of text."""
     student = STUDENTS[model]
-    if init:
-        return student.transformer_class.from_pretrained(init / "transformer")
     transformer = student.transformer_class(**student.transformer)
-    start = WanTransformer3DModel.from_pretrained(teacher, torch_dtype=torch.float32)
+    teacher = WanTransformer3DModel.from_pretrained(folder("shapes-wan") / "transformer", torch_dtype=torch.float32)
     some = torch.randperm(len(text) - 1, generator=torch.Generator().manual_seed(0))[:NUM_FITTED]
     rows = torch.cat([some, torch.full((NUM_FITTED // 10,), len(text) - 1)])  # those without a caption count too
     with torch.no_grad():
-        theirs = start.condition_embedder.text_embedder(teacher_text[rows].float())
+        theirs = teacher.condition_embedder.text_embedder(teacher_text[rows].float())
     words = Words(text[rows].flatten(0, 1), theirs.flatten(0, 1))
-    copy_teacher(transformer, start, STRETCHES[model], teacher_sigmas(model), words)
+    copy_teacher(transformer, teacher, STRETCHES[model], teacher_sigmas(model), words)
     return transformer
 
 
@@ -282,55 +236,75 @@ def main() -> None:
     args = arguments()
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    hunyuan = args.model == "shapes-hunyuan"
-    shift = args.shift or (5.0 if hunyuan else 1.0)
-
     latents, scenes = load_latents(args.latents, args.clip_seed)
-    captions = [scene.caption for scene in scenes]
-    masks = tokenized(build_tokenizer(), [*captions, ""]).attention_mask.to(device)
-    encoders: dict[str, PreTrainedModel] = {
-        "text_encoder": (AutoModel if hunyuan else T5EncoderModel).from_pretrained(args.out / "text_encoder")
-    }
-    if hunyuan:
-        encoders["text_encoder_2"] = CLIPTextModel.from_pretrained(args.out / "text_encoder_2")
-    text = {name: embed_captions(part.to(device).eval(), [*captions, ""], device) for name, part in encoders.items()}
+    captions = [*(scene.caption for scene in scenes), ""]
+    text = embed_for_student(args.model, args.out, captions, device)
+    teacher = WanTransformer3DModel.from_pretrained(folder("shapes-wan") / "transformer", torch_dtype=torch.bfloat16)
+    teacher.to(device).eval().requires_grad_(False)
+    reader = UMT5EncoderModel.from_pretrained(folder("shapes-wan") / "text_encoder", dtype=torch.float32)
+    teacher_text = embed_captions(reader.to(device).eval(), captions, device).bfloat16()
+    transformer = build_student(args.model, text["text_encoder"].cpu(), teacher_text.cpu()).to(device).train()
+    print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
+    avoid_fused_attention(device)
+    pairs = draw_pairs(latents, captions, args, device)
+    loss_at = build_loss(transformer, text, teacher, teacher_text, captions, pairs, args, device)
+    config = LoopConfig(num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=0.01, ema_decay=0.998)
+    model = torch.nn.ModuleDict({"transformer": transformer})
+    model.load_state_dict(train(model, loss_at, config, args.out / "transformer.pt", device, ADAM_ONLY))
+    transformer.save_pretrained(args.out / "transformer")
 
-    teacher_folder = folder("shapes-wan")
-    teacher = WanTransformer3DModel.from_pretrained(teacher_folder / "transformer", torch_dtype=torch.bfloat16)
-    teacher = teacher.to(device).eval().requires_grad_(False)
-    reader = UMT5EncoderModel.from_pretrained(teacher_folder / "text_encoder", dtype=torch.float32).to(device).eval()
-    teacher_text = embed_captions(reader, [*captions, ""], device).bfloat16()
+
+def draw_pairs(
+    latents: np.ndarray, captions: list[str], args: argparse.Namespace, device: torch.device
+) -> Callable[[int], tuple[torch.Tensor, ...]]:
+    """Clips, noise, uniform numbers, captions' rows and scales of guidance of a step, the same clips in both halves but
+    under two captions."""
+    weights = torch.tensor([sampling_weight(caption, args.pair_weight) for caption in captions[:-1]])
+    half = args.batch // 2
+
+    def pairs_of(step: int) -> tuple[torch.Tensor, ...]:
+        rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        rows, others = torch.multinomial(weights, 2 * half, replacement=True, generator=rng).chunk(2)
+        x0 = torch.from_numpy(latents[rows.numpy()]).float()
+        noise = torch.randn(x0.shape, generator=rng)
+        uniform = (torch.arange(half) + torch.rand(half, generator=rng)) / half
+        told = (torch.rand(half, generator=rng) < OTHER_CAPTION) & (uniform > OTHER_CAPTION_FROM)
+        seconds = torch.where(told, others, len(weights))
+        low, high = GUIDANCE
+        guidance = low + (high - low) * torch.rand(half, generator=rng)
+        halves = ((x0, x0), (noise, noise), (uniform, uniform), (rows, seconds), (guidance, guidance))
+        return tuple(torch.cat(both).to(device) for both in halves)
+
+    return pairs_of
+
+
+def build_loss(
+    transformer: torch.nn.Module,
+    text: dict[str, torch.Tensor],
+    teacher: WanTransformer3DModel,
+    teacher_text: torch.Tensor,
+    captions: list[str],
+    pairs: Callable[[int], tuple[torch.Tensor, ...]],
+    args: argparse.Namespace,
+    device: torch.device,
+) -> Callable[[int], torch.Tensor]:
+    """The loss at a step: the answer, what tells the captions of a pair apart, and at first what the blocks give."""
 
     @torch.no_grad()
     def velocity(points: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):  # forwards the fused attention is the faster
             return teacher(points.bfloat16(), sigma * 1000, teacher_text[rows], return_dict=False)[0].float()
 
-    transformer = build_student(
-        args.model, args.init, teacher_folder / "transformer", text["text_encoder"].cpu(), teacher_text.cpu()
-    )
-    transformer.to(device).train()
-    print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
-    avoid_fused_attention(device)
     blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
     stream, seen = watch_teacher(teacher, STRETCHES[args.model]), watch(blocks)
     forcing = Forcing(blocks, stream)
-    answers = (hunyuan_loss if hunyuan else cogvideox_loss)(transformer, velocity, text, masks, shift)
-    weights = torch.tensor([sampling_weight(caption, args.pair_weight) for caption in captions])
-    half = args.batch // 2
+    masks = tokenized(build_tokenizer(), captions).attention_mask.to(device)
+    build = hunyuan_answers if args.model == "shapes-hunyuan" else cogvideox_answers
+    answers = build(transformer, velocity, text, masks, args.shift)
 
     def loss_at(step: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        rows, others = torch.multinomial(weights, 2 * half, replacement=True, generator=rng).chunk(2)
-        x0 = torch.from_numpy(latents[rows.numpy()]).float().to(device)
-        noise = torch.randn(x0.shape, generator=rng).to(device)
-        uniform = (torch.arange(half) + torch.rand(half, generator=rng)) / half
-        told = (torch.rand(half, generator=rng) < OTHER_CAPTION) & (uniform > OTHER_CAPTION_FROM)
-        rows = torch.cat([rows, torch.where(told, others, len(captions))]).to(device)
-        low, high = GUIDANCE
-        guidance = (low + (high - low) * torch.rand(half, generator=rng)).to(device).repeat(2)
+        x0, noise, uniform, rows, guidance = pairs(step)
         forcing.on, hinted = step < args.forced_steps, step < args.hint_steps
-        x0, noise, uniform = x0.repeat(2, 1, 1, 1, 1), noise.repeat(2, 1, 1, 1, 1), uniform.to(device).repeat(2)
         answer, target = answers(x0, noise, uniform, rows, None if hinted else guidance)
         loss = (answer - target).square().mean() + DIFFERENCE_WEIGHT * missed_difference(answer, target)
         if hinted:
@@ -339,12 +313,7 @@ def main() -> None:
         stream.clear()
         return loss
 
-    config = LoopConfig(
-        num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=args.muon_learning_rate, ema_decay=0.998
-    )
-    model = torch.nn.ModuleDict({"transformer": transformer})
-    model.load_state_dict(train(model, loss_at, config, args.out / "transformer.pt", device, ADAM_ONLY))
-    transformer.save_pretrained(args.out / "transformer")
+    return loss_at
 
 
 if __name__ == "__main__":
