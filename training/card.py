@@ -100,10 +100,10 @@ of the call that it was trained for.
 ## Training
 
 `training/distil_vae.py` ({frames[step]} steps on frames, {clips[step]} on clips; {vae_minutes:.0f} minutes), the text
-encoders by `training/train_text_encoder.py`, and `training/distil_transformer.py` ({denoiser[step]} steps of 16 clips;
-{minutes:.0f} minutes; last logged loss {denoiser[loss]:.3f}), on {hardware}, shared with other work. The denoiser began
-with its teacher's weights where they have a counterpart, and in its first steps each of its blocks was held to the
-teacher's block in its place (`training/README.md` has the commands).
+encoders by `training/train_text_encoder.py`, and `training/distil_transformer.py` ({denoiser[step]} steps of 8 clips,
+each under two captions; {minutes:.0f} minutes; last logged loss {denoiser[loss]:.3f}), on {hardware}, shared with other
+work. The denoiser began with its teacher's weights where they have a counterpart, and in its first steps each of its
+blocks was held to the teacher's block in its place (`training/README.md` has the commands).
 A tenth of all captions, chosen by their SHA-256, is held out of every training.
 
 {figures}

@@ -19,9 +19,11 @@ class Words:
     """The tokens of some captions."""
 
     ours: torch.Tensor
-    """As the student gets them, [words, width]."""
+    """As the student gets them, [captions, tokens, width]."""
     theirs: torch.Tensor
-    """As the teacher's blocks get them, [words, width]."""
+    """As the teacher's blocks get them, [captions, tokens, width]."""
+    attended: torch.Tensor
+    """Which of them the student attends, bool [captions, tokens]."""
 
 
 def copy_linear(to: torch.nn.Module, source: torch.nn.Module, rows: slice | torch.Tensor = slice(None)) -> None:
@@ -63,6 +65,7 @@ def mean_weight(norm: torch.nn.Module) -> float:
     return float(norm.weight.square().mean().sqrt())
 
 
+@torch.no_grad()
 def fit_linear(to: torch.nn.Linear, inputs: torch.Tensor, wanted: torch.Tensor, ridge: float, rows: slice) -> None:
     """Sets rows of a layer so that it gives `wanted`, [T, rows], from `inputs`, [T, width], in the least squares."""
     ones = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
@@ -94,9 +97,12 @@ def copy_attention(to: torch.nn.Module, source: torch.nn.Module, in_head: torch.
 
 
 def copy_cross_attention(
-    to: torch.nn.Module, source: torch.nn.Module, words: Words, text: torch.Tensor, slowest: torch.Tensor
+    to: torch.nn.Module, source: torch.nn.Module, theirs: torch.Tensor, text: torch.Tensor, slowest: torch.Tensor
 ) -> None:
-    """Queries from the latents, keys and values from the text, of which `text`, [words, width], is what they see.
+    """Queries from the latents, keys and values from the text.
+
+    `theirs` are words as the teacher's blocks get them, `text` the same ones as they reach the student's keys and
+    values, both [words, width].
 
     A student turns its queries by place, as the teacher does not: what tells keys apart most goes to the channels of
     a head that turn the `slowest`. That latents are not to be attended is left to be learnt.
@@ -104,7 +110,7 @@ def copy_cross_attention(
     size = len(source.norm_q.weight) // to.heads
     queries, queries_bias = fold_norm(source.to_q, source.norm_q)
     weight, bias = fold_norm(source.to_k, source.norm_k)
-    keys = words.theirs @ weight.T + bias
+    keys = theirs @ weight.T + bias
     for head in range(to.heads):
         rows = slice(head * size, (head + 1) * size)
         _, directions = torch.linalg.eigh(torch.cov(keys[:, rows].T))
@@ -112,7 +118,7 @@ def copy_cross_attention(
         turn[slowest] = directions.flip(1).T
         to.to_q.weight[rows], to.to_q.bias[rows] = turn @ queries[rows], turn @ queries_bias[rows]
         fit_linear(to.to_k, text, keys[:, rows] @ turn.T, KEYS_RIDGE, rows)
-    fit_linear(to.to_v, text, source.to_v(words.theirs), KEYS_RIDGE, slice(None))
+    fit_linear(to.to_v, text, source.to_v(theirs), KEYS_RIDGE, slice(None))
     to.norm_q.weight.fill_(mean_weight(source.norm_q))
     to.norm_k.weight.fill_(mean_weight(source.norm_k))
 

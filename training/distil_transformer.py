@@ -33,7 +33,7 @@ from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 from counterparts import Words
 from hints import Forcing, missed_hints, watch, watch_teacher
 from loop import LoopConfig, avoid_fused_attention, train
-from students import COGVIDEOX_SCHEDULER, LATENT_SIDE, STRETCHES, STUDENTS, load_latents
+from students import COGVIDEOX_SCHEDULER, LATENT_FRAMES, LATENT_SIDE, STRETCHES, STUDENTS, load_latents
 from text_encoders import embeddings
 from train_transformer import PAIR_WEIGHT, sampling_weight
 from warm_start import copy_teacher
@@ -50,8 +50,8 @@ ADAM_ONLY = (
     "transformer.proj_out",
 )
 OTHER_CAPTION, OTHER_CAPTION_FROM = 0.5, 0.6
-"""How often the second caption of a pair is another one rather than none, from this share of the timesteps on: below
-it, what is drawn contradicts it."""
+"""How often the second caption of a pair is another one rather than none, where the uniform number that becomes the
+noise level is above this: below it, what is drawn contradicts it."""
 DIFFERENCE_WEIGHT, DIFFERENCE_FLOOR = 0.5, 0.03
 """Of the share missed of what tells a pair's captions apart, and what is added to its energy: a velocity's is about 1,
 and a caption's part in it 0.003 at low noise and 0.08 at the highest."""
@@ -60,7 +60,8 @@ NUM_FITTED = 600
 Answers = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
 ]
-"""What a student answers and what it should, for clips, noise, uniform numbers, captions and scales of guidance."""
+"""What a student answers and what it should, for clips, noise, uniform numbers, captions' rows and scales of guidance;
+without these guidance is 1. The teacher is asked first, so that its latents are there when the student runs."""
 Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """The teacher's velocity at points [B, C, F, H, W] and their sigmas, for the captions in these rows."""
 
@@ -69,8 +70,8 @@ Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def embed_captions(encoder: PreTrainedModel, captions: list[str], device: torch.device) -> torch.Tensor:
     """What the denoiser gets of every caption, [captions, tokens, width]."""
     tokens = tokenized(build_tokenizer(), captions)
-    pairs = zip(tokens.input_ids.split(500), tokens.attention_mask.split(500), strict=True)
-    return torch.cat([embeddings(encoder, ids.to(device), mask.to(device)) for ids, mask in pairs])
+    batches = zip(tokens.input_ids.split(500), tokens.attention_mask.split(500), strict=True)
+    return torch.cat([embeddings(encoder, ids.to(device), mask.to(device)) for ids, mask in batches])
 
 
 def missed_difference(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -155,7 +156,7 @@ def cogvideox_answers(
         embed_dim=transformer.config.attention_head_dim,
         crops_coords=((0, 0), (side, side)),
         grid_size=(side, side),
-        temporal_size=5,
+        temporal_size=LATENT_FRAMES,
         device=masks.device,
     )
 
@@ -190,13 +191,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=1700)
     parser.add_argument("--hint-steps", type=int, default=900, help="in which each block learns from the teacher's")
     parser.add_argument("--forced-steps", type=int, default=200, help="in which each block gets the teacher's latents")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16, help="half of it are clips, each under two captions")
     parser.add_argument(
         "--shift", type=float, help="how much training prefers high noise; 5 for HunyuanVideo, 3 for CogVideoX"
     )
     parser.add_argument("--seed", type=int, default=0, help="of order, noise and first weights")
     parser.add_argument(
-        "--pair-weight", type=float, default=PAIR_WEIGHT, help="how much more often clips of two objects are seen"
+        "--pair-weight", type=float, default=PAIR_WEIGHT, help="how much more often clips of two objects are drawn"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -217,9 +218,11 @@ def embed_for_student(model: str, trained: Path, captions: list[str], device: to
     return {name: embed_captions(encoder.to(device).eval(), captions, device) for name, encoder in encoders.items()}
 
 
-def build_student(model: str, text: torch.Tensor, teacher_text: torch.Tensor) -> torch.nn.Module:
+def build_student(
+    model: str, text: torch.Tensor, teacher_text: torch.Tensor, attended: torch.Tensor
+) -> torch.nn.Module:
     """The denoiser with its first weights; from the captions' tokens, those of none last, it is fitted what each of the
-    two makes of text."""
+    two makes of text. `attended` says which of them the student attends, bool [captions, tokens]."""
     student = STUDENTS[model]
     transformer = student.transformer_class(**student.transformer)
     teacher = WanTransformer3DModel.from_pretrained(folder("shapes-wan") / "transformer", torch_dtype=torch.float32)
@@ -227,7 +230,7 @@ def build_student(model: str, text: torch.Tensor, teacher_text: torch.Tensor) ->
     rows = torch.cat([some, torch.full((NUM_FITTED // 10,), len(text) - 1)])  # those without a caption count too
     with torch.no_grad():
         theirs = teacher.condition_embedder.text_embedder(teacher_text[rows].float())
-    words = Words(text[rows].flatten(0, 1), theirs.flatten(0, 1))
+    words = Words(text[rows], theirs, attended[rows])
     copy_teacher(transformer, teacher, STRETCHES[model], teacher_sigmas(model), words)
     return transformer
 
@@ -243,7 +246,10 @@ def main() -> None:
     teacher.to(device).eval().requires_grad_(False)
     reader = UMT5EncoderModel.from_pretrained(folder("shapes-wan") / "text_encoder", dtype=torch.float32)
     teacher_text = embed_captions(reader.to(device).eval(), captions, device).bfloat16()
-    transformer = build_student(args.model, text["text_encoder"].cpu(), teacher_text.cpu()).to(device).train()
+    masks = tokenized(build_tokenizer(), captions).attention_mask
+    attended = masks.bool() if args.model == "shapes-hunyuan" else torch.ones_like(masks, dtype=torch.bool)
+    transformer = build_student(args.model, text["text_encoder"].cpu(), teacher_text.cpu(), attended)
+    transformer.to(device).train()
     print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
     avoid_fused_attention(device)
     pairs = draw_pairs(latents, captions, args, device)
@@ -303,14 +309,15 @@ def build_loss(
     answers = build(transformer, velocity, text, masks, args.shift)
 
     def loss_at(step: int) -> torch.Tensor:
+        seen.clear()
+        stream.clear()
         x0, noise, uniform, rows, guidance = pairs(step)
-        forcing.on, hinted = step < args.forced_steps, step < args.hint_steps
+        hinted = step < args.hint_steps
+        forcing.on = hinted and step < args.forced_steps
         answer, target = answers(x0, noise, uniform, rows, None if hinted else guidance)
         loss = (answer - target).square().mean() + DIFFERENCE_WEIGHT * missed_difference(answer, target)
         if hinted:
             loss = loss + (1 - step / args.hint_steps) * missed_hints(seen, stream, forcing.on)
-        seen.clear()
-        stream.clear()
         return loss
 
     return loss_at

@@ -23,15 +23,15 @@ def watch(blocks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
 
 def watch_teacher(teacher: WanTransformer3DModel, plan: Plan) -> list[torch.Tensor]:
     """A list that gets the teacher's latents before its first block and at the end of each stretch of the `plan`."""
-    seen: list[torch.Tensor] = []
-    teacher.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
-    for block, part in plan:
-        module = teacher.blocks[block]
+    stream: list[torch.Tensor] = []
+    teacher.blocks[0].register_forward_pre_hook(lambda block, args: stream.append(args[0]))
+    for index, part in plan:
+        source = teacher.blocks[index]
         if part == "self":
-            module.norm2.register_forward_pre_hook(lambda norm, args: seen.append(args[0]))
+            source.norm2.register_forward_pre_hook(lambda norm, args: stream.append(args[0]))
         else:
-            module.register_forward_hook(lambda block, args, out: seen.append(out))
-    return seen
+            source.register_forward_hook(lambda block, args, out: stream.append(out))
+    return stream
 
 
 class Forcing:
@@ -50,8 +50,8 @@ class Forcing:
         return ((latents, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": latents})
 
 
-def share(missed: torch.Tensor, wanted: torch.Tensor, floor: float = 1e-6) -> torch.Tensor:
-    return missed.square().mean() / (wanted.square().mean() + floor)
+def share(missed: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return missed.square().mean() / (wanted.square().mean() + 1e-6)
 
 
 def missed_hints(seen: list[torch.Tensor], stream: list[torch.Tensor], forced: bool) -> torch.Tensor:

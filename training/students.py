@@ -23,7 +23,7 @@ from mixcache.zoo import world
 from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
 
 CHANNELS, TEXT_WIDTH, POOLED_WIDTH = 20, 64, 48
-LATENT_SIDE = world.SIDE // 8
+LATENT_SIDE, LATENT_FRAMES = world.SIDE // 8, (world.NUM_FRAMES + 3) // 4
 COGVIDEOX_SCHEDULER = dict(
     beta_schedule="scaled_linear",
     beta_start=0.00085,

@@ -64,8 +64,9 @@ def copy_to_cogvideox(
     slowest = slowest_channels((size - 2 * third, third, third))
     copy_linear(student.patch_embed.proj, teacher.patch_embedding)
     copy_last_layer(student.proj_out, teacher.proj_out, config.out_channels)
-    fit_linear(student.patch_embed.text_proj, words.ours, words.theirs, 0.0, slice(None))
-    text = torch.nn.functional.layer_norm(student.patch_embed.text_proj(words.ours), (width,))
+    ours, theirs = words.ours[words.attended], words.theirs[words.attended]
+    fit_linear(student.patch_embed.text_proj, ours, theirs, 0.0, slice(None))
+    text = torch.nn.functional.layer_norm(student.patch_embed.text_proj(ours), (width,))
     embedded, shared = times(teacher, sigmas * 1000)
     shift, scale = last_modulation(teacher, embedded)
     fitted = fit_times(student, torch.cat([shared, shift, scale], dim=1))
@@ -78,13 +79,13 @@ def copy_to_cogvideox(
             norm, attention = teacher.blocks[index].norm2, teacher.blocks[index].attn2
             block.norm1.linear.weight.zero_()
             own[:3] = torch.stack([norm.bias, norm.weight - 1, torch.ones(width)])
-            copy_cross_attention(block.attn1, attention, words, text, slowest)
+            copy_cross_attention(block.attn1, attention, theirs, text, slowest)
         else:
             attention = teacher.blocks[index].attn1
             copy_attention(block.attn1, attention, in_head)
         copy_linear(block.attn1.to_out[0], attention.to_out[0])
         if part == "self":
-            own[4] = -1.0  # nothing of the text in an attention that has none
+            own[4] = -1.0  # all words look alike to an attention that has no use for them
 
 
 def copy_modulations(block: CogVideoXBlock, source: WanTransformerBlock, fitted: torch.nn.Linear) -> None:

@@ -35,6 +35,7 @@ MAX_RATIO, MAX_GATES, MIN_GATE = 3.0, 10.0, 0.02
 """Bounds of the factors that stand in for a modulation which a single block does not have."""
 LOUDNESS = 20.0
 """Of the text, against what the teacher has."""
+TEXT_STEPS, TEXT_BATCH, TEXT_RATE = 400, 64, 2e-3
 
 
 def copy_dual_block(
@@ -61,6 +62,8 @@ class Modulation:
 
     def in_terms_of(self, known: Modulation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Factor and addend that make this one's input of the `known` one's, and the factor of the gates."""
+        if known is self:
+            return torch.ones_like(self.scale), torch.zeros_like(self.shift), torch.ones_like(self.gate)
         factor = ((1 + self.scale) / (1 + known.scale)).clamp(-MAX_RATIO, MAX_RATIO)
         gate = known.gate.sign() * known.gate.abs().clamp(min=MIN_GATE)
         return factor, self.shift - factor * known.shift, (self.gate / gate).clamp(-MAX_GATES, MAX_GATES)
@@ -72,12 +75,18 @@ def copy_single_block(
     part: str,
     time_proj: torch.nn.Linear,
     shared: torch.Tensor,
-    words: Words,
+    theirs: torch.Tensor,
+    text: torch.Tensor,
     slowest: torch.Tensor,
 ) -> None:
     """A single block has one modulation where the teacher has one for the self-attention, none for the
     cross-attention, and one for the feed-forward: all but one are worked into the weights at their mean over time, of
-    the modulations `shared`, [T, 6 * width]. Attention and feed-forward see the same latents."""
+    the modulations `shared`, [T, 6 * width]. Attention and feed-forward see the same latents, and a self-attention sees
+    the text as well, which it has to learn to leave alone.
+
+    `theirs` are words as the teacher's blocks get them, `text` the same ones out of the student's norm, both
+    [words, width].
+    """
     width = block.proj_mlp.in_features
     bias = time_proj.bias + source.scale_shift_table.flatten()
     mean = (shared.mean(0) + source.scale_shift_table.flatten()).view(6, width)
@@ -86,8 +95,7 @@ def copy_single_block(
     block.norm.linear.weight.copy_(time_proj.weight[rows])
     block.norm.linear.bias.copy_(bias[rows])
     if part == "rest":
-        text = torch.nn.functional.layer_norm(words.theirs, (width,)) * (1 + own.scale) + own.shift
-        copy_cross_attention(block.attn, source.attn2, words, text, slowest)
+        copy_cross_attention(block.attn, source.attn2, theirs, text * (1 + own.scale) + own.shift, slowest)
         around_cross = Modulation(source.norm2.bias, source.norm2.weight - 1, torch.ones(width))
         factor, addend, gates = around_cross.in_terms_of(own)
         block.attn.to_q.bias.add_(block.attn.to_q.weight @ addend)
@@ -106,6 +114,33 @@ def copy_single_block(
         block.proj_mlp.bias.copy_(first.bias + first.weight @ addend)
         block.proj_out.weight[:, width:] = gates[:, None] * second.weight
         block.proj_out.bias.add_(gates * second.bias)
+
+
+@torch.enable_grad()
+def fit_text(student: HunyuanVideoTransformer3DModel, words: Words) -> torch.Tensor:
+    """Trains the student's embedding of the text on the teacher's, and returns what it makes of the attended words,
+    [words, width].
+
+    A single block sends its text through the weights and gates of the latents: it is too loud to be changed by them.
+    """
+    embedder, attended = student.context_embedder, words.attended
+    wanted = LOUDNESS * words.theirs.detach()
+    fit_linear(embedder.proj_in, words.ours[attended], wanted[attended], 0.0, slice(None))
+    stepper = torch.optim.Adam(embedder.parameters(), lr=TEXT_RATE)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, TEXT_STEPS)
+    share = torch.ones(())
+    for _ in range(TEXT_STEPS):
+        rows = torch.randint(len(words.ours), (TEXT_BATCH,))
+        answer = embedder(words.ours[rows], 1000 * torch.rand(TEXT_BATCH), attended[rows].long())
+        here = wanted[rows][attended[rows]]
+        share = (answer[attended[rows]] - here).square().mean() / here.var(0).mean()
+        stepper.zero_grad()
+        share.backward()
+        stepper.step()
+        plan.step()
+    print(f"embedding of the text: {float(share.detach()):.4f} of its variance missed", flush=True)
+    with torch.no_grad():
+        return embedder(words.ours, torch.full((len(words.ours),), 500.0), attended.long())[attended]
 
 
 @torch.no_grad()
@@ -128,9 +163,8 @@ def copy_to_hunyuan(
         close(silent)
     for refiner in student.context_embedder.token_refiner.refiner_blocks:
         close(refiner.norm_out.linear)
-    # A single block gives its text through the weights and gates of the latents: it is too loud to be changed by them.
-    fit_linear(student.context_embedder.proj_in, words.ours, LOUDNESS * words.theirs, 0.0, slice(None))
-    seen = Words(words.ours, student.context_embedder.proj_in(words.ours) / LOUDNESS)
+    theirs = words.theirs[words.attended]
+    text = torch.nn.functional.layer_norm(fit_text(student, words), theirs.shape[-1:])
     embedded, shared = times(teacher, sigmas * 1000)
     shift, scale = last_modulation(teacher, embedded)
     inputs, wanted = torch.nn.functional.silu(embedded), torch.cat([scale, shift], dim=1)
@@ -141,4 +175,4 @@ def copy_to_hunyuan(
             raise ValueError(f"block {index} of the teacher, of which {part!r} is wanted, needs single blocks")
         copy_dual_block(block, teacher.blocks[index], source.time_proj)
     for block, (index, part) in zip(student.single_transformer_blocks, plan[duals:], strict=True):
-        copy_single_block(block, teacher.blocks[index], part, source.time_proj, shared, seen, slowest)
+        copy_single_block(block, teacher.blocks[index], part, source.time_proj, shared, theirs, text, slowest)
