@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 RUNS := shapes-wan-50 shapes-wan-20
 
-.PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
+.PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-shapes-cogvideox-50 bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -49,7 +49,7 @@ support: .venv/installed-test
 	touch $@
 
 # one thread is as fast as two on so small a model, and two runs of one thread each did not slow each other down
-bench $(RUNS:%=bench-%) bench-quick asked cadences cliff overhead guard: export OMP_NUM_THREADS = 1
+bench $(RUNS:%=bench-%) bench-shapes-cogvideox-50 bench-quick asked cadences cliff overhead guard: export OMP_NUM_THREADS = 1
 
 bench: .venv/installed-bench
 	$(MAKE) --jobs 2 $(RUNS:%=bench-%)
@@ -58,6 +58,11 @@ bench: .venv/installed-bench
 $(RUNS:%=bench-%): bench-%: .venv/installed-bench
 	$(BIN)/mixcache bench --model $(word 1,$(subst -, ,$*))-$(word 2,$(subst -, ,$*)) --steps $(lastword $(subst -, ,$*)) \
 		--methods all --num-prompts 4 --force --out docs/results/$*
+
+# ours beside fewer plain steps, without the peers
+bench-shapes-cogvideox-50: .venv/installed-bench
+	$(BIN)/mixcache bench --model shapes-cogvideox --steps 50 --methods hindsight,planned,mixcache,fewer-steps \
+		--num-prompts 4 --force --out docs/results/shapes-cogvideox-50
 
 bench-quick: .venv/installed-bench
 	$(BIN)/mixcache bench --methods quick --num-prompts 16 --force --out docs/results/quick

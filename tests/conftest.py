@@ -98,7 +98,7 @@ class Work:
     num_blocks: int = 0
 
 
-PATCHES = re.compile("patch_embedding|x_embedder")
+PATCHES = re.compile("patch_embedding|x_embedder|patch_embed")
 ATTENTION = re.compile(r"((single_)?transformer_)?blocks\.\d+\.attn1?")
 
 

@@ -12,8 +12,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "shapes-cogvideox": {"guidance_scale": 6.0},
 }
 """Arguments of the pipeline's call that are a model's own. Words of HunyuanVideo's own template are unknown here."""
-BUILT_IN = ("shapes-wan",)
-"""Those that are shipped; the others are in training."""
+BUILT_IN = ("shapes-wan", "shapes-cogvideox")
+"""Those that are shipped; the other is in training."""
 
 
 def _check(name: str, known: Container[str]) -> None:
