@@ -98,7 +98,7 @@ class Work:
     num_blocks: int = 0
 
 
-PATCHES = re.compile("patch_embedding|x_embedder|patch_embed")
+PATCHES = re.compile("patch_embed(ding)?|x_embedder")
 ATTENTION = re.compile(r"((single_)?transformer_)?blocks\.\d+\.attn1?")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +65,22 @@ def mean_weight(norm: torch.nn.Module) -> float:
     return float(norm.weight.square().mean().sqrt())
 
 
-@torch.no_grad()
+@torch.enable_grad()
+def fit(
+    weights: Iterable[torch.nn.Parameter], loss_of: Callable[[], torch.Tensor], num_steps: int, learning_rate: float
+) -> float:
+    """Trains the weights on a loss that is asked for anew at every step, and returns the last one."""
+    stepper = torch.optim.Adam(weights, lr=learning_rate)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, num_steps)
+    for _ in range(num_steps):
+        loss = loss_of()
+        stepper.zero_grad()
+        loss.backward()
+        stepper.step()
+        plan.step()
+    return float(loss.detach())
+
+
 def fit_linear(to: torch.nn.Linear, inputs: torch.Tensor, wanted: torch.Tensor, ridge: float, rows: slice) -> None:
     """Sets rows of a layer so that it gives `wanted`, [T, rows], from `inputs`, [T, width], in the least squares."""
     ones = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)

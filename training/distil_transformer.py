@@ -253,7 +253,7 @@ def main() -> None:
     print(f"transformer: {sum(p.numel() for p in transformer.parameters())} weights", flush=True)
     avoid_fused_attention(device)
     pairs = draw_pairs(latents, captions, args, device)
-    loss_at = build_loss(transformer, text, teacher, teacher_text, captions, pairs, args, device)
+    loss_at = build_loss(transformer, text, teacher, teacher_text, masks.to(device), pairs, args)
     config = LoopConfig(num_steps=args.num_steps, learning_rate=1.5e-3, muon_learning_rate=0.01, ema_decay=0.998)
     model = torch.nn.ModuleDict({"transformer": transformer})
     model.load_state_dict(train(model, loss_at, config, args.out / "transformer.pt", device, ADAM_ONLY))
@@ -289,10 +289,9 @@ def build_loss(
     text: dict[str, torch.Tensor],
     teacher: WanTransformer3DModel,
     teacher_text: torch.Tensor,
-    captions: list[str],
+    masks: torch.Tensor,
     pairs: Callable[[int], tuple[torch.Tensor, ...]],
     args: argparse.Namespace,
-    device: torch.device,
 ) -> Callable[[int], torch.Tensor]:
     """The loss at a step: the answer, what tells the captions of a pair apart, and at first what the blocks give."""
 
@@ -304,7 +303,6 @@ def build_loss(
     blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
     stream, seen = watch_teacher(teacher, STRETCHES[args.model]), watch(blocks)
     forcing = Forcing(blocks, stream)
-    masks = tokenized(build_tokenizer(), captions).attention_mask.to(device)
     build = hunyuan_answers if args.model == "shapes-hunyuan" else cogvideox_answers
     answers = build(transformer, velocity, text, masks, args.shift)
 

@@ -21,6 +21,7 @@ from counterparts import (
     copy_cross_attention,
     copy_last_layer,
     copy_linear,
+    fit,
     fit_linear,
     last_modulation,
     slowest_channels,
@@ -110,23 +111,15 @@ def copy_feed_forward(block: CogVideoXBlock, source: WanTransformerBlock, silent
         second.bias.copy_(source.ffn.net[2].bias)
 
 
-@torch.enable_grad()
-def fit_times(student: CogVideoXTransformer3DModel, modulations: torch.Tensor) -> torch.nn.Linear:
+def fit_times(student: CogVideoXTransformer3DModel, target: torch.Tensor) -> torch.nn.Linear:
     """Trains the student's embedding of time, and a linear layer behind it that is returned, on the teacher's
-    `modulations` at the student's timesteps, [T, any number]."""
-    target = modulations.detach()
-    student.time_embedding.requires_grad_(True)
+    modulations at the student's timesteps: `target`, [T, any number]."""
     linear = torch.nn.Linear(student.config.time_embed_dim, target.shape[1])
-    inputs = student.time_proj(torch.arange(len(target))).detach()
-    stepper = torch.optim.Adam([*student.time_embedding.parameters(), *linear.parameters()], lr=FIT_RATE)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, FIT_STEPS)
-    for _ in range(FIT_STEPS):
-        missed = linear(torch.nn.functional.silu(student.time_embedding(inputs))) - target
-        loss = missed.square().mean()
-        stepper.zero_grad()
-        loss.backward()
-        stepper.step()
-        plan.step()
-    share = loss.detach() / target.var(0).mean()
-    print(f"modulations by time: {float(share):.4f} of their variance missed", flush=True)
+    inputs = student.time_proj(torch.arange(len(target)))
+
+    def loss_of() -> torch.Tensor:
+        return (linear(torch.nn.functional.silu(student.time_embedding(inputs))) - target).square().mean()
+
+    loss = fit([*student.time_embedding.parameters(), *linear.parameters()], loss_of, FIT_STEPS, FIT_RATE)
+    print(f"modulations by time: {loss / float(target.var(0).mean()):.4f} of their variance missed", flush=True)
     return linear.requires_grad_(False)

@@ -25,6 +25,7 @@ from counterparts import (
     copy_cross_attention,
     copy_last_layer,
     copy_linear,
+    fit,
     fit_linear,
     last_modulation,
     slowest_channels,
@@ -116,31 +117,24 @@ def copy_single_block(
         block.proj_out.bias.add_(gates * second.bias)
 
 
-@torch.enable_grad()
 def fit_text(student: HunyuanVideoTransformer3DModel, words: Words) -> torch.Tensor:
     """Trains the student's embedding of the text on the teacher's, and returns what it makes of the attended words,
     [words, width].
 
     A single block sends its text through the weights and gates of the latents: it is too loud to be changed by them.
     """
-    embedder, attended = student.context_embedder, words.attended
-    wanted = LOUDNESS * words.theirs.detach()
+    embedder, attended, wanted = student.context_embedder, words.attended, LOUDNESS * words.theirs
     fit_linear(embedder.proj_in, words.ours[attended], wanted[attended], 0.0, slice(None))
-    stepper = torch.optim.Adam(embedder.parameters(), lr=TEXT_RATE)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, TEXT_STEPS)
-    share = torch.ones(())
-    for _ in range(TEXT_STEPS):
+
+    def share_missed() -> torch.Tensor:
         rows = torch.randint(len(words.ours), (TEXT_BATCH,))
         answer = embedder(words.ours[rows], 1000 * torch.rand(TEXT_BATCH), attended[rows].long())
         here = wanted[rows][attended[rows]]
-        share = (answer[attended[rows]] - here).square().mean() / here.var(0).mean()
-        stepper.zero_grad()
-        share.backward()
-        stepper.step()
-        plan.step()
-    print(f"embedding of the text: {float(share.detach()):.4f} of its variance missed", flush=True)
-    with torch.no_grad():
-        return embedder(words.ours, torch.full((len(words.ours),), 500.0), attended.long())[attended]
+        return (answer[attended[rows]] - here).square().mean() / here.var(0).mean()
+
+    missed = fit(embedder.parameters(), share_missed, TEXT_STEPS, TEXT_RATE)
+    print(f"embedding of the text: {missed:.4f} of its variance missed", flush=True)
+    return embedder(words.ours, torch.full((len(words.ours),), 500.0), attended.long())[attended]
 
 
 @torch.no_grad()
