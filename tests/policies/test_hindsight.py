@@ -31,13 +31,17 @@ def measured(index: int, sigma: float, errors: Mapping[Choice, float]) -> Measur
 
 
 def ask(
-    policy: Hindsight, state: Lessons, index: int, usable: tuple[Granularity, ...] = (STEP, CFG, BLOCK)
+    policy: Hindsight,
+    state: Lessons,
+    index: int,
+    usable: tuple[Granularity, ...] = (STEP, CFG, BLOCK),
+    num_steps: int = 10,
 ) -> Decision:
     lengths = dict.fromkeys(usable, 3)
     ages = dict.fromkeys(usable, max(1, index - SIGMAS.index(state.sigmas[-1])) if state.sigmas else 1)
     step = Step(
         index=index,
-        num_steps=10,
+        num_steps=num_steps,
         sigma=SIGMAS[index],
         ages=ages,
         history_lengths=lengths,
@@ -65,6 +69,18 @@ def test_the_cached_steps_of_a_cycle_share_the_budget(error: float, num_cached: 
     state = seen(policy, {(STEP, 0): 0.2})
     decisions = [ask(policy, state, 2 + k).granularity for k in range(num_cached + 1)]
     assert decisions == [STEP] * num_cached + [COMPUTE]
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "seen_error", "expected"),
+    [(10, 0.249, STEP), (10, 0.251, COMPUTE), (20, 0.124, STEP), (20, 0.126, COMPUTE)],
+)
+def test_the_budget_is_a_quarter_over_the_number_of_steps_unless_told(
+    num_steps: int, seen_error: float, expected: Granularity
+) -> None:
+    """The next step moves the latents by a tenth of the error."""
+    policy = Hindsight()
+    assert ask(policy, seen(policy, {(STEP, 0): seen_error}), 2, num_steps=num_steps).granularity is expected
 
 
 def test_an_error_of_order_1_grows_with_the_product_of_the_distances() -> None:

@@ -22,6 +22,9 @@ from typing import ClassVar
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
 from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number
 
+HARM = 0.25
+"""What a cycle may do by default, times the number of steps: fewer steps are each a longer way."""
+
 
 @dataclass
 class Lessons:
@@ -48,11 +51,11 @@ class Hindsight(Policy):
         "max_cached_run": 8,
     }
 
-    error: float = 0.005
+    error: float | None = None
     """Harm allowed between two computed steps: relative error of the guided output times the way in sigma
-    times the steps since the last computed one. More is faster."""
-    choices: tuple[str, ...] = ("step", "cfg")
-    """Granularities that may be chosen. "block" may be added: it keeps token-sized tensors."""
+    times the steps since the last computed one. More is faster; None is HARM over the number of steps."""
+    choices: tuple[str, ...] = ("step",)
+    """Granularities that may be chosen. "cfg" and "block" may be added; "block" keeps token-sized tensors."""
     order: int = 1
     """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
     memory: int = 1
@@ -60,7 +63,7 @@ class Hindsight(Policy):
 
     def __post_init__(self) -> None:
         check_order(self.order)
-        if not is_number(self.error) or self.error <= 0:
+        if self.error is not None and (not is_number(self.error) or self.error <= 0):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
         check_choices(self.choices)
         check_count("memory", self.memory, 1)
@@ -86,6 +89,7 @@ class Hindsight(Policy):
 
     def decide(self, step: Step, state: Lessons) -> Decision:
         way = max(step.distance, 1 / step.num_steps)
+        error = HARM / step.num_steps if self.error is None else self.error
         best: dict[Granularity, tuple[float, int]] = {}
         for (granularity, order), rates in state.rates.items():
             if granularity not in step.ages or order >= step.history_lengths[granularity]:
@@ -93,7 +97,7 @@ class Hindsight(Policy):
             harm = step.ages[granularity] * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
             if granularity not in best or harm < best[granularity][0]:
                 best[granularity] = (harm, order)
-        fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= self.error]
+        fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= error]
         if not fitting:
             if not best:
                 return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")

@@ -38,9 +38,9 @@ class MixCache(Policy):
     # its own measurement may make the warm-up longer
     default_bounds: ClassVar[dict[str, int]] = {"num_warmup_steps": 2, "num_cooldown_steps": 3}
 
-    delta_1: float = 0.1
+    delta_1: float = 0.12
     """A deviation under it lengthens the interval by one step."""
-    delta_2: float = 0.3
+    delta_2: float = 0.17
     """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
     first_interval: int = 3
     """N at the end of the warm-up."""

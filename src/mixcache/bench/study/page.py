@@ -14,9 +14,9 @@ from mixcache.bench.study.settings import (
     HINDSIGHT,
     PLAIN,
     SPEEDUP,
-    STEP_ONLY,
     WARM_UPS,
     WITH_BLOCK,
+    WITH_CFG,
     Points,
     Row,
 )
@@ -90,9 +90,9 @@ def curve_sentence(rows: Sequence[Row], num_steps: int) -> str:
     ranked = sorted(((v, curve) for curve, v in reached.items() if v is not None), reverse=True)
     told = [f"{curve} {value:.1f} dB" for value, curve in ranked]
     sentence = _sentence([f"at an ideal speed-up of {SPEEDUP:g}: {', '.join(told)}"] if told else [])
-    few = min((r["num_prompts"] for r in rows if r["curve"] == STEP_ONLY and r["psnr_db"] is not None), default=0)
+    few = min((r["num_prompts"] for r in rows if r["curve"] == WITH_CFG and r["psnr_db"] is not None), default=0)
     chosen = points(rows, HINDSIGHT, num_steps, range(few)) if few else []
-    for curve in (STEP_ONLY, WITH_BLOCK, "hindsight, order 0", "hindsight, order 2"):
+    for curve in (WITH_CFG, WITH_BLOCK, "hindsight, order 0", "hindsight, order 2"):
         gaps = [psnr - at for ideal, psnr in points(rows, curve, num_steps) if (at := level(chosen, ideal)) is not None]
         if gaps:
             sentence += f" {curve.capitalize()}: {db(fmean(gaps))} from hindsight as it is, on the same prompts."

@@ -21,8 +21,8 @@ FEWER = (0.76, 0.6, 0.5, 0.4, 0.3)
 EVEN_IMPACTS = {"step": 1.0, "cfg": 1.0, "block": 1.0}
 COMPUTE, STEP, CFG, BLOCK = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 PLAIN, PLANNED, MIXCACHE, HINDSIGHT = "fewer plain steps", "planned", "mixcache, cool-down 3", "hindsight"
-STEP_ONLY, WITH_BLOCK = "hindsight, step only", "hindsight, with block"
-CURVES = (PLAIN, PLANNED, HINDSIGHT, STEP_ONLY, MIXCACHE, "mixcache, cool-down 8", "step, order 0", "step, order 1")
+WITH_CFG, WITH_BLOCK = "hindsight, with cfg", "hindsight, with block"
+CURVES = (PLAIN, PLANNED, HINDSIGHT, WITH_CFG, MIXCACHE, "mixcache, cool-down 8", "step, order 0", "step, order 1")
 COLUMNS = (
     "method",
     "ideal",

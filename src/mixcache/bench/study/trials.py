@@ -21,9 +21,9 @@ from mixcache.bench.study.settings import (
     SHARE,
     SPEEDUP,
     STEP,
-    STEP_ONLY,
     WARM_UPS,
     WITH_BLOCK,
+    WITH_CFG,
 )
 from mixcache.decision import Granularity
 
@@ -164,7 +164,7 @@ def curve_trials(num_steps: int, num_prompts: int, errors: Sequence[float]) -> I
             yield Trial(part="d", method=method, num_steps=num_steps, num_prompts=count, curve=f"step, order {order}")
     yield from hindsight_trials("d", num_steps, num_prompts, errors)
     for curve, given, chosen in (
-        (STEP_ONLY, {"choices": ["step"]}, ERRORS[2:9:2]),
+        (WITH_CFG, {"choices": ["step", "cfg"]}, ERRORS[2:9:2]),
         (WITH_BLOCK, {"choices": ["step", "cfg", "block"]}, ERRORS[2:9:2]),
         ("hindsight, order 0", {"order": 0}, ERRORS[2:7:3]),
         ("hindsight, order 2", {"order": 2}, ERRORS[2:7:3]),
