@@ -5,11 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-RUNS := shapes-wan-50 shapes-wan-20
-OWN_RUNS := shapes-cogvideox-50
-ALL_RUNS := $(RUNS) $(OWN_RUNS)
+RUNS := shapes-wan-50 shapes-wan-20 shapes-cogvideox-50 shapes-hunyuan-50
 
-.PHONY: demo test test-all check lint format support bench $(ALL_RUNS:%=bench-%) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
+.PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -51,22 +49,18 @@ support: .venv/installed-test
 	touch $@
 
 # one thread is as fast as two on so small a model, and two runs of one thread each did not slow each other down
-bench $(ALL_RUNS:%=bench-%) bench-quick asked cadences cliff overhead guard: export OMP_NUM_THREADS = 1
+bench $(RUNS:%=bench-%) bench-quick asked cadences cliff overhead guard: export OMP_NUM_THREADS = 1
 
 bench: .venv/installed-bench
 	$(MAKE) --jobs 2 $(RUNS:%=bench-%)
 
-METHODS = all
-# beside fewer plain steps, without the peers
-$(OWN_RUNS:%=bench-%): METHODS = hindsight,planned,mixcache,fewer-steps
-
 # bench-MODEL-STEPS
-$(ALL_RUNS:%=bench-%): bench-%: .venv/installed-bench
+$(RUNS:%=bench-%): bench-%: .venv/installed-bench
 	$(BIN)/mixcache bench --model $(word 1,$(subst -, ,$*))-$(word 2,$(subst -, ,$*)) --steps $(lastword $(subst -, ,$*)) \
-		--methods $(METHODS) --num-prompts 4 --force --out docs/results/$*
+		--methods all --num-prompts 4 --force --out docs/results/$*
 
 bench-quick: .venv/installed-bench
-	$(BIN)/mixcache bench --methods quick --num-prompts 16 --force --out docs/results/quick
+	$(BIN)/mixcache bench --methods quick --num-prompts 8 --force --out docs/results/quick
 
 comma := ,
 space := $(subst ,, )

@@ -76,6 +76,14 @@ PARTS = {
         "text_encoder": "UMT5EncoderModel",
         "transformer": "WanTransformer3DModel",
     },
+    "shapes-hunyuan": {
+        "pipeline": "HunyuanVideoPipeline",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "vae": "AutoencoderKLHunyuanVideo",
+        "text_encoder": "LlamaModel",
+        "text_encoder_2": "CLIPTextModel",
+        "transformer": "HunyuanVideoTransformer3DModel",
+    },
     "shapes-cogvideox": {
         "pipeline": "CogVideoXPipeline",
         "scheduler": "CogVideoXDDIMScheduler",
@@ -84,7 +92,7 @@ PARTS = {
         "transformer": "CogVideoXTransformer3DModel",
     },
 }
-AUTOENCODER_PSNR = {"shapes-wan": 27.0, "shapes-cogvideox": 24.5}
+AUTOENCODER_PSNR = {"shapes-wan": 27.0, "shapes-hunyuan": 24.5, "shapes-cogvideox": 24.5}
 """At least, in dB, of held-out clips."""
 
 

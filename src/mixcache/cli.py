@@ -375,11 +375,12 @@ def bench(
         fail(error)
     quiet()
     from mixcache.bench.command import Bench, BenchConfig, calibration_captions, held_out
+    from mixcache.bench.families import split
 
     try:
         config = BenchConfig(
             model=model,
-            methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+            methods=tuple(name.strip() for name in split(methods, ",") if name.strip()),
             prompts=tuple(given or held_out(model, num_prompts or 8)),
             calibration_prompts=calibration_captions(model, own),
             arguments=asked,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixcache.bench.families import FAMILIES, GROUPS, OURS, PEERS, select
+from mixcache.bench.families import FAMILIES, GROUPS, OURS, PEERS, select, split
 from mixcache.bench.results import FIRST_BLOCK
 
 
@@ -47,6 +47,16 @@ def test_a_policy_takes_settings() -> None:
     assert method.policy == "hindsight"
     assert method.settings == {"error": 0.01, "num_warmup_steps": 3}
     assert not method.is_peer
+
+
+def test_a_setting_may_be_a_list_or_a_map() -> None:
+    text = 'hindsight:choices=["step","cfg"]:order=0,ours,mixcache:impacts={"step":1.0,"cfg":0.5},quick'
+    names = split(text, ",")
+    assert len(names) == 4
+    first, _, third, _ = names
+    (hindsight,), (mixcache,) = select([first], 50), select([third], 50)
+    assert hindsight.settings == {"choices": ["step", "cfg"], "order": 0}
+    assert mixcache.settings == {"impacts": {"step": 1.0, "cfg": 0.5}}
 
 
 @pytest.mark.parametrize(

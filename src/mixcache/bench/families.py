@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from mixcache.bench.methods import MANY_STEPS, Family, Method, cadence, fewer_steps, policy_method
@@ -63,6 +64,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+def split(text: str, mark: str) -> list[str]:
+    """The parts of a text between marks; those inside of brackets, as in `choices=["step","cfg"]`, are none."""
+    return re.split(rf"{mark}(?![^\[{{]*[\]}}])", text)
+
+
 def select(names: Sequence[str], num_steps: int) -> list[Method]:
     """The methods of some names or groups, each once, and policies with settings (`hindsight:error=0.01:order=2`).
 
@@ -84,7 +90,7 @@ def select(names: Sequence[str], num_steps: int) -> list[Method]:
 
 
 def _with_settings(text: str) -> Method:
-    policy, *pairs = text.split(":")
+    policy, *pairs = split(text, ":")
     settings = parse_settings(pairs)
     MixCacheConfig(policy=policy, settings=settings)
     return policy_method(policy, **settings)

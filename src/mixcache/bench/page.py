@@ -36,6 +36,7 @@ COLUMNS = {
 }
 PEER_COLOURS = ("C3", "C4", "C5", "C6", "C8", "C9", "navy", "olive", "deeppink", "peru", "slategrey")
 """None of them one of ours, which are the first of matplotlib's cycle."""
+NEVER_FIRES = "never fires: everything is computed"
 MARKS = {"ours": "o", "calibrated": "*", "peer": "s", "fewer": "x", "cadence": "."}
 
 
@@ -56,11 +57,15 @@ def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def never_fires(row: Mapping[str, Any]) -> bool:
+    return row["family"] != "plain" and row["ideal"] <= 1.0
+
+
 def note(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> str:
     """What a reader must know of a row besides its figures."""
     told = []
-    if fact and row["ideal"] <= 1.0 and row["family"] != "plain":
-        told.append("never fires: everything is computed")
+    if fact and never_fires(row):
+        told.append(NEVER_FIRES)
     if fact and fact["origin"].startswith("re-implementation"):
         told.append(fact["origin"])
     return "; ".join(told)

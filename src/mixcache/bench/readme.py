@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixcache.bench.page import kind_of, level_rows
+from mixcache.bench.page import NEVER_FIRES, kind_of, level_rows, never_fires
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-RUNS = ("shapes-wan-50", "shapes-wan-20")
+RUNS = ("shapes-wan-50", "shapes-wan-20", "shapes-cogvideox-50")
 """Folders of docs/results that `make bench` fills."""
 KINDS = {
     "ours": "ours",
@@ -85,9 +86,14 @@ def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def failures(run: Mapping[str, Any]) -> list[str]:
-    """One line for each setting that could not be run."""
-    found = {name: fact["failure"] for name, fact in run["methods"].items() if fact["failure"]}
-    return ["", *(f"- cannot be run: {name}: {reason}" for name, reason in found.items())] if found else []
+    """One line for each reason why settings of a family are missing."""
+    families = Counter(fact["family"] for fact in run["methods"].values())
+    missing = Counter((row["family"], NEVER_FIRES) for row in run["summary"] if never_fires(row))
+    for fact in run["methods"].values():
+        if fact["failure"]:
+            missing[fact["family"], f"cannot be run: {fact['failure']}"] += 1
+    lines = [f"- {name}, {count} of {families[name]} settings: {reason}" for (name, reason), count in missing.items()]
+    return ["", *lines] if lines else []
 
 
 def overhead_line(overhead: dict[str, Any]) -> str:

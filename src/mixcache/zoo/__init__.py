@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,17 @@ CALLS: dict[str, dict[str, Any]] = {
     "shapes-cogvideox": {"guidance_scale": 6.0},
 }
 """Arguments of the pipeline's call that are a model's own. Words of HunyuanVideo's own template are unknown here."""
-BUILT_IN = ("shapes-wan", "shapes-cogvideox")
-"""Those that are shipped; the other is in training."""
+BUILT_IN = tuple(CALLS)
 
 
-def _check(name: str, known: Container[str]) -> None:
-    if name not in known:
+def _check(name: str) -> None:
+    if name not in BUILT_IN:
         raise ValueError(f"unknown built-in model {name!r} (there are: {', '.join(BUILT_IN)})")
 
 
 def folder(name: str) -> Path:
     """The pipeline folder of a built-in model; ValueError for another name."""
-    _check(name, BUILT_IN)
+    _check(name)
     return Path(__file__).parent / name
 
 
@@ -40,7 +38,7 @@ def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:
     from mixcache.zoo import world
     from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
 
-    _check(name, CALLS)
+    _check(name)
     return {
         "height": world.SIDE,
         "width": world.SIDE,
