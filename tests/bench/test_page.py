@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from mixcache.bench.methods import policy_method
-from mixcache.bench.page import case_line, html, kind_of, level_rows, markdown, noise_line, pace_line, rows_of, write
+from mixcache.bench.page import (
+    case_line,
+    draw,
+    html,
+    kind_of,
+    level_rows,
+    markdown,
+    noise_line,
+    pace_line,
+    rows_of,
+    write,
+)
 
 Make = Callable[..., Any]
 NEVER = policy_method("mixcache", first_interval=1)
@@ -67,6 +78,14 @@ def test_levels_are_sorted_at_2x(result: dict[str, Any]) -> None:
         ("copied", 36.0),
         ("fewer steps", pytest.approx(36.0)),
     ]
+
+
+def test_a_noise_floor_far_above_the_lines_is_told_in_words(result: dict[str, Any]) -> None:
+    (axes,) = draw(result | {"noise_floor": {"dtype": 40.0, "threads": 900.0}}).axes
+    assert axes.get_ylim()[1] < 900
+    texts = [text.get_text() for text in axes.texts]
+    assert "noise floor: dtype" in texts
+    assert "noise floor above what is shown: threads, 900 dB" in texts
 
 
 def test_the_case_the_pace_and_the_noise_are_told(result: dict[str, Any]) -> None:

@@ -176,10 +176,7 @@ def draw(result: Mapping[str, Any]) -> Any:
             style |= {"label": None, "zorder": 0}
             axes.annotate(family, line[-1], fontsize=6, color="grey", xytext=(3, -2), textcoords="offset points")
         axes.plot(*zip(*line, strict=True), **style)
-    for name, value in result["noise_floor"].items():
-        if value is not None:
-            axes.axhline(value, color="grey", linewidth=0.8, linestyle="--")
-            axes.annotate(f"noise floor: {name}", (1.0, value), fontsize=7, color="grey", va="bottom")
+    _draw_noise_floor(axes, result["noise_floor"])
     axes.set_xlabel("speed-up of the denoising loop, wall-clock (dotted: ideal, if overhead were zero)")
     axes.set_ylabel("PSNR against the plain clip of the same seed (dB)")
     left, right = axes.get_xlim()
@@ -188,6 +185,21 @@ def draw(result: Mapping[str, Any]) -> Any:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, ncols=2)
     return figure
+
+
+def _draw_noise_floor(axes: Any, floor: Mapping[str, float | None]) -> None:
+    """As lines, or in words where one is so high that it would press all others together."""
+    top = axes.get_ylim()[1]
+    above = []
+    for name, value in floor.items():
+        if value is not None and value > 1.2 * top:
+            above.append(f"{name}, {value:.0f} dB")
+        elif value is not None:
+            axes.axhline(value, color="grey", linewidth=0.8, linestyle="--")
+            axes.annotate(f"noise floor: {name}", (1.0, value), fontsize=7, color="grey", va="bottom")
+    if above:
+        told = f"noise floor above what is shown: {'; '.join(above)}"
+        axes.annotate(told, (0.01, 0.99), xycoords="axes fraction", fontsize=7, color="grey", va="top")
 
 
 def kind_of(fact: Mapping[str, Any]) -> str:
