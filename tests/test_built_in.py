@@ -11,6 +11,7 @@ import torch
 import mixcache
 from mixcache import zoo
 from mixcache.decision import CACHED
+from mixcache.models import row_for
 
 CAPTION = "a small red circle moving left and a large blue cross growing on a chequered grey background"
 MIXED: dict[str, Any] = {
@@ -24,10 +25,6 @@ MIXED: dict[str, Any] = {
     "max_interval": 3,
 }
 NUM_STEPS = 10
-JOINED = {"shapes-cogvideox"}
-"""Both branches of guidance are one forward of the transformer."""
-
-
 Latents = Callable[..., torch.Tensor]
 
 
@@ -70,7 +67,8 @@ def test_attached_is_plain_and_a_trace_replays_to_the_same_bits(
         mixed = latents()
     chosen = {entry.granularity for entry in handle.trace}
     assert len(chosen & set(CACHED)) >= 2
-    together = max if model in JOINED else sum
+    is_joined = bool(row_for(pipeline.transformer, pipeline).joined)  # both branches of guidance in one forward
+    together = max if is_joined else sum
     assert work.num_calls == sum(together(call.computed for call in entry.calls) for entry in handle.trace)
     assert work.num_blocks == sum(together(call.num_blocks for call in entry.calls) for entry in handle.trace)
     assert not torch.equal(mixed, plain)
