@@ -17,7 +17,7 @@ from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-RUNS = ("shapes-wan-50", "shapes-wan-20", "shapes-cogvideox-50")
+RUNS = ("shapes-wan-50", "shapes-wan-20", "shapes-cogvideox-50", "shapes-hunyuan-50")
 """Folders of docs/results that `make bench` fills."""
 KINDS = {
     "ours": "ours",
