@@ -173,11 +173,11 @@ class Denoiser(torch.nn.Module):
 
 def test_easycache_rule() -> None:
     model = Denoiser()
-    hook = RootHook(threshold=0.4, num_first_steps=2)
+    hook = RootHook(threshold=0.4, num_first_steps=2, num_steps=5)
     HookRegistry.check_if_exists_or_initialize(model).register_hook(hook, "easycache")
     outputs = []
-    for step, value in enumerate([1.0, 2.0, 2.5, 2.75, 4.0]):
-        _set_cache_context(model, CacheContext("cond", step_index=step, num_inference_steps=5))
+    _set_cache_context(model, CacheContext("cond"))
+    for value in [1.0, 2.0, 2.5, 2.75, 4.0]:
         outputs.append(model(torch.full((1,), value), return_dict=False)[0].item())
     # k = |4 - 2| / |2 - 1| = 2; step 2: a = 2 * .5 / 4 = .25, v = 2.5 + (4 - 2); step 3: a = .25 + 2 * .25 / 4.5 = .36,
     # v = 2.75 + 2; the last step is computed
@@ -186,29 +186,36 @@ def test_easycache_rule() -> None:
 
 
 class Block(torch.nn.Module):
-    """Adds the sum of the modulation."""
+    """Adds the sum of the modulation, and 1 to the text's stream if there is one."""
 
     num_calls = 0
 
     def forward(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: None, temb: torch.Tensor, rotary_emb: None
-    ) -> torch.Tensor:
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None, temb: torch.Tensor
+    ) -> Any:
         self.num_calls += 1
-        return hidden_states + temb.sum()
+        hidden_states = hidden_states + temb.sum()
+        return hidden_states if encoder_hidden_states is None else (hidden_states, encoder_hidden_states + 1)
 
 
-def test_teacache_rule() -> None:
-    model = torch.nn.Module()
-    model.blocks = torch.nn.ModuleList(Block() for _ in range(3))
-    outputs = []
-    with teacache.hooked(model, threshold=0.5, rescale=lambda change: 2 * change):
+@pytest.mark.parametrize("has_text", [False, True])
+def test_teacache_rule(has_text: bool) -> None:
+    model = torch.nn.Sequential(*(Block() for _ in range(3)))
+    blocks = list(model)
+    outputs, texts = [], []
+    with teacache.hooked(model, blocks, num_steps=5, threshold=0.5, rescale=lambda change: 2 * change):
+        _set_cache_context(model, CacheContext("cond"))
         for step, value in enumerate([1.0, 1.1, 1.2, 2.4, 2.5]):
-            _set_cache_context(model, CacheContext("cond", step_index=step, num_inference_steps=5))
-            hidden_states = torch.full((1,), 10.0 * step)
-            for block in model.blocks:
-                hidden_states = block(hidden_states, None, torch.tensor([value]), None)
+            hidden_states, temb, text = torch.full((1,), 10.0 * step), torch.tensor([value]), torch.zeros(1)
+            for block in blocks:
+                if has_text:
+                    hidden_states, text = block(hidden_states, encoder_hidden_states=text, temb=temb)
+                else:
+                    hidden_states = block(hidden_states, None, temb)
             outputs.append(round(hidden_states.item(), 4))
+            texts.append(text.item())
     # a = 2 * .1 = .2 and .2 + 2 * .0909 = .38 skip, then + 2 * 1 does not; the last step is computed
     assert outputs == [3.0, 13.0, 23.0, 37.2, 47.5]
-    assert [block.num_calls for block in model.blocks] == [3, 3, 3]
-    assert not hasattr(model.blocks[0], "_diffusers_hook")
+    assert texts == ([3, 0, 0, 3, 3] if has_text else [0] * 5)
+    assert [block.num_calls for block in blocks] == [3, 3, 3]
+    assert not hasattr(blocks[0], "_diffusers_hook")

@@ -7,7 +7,7 @@ values as norms,
 
 While a < thresh, v_t = x_t + (v_c - x_c) stands in for the model; a computed step sets a back to 0. The first
 ret_steps and the last step are computed. The branch that is called first in a step, on Wan the conditional one,
-decides for the other.
+decides for the other. Steps are counted by the calls of each branch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from mixcache.attachment import experts_of
 from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
-from mixcache.bench.peers.teacache import position
 
 FAMILY = "easycache"
 
@@ -53,7 +52,8 @@ def _attached(threshold: float, num_first_steps: int, case: Case) -> Iterator[Ac
         for transformer in experts_of(case.pipeline).values():
             stack.enter_context(restored(transformer))
             registry = HookRegistry.check_if_exists_or_initialize(transformer)
-            registry.register_hook(RootHook(threshold, num_first_steps), FAMILY)
+            num_steps = case.arguments["num_inference_steps"]
+            registry.register_hook(RootHook(threshold, num_first_steps, num_steps), FAMILY)
         yield dict
 
 
@@ -64,6 +64,7 @@ class Branch(BaseState):
         self.reset()
 
     def reset(self, *args: Any, **kwargs: Any) -> None:
+        self.step = -1
         self.input: torch.Tensor | None = None
         self.output: torch.Tensor | None = None
         """Of the step before, computed or not."""
@@ -80,9 +81,9 @@ class RootHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, threshold: float, num_first_steps: int) -> None:
+    def __init__(self, threshold: float, num_first_steps: int, num_steps: int) -> None:
         super().__init__()
-        self.threshold, self.num_first_steps = threshold, num_first_steps
+        self.threshold, self.num_first_steps, self.num_steps = threshold, num_first_steps, num_steps
         self.branches = StateManager(Branch)
         self.decided_step: int | None = None
         self.skips = False
@@ -91,9 +92,9 @@ class RootHook(ModelHook):
         self, module: torch.nn.Module, hidden_states: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any
     ) -> Any:
         branch = self.branches.get_state()
-        step, _ = position(self.branches)
-        if step != self.decided_step:
-            self.decided_step, self.skips = step, self._may_skip(branch, hidden_states)
+        branch.step += 1
+        if branch.step != self.decided_step:
+            self.decided_step, self.skips = branch.step, self._may_skip(branch, hidden_states)
         if self.skips and branch.computed is not None:
             computed_input, computed_output = branch.computed
             output = hidden_states + (computed_output - computed_input)
@@ -107,8 +108,7 @@ class RootHook(ModelHook):
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
     def _may_skip(self, branch: Branch, hidden_states: torch.Tensor) -> bool:
-        step, num_steps = position(self.branches)
-        if step < self.num_first_steps or step == num_steps - 1:
+        if branch.step < self.num_first_steps or branch.step == self.num_steps - 1:
             return False
         if branch.rate is None or branch.input is None or branch.output is None:
             return False

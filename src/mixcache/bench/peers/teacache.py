@@ -6,13 +6,14 @@ With e_t the timestep modulation that the blocks of step t are given, and means 
 
 p a polynomial of degree 4 that is fitted on the model. The stack is skipped while a < rel_l1_thresh, its output then
 being its input plus the residual of the last computed step; a computed step sets a back to 0. The first and the last
-step are computed. Conditional and unconditional calls are told apart by their cache context.
+step are computed. Conditional and unconditional calls are told apart by their cache context, and steps are counted by
+the calls of each. On HunyuanVideo e_t is the first block's modulated input, as in the authors' code for that model.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,10 +22,12 @@ import torch
 from diffusers import HookRegistry
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformerBlock
 
 from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.leftovers import restored
+from mixcache.models import row_for
 
 FAMILY = "teacache"
 DEGREE = 4
@@ -52,7 +55,13 @@ def _teacache(threshold: float) -> Method:
 @contextlib.contextmanager
 def _attached(threshold: float, case: Case) -> Iterator[Account]:
     polynomial = calibrated(FAMILY, case, fitted_polynomial)
-    with hooked(case.pipeline.transformer, threshold, rescale=lambda change: float(polynomial(change))):
+    with hooked(
+        case.pipeline.transformer,
+        _blocks(case),
+        _num_steps(case),
+        threshold,
+        rescale=lambda change: float(polynomial(change)),
+    ):
         yield dict
 
 
@@ -67,7 +76,9 @@ def fitted_polynomial(case: Case) -> np.polynomial.Polynomial:
             changes.append((relative_change(modulation, old_modulation), relative_change(residual, old_residual)))
         before[branch] = modulation, residual
 
-    with hooked(case.pipeline.transformer, threshold=0.0, rescale=lambda change: change, on_computed=note):
+    with hooked(
+        case.pipeline.transformer, _blocks(case), _num_steps(case), 0.0, rescale=lambda change: change, on_computed=note
+    ):
         run_calibration_prompts(case)
     modulations, residuals = np.array(changes).T
     return np.polynomial.Polynomial.fit(modulations, residuals, DEGREE)
@@ -84,6 +95,7 @@ class Branch(BaseState):
         self.reset()
 
     def reset(self, *args: Any, **kwargs: Any) -> None:
+        self.step = -1
         self.modulation: torch.Tensor | None = None
         """Of the step before, computed or not."""
         self.estimate = 0.0
@@ -91,6 +103,8 @@ class Branch(BaseState):
         self.stack_input: torch.Tensor | None = None
         self.residual: torch.Tensor | None = None
         """Of the last computed step."""
+        self.has_two_streams = False
+        """True if blocks give the text's stream beside the hidden states, which a skipped stack leaves as it is."""
         self.skips = False
 
 
@@ -99,23 +113,24 @@ class FirstBlockHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, branches: StateManager, threshold: float, rescale: Rescale) -> None:
+    def __init__(self, branches: StateManager, num_steps: int, threshold: float, rescale: Rescale) -> None:
         super().__init__()
-        self.branches, self.threshold, self.rescale = branches, threshold, rescale
+        self.branches, self.num_steps, self.threshold, self.rescale = branches, num_steps, threshold, rescale
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        hidden_states, modulation = _stack_input(*args, **kwargs)
+        hidden_states, encoder_hidden_states, temb = _stack_input(args, kwargs)
+        modulation = _modulation(module, hidden_states, temb)
         branch = self.branches.get_state()
+        branch.step += 1
         branch.skips = self._may_skip(branch, modulation)
         branch.modulation = modulation
         if branch.skips:
-            return hidden_states + branch.residual
+            return _stack_output(branch, hidden_states + branch.residual, encoder_hidden_states)
         branch.estimate, branch.stack_input = 0.0, hidden_states
         return self.fn_ref.original_forward(*args, **kwargs)
 
     def _may_skip(self, branch: Branch, modulation: torch.Tensor) -> bool:
-        step, num_steps = position(self.branches)
-        if branch.modulation is None or step in (0, num_steps - 1):
+        if branch.modulation is None or branch.step in (0, self.num_steps - 1):
             return False
         branch.estimate += self.rescale(relative_change(modulation, branch.modulation))
         return branch.estimate < self.threshold
@@ -133,8 +148,9 @@ class LaterBlockHook(ModelHook):
         self.branches = branches
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.branches.get_state().skips:
-            return _stack_input(*args, **kwargs)[0]
+        branch = self.branches.get_state()
+        if branch.skips:
+            return _stack_output(branch, *_stack_input(args, kwargs)[:2])
         return self.fn_ref.original_forward(*args, **kwargs)
 
 
@@ -149,23 +165,34 @@ class LastBlockHook(LaterBlockHook):
         output = super().new_forward(module, *args, **kwargs)
         branch = self.branches.get_state()
         if not branch.skips:
-            branch.residual = output - branch.stack_input
+            branch.has_two_streams = isinstance(output, tuple)
+            branch.residual = (output[0] if branch.has_two_streams else output) - branch.stack_input
             branch.stack_input = None
             if self.on_computed:
-                step, _ = position(self.branches)
-                self.on_computed(self.branches.context.name, step, branch.modulation, branch.residual)
+                self.on_computed(self.branches.context.name, branch.step, branch.modulation, branch.residual)
         return output
+
+
+def _blocks(case: Case) -> list[torch.nn.Module]:
+    """All transformer blocks, in the order in which they run."""
+    transformer = case.pipeline.transformer
+    return [block for name in row_for(transformer, case.pipeline).blocks for block in getattr(transformer, name)]
 
 
 @contextlib.contextmanager
 def hooked(
-    transformer: Any, threshold: float, rescale: Rescale, on_computed: OnComputed | None = None
+    transformer: torch.nn.Module,
+    blocks: Sequence[torch.nn.Module],
+    num_steps: int,
+    threshold: float,
+    rescale: Rescale,
+    on_computed: OnComputed | None = None,
 ) -> Iterator[None]:
-    """The rule stands at the blocks of a Wan transformer."""
+    """The rule stands at these blocks of the transformer, for trajectories of `num_steps`."""
     branches = StateManager(Branch)
-    first, *later, last = transformer.blocks
+    first, *later, last = blocks
     hooks = [
-        (first, FirstBlockHook(branches, threshold, rescale)),
+        (first, FirstBlockHook(branches, num_steps, threshold, rescale)),
         *((block, LaterBlockHook(branches)) for block in later),
         (last, LastBlockHook(branches, on_computed)),
     ]
@@ -176,16 +203,24 @@ def hooked(
         yield
 
 
-def position(branches: StateManager) -> tuple[int, int]:
-    """Number of the step and of all steps; ValueError where the pipeline does not say."""
-    context = branches.context
-    if context.step_index is None or context.num_inference_steps is None:
-        raise ValueError("the pipeline does not give the step to its cache context, as WanPipeline does")
-    return context.step_index, context.num_inference_steps
+def _num_steps(case: Case) -> int:
+    return int(case.arguments["num_inference_steps"])
 
 
-def _stack_input(
-    hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor, rotary_emb: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a Wan block's arguments, those that count here."""
-    return hidden_states, temb
+def _stack_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Of a block's arguments, the first three in every supported model: both streams and the timestep's embedding."""
+    names = ("hidden_states", "encoder_hidden_states", "temb")
+    return [args[index] if index < len(args) else kwargs[name] for index, name in enumerate(names)]
+
+
+def _stack_output(branch: Branch, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> Any:
+    """As the blocks of this model give it."""
+    return (hidden_states, encoder_hidden_states) if branch.has_two_streams else hidden_states
+
+
+def _modulation(block: torch.nn.Module, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    """What is compared between steps."""
+    if isinstance(block, HunyuanVideoTransformerBlock):
+        modulated: torch.Tensor = block.norm1(hidden_states, emb=temb)[0]
+        return modulated
+    return temb
