@@ -23,6 +23,19 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Mix:
+    """Shares of signal and noise in the latents of one step, their squares' sum being 1."""
+
+    signal: float
+    noise: float
+
+    @property
+    def level(self) -> float:
+        """Noise level on the straight path, 0 to 1."""
+        return self.noise / (self.signal + self.noise)
+
+
+@dataclass(frozen=True, slots=True)
 class CallInfo:
     """What the host says about one call of the transformer."""
 
@@ -41,6 +54,8 @@ class CallInfo:
 
     sigmas: tuple[float, ...] = ()
     """Noise levels of all steps of this denoiser, and the one at which its last step arrives."""
+    mix: Mix | None = None
+    """Where the output is a v: what its latents are made of."""
 
     @property
     def is_last(self) -> bool:

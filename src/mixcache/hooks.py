@@ -19,8 +19,17 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from mixcache.calls import CallInfo, SpanMode
 from mixcache.decision import Granularity
 from mixcache.engine import Engine, Streams
-from mixcache.host import Form, Reader, UnknownCallError, conditional_half, named_arguments, signature_of
+from mixcache.host import (
+    Form,
+    Reader,
+    UnknownCallError,
+    conditional_half,
+    first_tensor,
+    named_arguments,
+    signature_of,
+)
 from mixcache.policies import Bounded
+from mixcache.velocity import bent, straightened
 
 logger = logging.getLogger("mixcache")
 HOOK = "mixcache"
@@ -118,19 +127,26 @@ class RootHook(OutsideHook):
             self.engine.reset()
             return self.run(*args, **kwargs)
         self._notice_length(info.num_steps)
+        latents = self._latents(named)
         computed: list[Any] = []
 
         def compute() -> torch.Tensor:
             output = self.run(*args, **kwargs)
             form, packed = Form.packed(output, keeps_batch=bool(info.parts))
             self._forms[info.branch, returns_dict] = form
-            computed.extend((packed, output))
-            return packed
+            kept = straightened(packed, latents, info.mix)
+            computed.extend((kept, output))
+            return kept
 
-        packed = self.engine.call(info, compute, self._conditional_call(info, named))
-        if computed and packed is computed[0]:
+        kept = self.engine.call(info, compute, self._conditional_call(info, named))
+        if computed and kept is computed[0]:
             return computed[1]
-        return self._unpacked(packed, info.branch, returns_dict)
+        return self._unpacked(bent(kept, latents, info.mix), info.branch, returns_dict)
+
+    def _latents(self, arguments: dict[str, Any]) -> torch.Tensor:
+        latents = first_tensor(arguments[self.reader.row.latents])
+        assert latents is not None, "the reader has seen them"
+        return latents
 
     def _read(self, arguments: dict[str, Any], returns_dict: bool) -> CallInfo:
         if torch.is_grad_enabled():
@@ -152,7 +168,8 @@ class RootHook(OutsideHook):
             return None
 
         def compute_conditional() -> torch.Tensor:
-            return Form.packed(self.run(**half), keeps_batch=True)[1]
+            packed = Form.packed(self.run(**half), keeps_batch=True)[1]
+            return straightened(packed, self._latents(half), info.mix)
 
         return compute_conditional
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from mixcache.calls import CONDITIONAL, CallInfo
+from mixcache.calls import CONDITIONAL, CallInfo, Mix
 from mixcache.models import ModelRow
+from mixcache.velocity import mixes_of
 
 GUIDER_PREFIX = "pred_"
 """What guiders put before the names of branches."""
@@ -41,6 +42,8 @@ class Moment:
     sigmas: tuple[float, ...] = ()
     """Noise levels of the steps that this denoiser does, and the one at which the last of them arrives; empty where the
     scheduler does not tell."""
+    mix: Mix | None = None
+    """Of the step, where the model predicts v."""
 
 
 class Clock:
@@ -53,6 +56,7 @@ class Clock:
         self._pipeline, self._expert = pipeline, expert
         self._timesteps: torch.Tensor | None = None
         self._levels: list[float] = []
+        self._mixes: list[Mix] = []
         self._sliced, self._slice = (0, 0), tuple[float, ...]()
         self._numbers: list[float] = []
         self._range = (0, 0)
@@ -68,7 +72,7 @@ class Clock:
             raise UnknownCallError("the pipeline that mixcache was enabled on is gone; enable it on this one")
         scheduler = getattr(pipeline, "scheduler", None)
         self.notice_schedule(scheduler)
-        if step is not None and num_steps is not None and sigma is not None:
+        if step is not None and num_steps is not None and sigma is not None and not self._mixes:
             if self._does_a_part:
                 return self._moment(step, *self._range, sigma)
             first = max(0, len(self._levels) - num_steps)
@@ -86,7 +90,8 @@ class Clock:
     def _moment(self, step: int, first: int, end: int, sigma: float) -> Moment:
         if not first <= step < end:
             raise UnknownCallError(f"step {step} is outside of the loop's {first} to {end - 1}")
-        return Moment(step - first, end - first, sigma, first - self._begin, self._levels_of(first, end))
+        mix = self._mixes[step] if self._mixes else None
+        return Moment(step - first, end - first, sigma, first - self._begin, self._levels_of(first, end), mix)
 
     def _levels_of(self, first: int, end: int) -> tuple[float, ...]:
         if (first, end) != self._sliced:
@@ -102,7 +107,9 @@ class Clock:
         self._timesteps = timesteps if isinstance(timesteps, torch.Tensor) else None
         if self._timesteps is not None:
             self._numbers = [float(t) for t in self._timesteps.flatten().tolist()]
-            self._levels, self._sliced = _noise_levels(scheduler, self._numbers), (0, 0)
+            self._mixes = mixes_of(scheduler, self._numbers)
+            levels = [mix.level for mix in self._mixes] or _noise_levels(scheduler, self._numbers)
+            self._levels, self._sliced = levels, (0, 0)
             self._range = self._own_range(scheduler, int(getattr(scheduler, "_begin_index", None) or 0))
             self._is_first_call = self._boundary is None
         return True
@@ -235,6 +242,7 @@ class Reader:
             sigma=moment.sigma,
             offset=moment.offset,
             sigmas=moment.sigmas,
+            mix=moment.mix,
             signature=(
                 latents.shape,
                 latents.dtype,

@@ -186,21 +186,40 @@ def largest_difference(one: tuple[Any, ...], other: tuple[Any, ...]) -> float:
 
 
 class Reference:
-    """The definition of `step` and `cfg` of order 0, written out for a known list of calls."""
+    """The definition of `step` and `cfg` of order 0, written out for a known list of calls.
 
-    def __init__(self, variant: Variant, granularities: list[Granularity]) -> None:
-        self.granularities = granularities
+    Where the model predicts v, what is reused is the noise it sees less the signal.
+    """
+
+    def __init__(self, variant: Variant, granularities: list[Granularity], scheduler: Any) -> None:
+        self.granularities, self.scheduler = granularities, scheduler
         self.pending = deque((step, branches) for step, calls in enumerate(steps_of(variant)) for branches in calls)
         self.last: dict[tuple[int, str], list[torch.Tensor]] = {}
         self.difference: list[torch.Tensor] = []
         self.now: dict[str, list[torch.Tensor]] = {}
 
-    def call(self, expert: int, compute: Callable[[], Any]) -> Any:
+    def from_v(self, v: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        cumulated = self.scheduler.alphas_cumprod[int(timestep.max())]
+        noisy = latents[tuple(slice(size) for size in v.shape)]
+        signal = cumulated.sqrt() * noisy - (1 - cumulated).sqrt() * v
+        return (1 - cumulated).sqrt() * noisy + cumulated.sqrt() * v - signal
+
+    def to_v(self, velocity: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        cumulated = self.scheduler.alphas_cumprod[int(timestep.max())]
+        noisy = latents[tuple(slice(size) for size in velocity.shape)]
+        # of noisy = sqrt(c) signal + sqrt(1 - c) noise, and velocity = noise - signal
+        signal = (noisy - (1 - cumulated).sqrt() * velocity) / (cumulated.sqrt() + (1 - cumulated).sqrt())
+        return cumulated.sqrt() * (signal + velocity) - (1 - cumulated).sqrt() * signal
+
+    def call(self, expert: int, compute: Callable[[], Any], latents: Any, timestep: Any) -> Any:
         step, branches = self.pending.popleft()
         granularity = self.granularities[step]
         output = compute()
         leaves, spec = torch.utils._pytree.tree_flatten(output)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        predicts_v = self.scheduler.config.get("prediction_type") == "v_prediction"
+        if predicts_v:
+            leaves = [self.from_v(leaf, latents, timestep) if i in places else leaf for i, leaf in enumerate(leaves)]
         values = {
             branch: [leaves[i].chunk(len(branches))[k] if len(branches) > 1 else leaves[i] for i in places]
             for k, branch in enumerate(branches)
@@ -224,18 +243,22 @@ class Reference:
         for k, i in enumerate(places):
             pieces = [values[branch][k] for branch in branches]
             leaves[i] = torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()
+        if predicts_v:
+            leaves = [self.to_v(leaf, latents, timestep) if i in places else leaf for i, leaf in enumerate(leaves)]
         return torch.utils._pytree.tree_unflatten(leaves, spec)
 
 
 def generate_by_reference(variant: Variant, pipeline: Any, granularities: list[Granularity]) -> Any:
-    reference = Reference(variant, granularities)
+    reference = Reference(variant, granularities, pipeline.scheduler)
     modules = denoisers(pipeline)
     for expert, module in enumerate(modules):
         inner = module.forward
 
         module.forward = functools.wraps(inner)(
             lambda *args, _expert=expert, _inner=inner, **kwargs: reference.call(
-                _expert, lambda: _inner(*args, **kwargs)
+                _expert,
+                lambda: _inner(*args, **kwargs),
+                *(args[:2] if len(args) > 1 else (kwargs.get("hidden_states"), kwargs.get("timestep"))),
             )
         )
     try:

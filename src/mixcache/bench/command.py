@@ -75,7 +75,8 @@ class Bench:
         self._loaded = [pipeline]
         self.arguments = generation.accepted_arguments(pipeline, defaults | config.arguments)
         num_steps = self.arguments.setdefault("num_inference_steps", 50)
-        self.methods: list[Method] = select(config.methods, num_steps)
+        transformer = type(pipeline.transformer).__name__
+        self.methods: list[Method] = select(config.methods, num_steps, transformer)
         self.case = self._case(pipeline)
         self.store = self._opened(force)
 

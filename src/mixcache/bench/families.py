@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mixcache.bench.methods import MANY_STEPS, Family, Method, cadence, fewer_steps, policy_method
 from mixcache.bench.peers import PEERS
+from mixcache.bench.peers.peer import SEARCHED_FIRST
 from mixcache.config import MixCacheConfig, parse_settings, unknown_name
 
 HINDSIGHT_ERRORS = {True: (0.001, 0.002, 0.008, 0.012, 0.02, 0.03), False: (0.01, 0.015, 0.025, 0.05, 0.1)}
@@ -69,17 +70,17 @@ def split(text: str, mark: str) -> list[str]:
     return re.split(rf"{mark}(?![^\[{{]*[\]}}])", text)
 
 
-def select(names: Sequence[str], num_steps: int) -> list[Method]:
+def select(names: Sequence[str], num_steps: int, transformer: str = SEARCHED_FIRST) -> list[Method]:
     """The methods of some names or groups, each once, and policies with settings (`hindsight:error=0.01:order=2`).
 
-    ValueError for an unknown name, policy or setting.
+    Peers have settings of their own for a class of transformers. ValueError for an unknown name, policy or setting.
     """
     found: dict[str, Method] = {}
     for name in names:
         if ":" in name:
             chosen = [_with_settings(name)]
         elif name in FAMILIES or name in GROUPS:
-            chosen = [method for family in GROUPS.get(name, (name,)) for method in FAMILIES[family](num_steps)]
+            chosen = [m for family in GROUPS.get(name, (name,)) for m in methods_of(family, num_steps, transformer)]
         else:
             raise ValueError(unknown_name("method", name, (*GROUPS, *FAMILIES)))
         for method in chosen:
@@ -87,6 +88,11 @@ def select(names: Sequence[str], num_steps: int) -> list[Method]:
     if not found:
         raise ValueError(f"no method is named (there are: {', '.join((*GROUPS, *FAMILIES))})")
     return list(found.values())
+
+
+def methods_of(family: str, num_steps: int, transformer: str) -> Sequence[Method]:
+    """The methods of one family."""
+    return PEERS[family](num_steps, transformer) if family in PEERS else FAMILIES[family](num_steps)
 
 
 def _with_settings(text: str) -> Method:

@@ -65,8 +65,8 @@ def code_hash() -> str:
     """Of the source that decides, predicts and measures, and of the peers."""
     root = Path(mixcache.__file__).parent
     deciding = ("attachment", "hooks", "host", "models", "calls", "config", "decision", "engine", "planning")
-    keeping = ("histories", "history", "measuring", "signals", "trace")
+    keeping = ("histories", "history", "measuring", "signals", "trace", "velocity")
     measuring = ("generation", "metrics", "profiles/__init__", "bench/meter")
     files = [root / f"{name}.py" for name in (*deciding, *keeping, *measuring)]
-    files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.py"))]
+    files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.*"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

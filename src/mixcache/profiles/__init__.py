@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-FORMAT = 4
+FORMAT = 5
 GRANULARITIES = ("step", "cfg", "block")
 
 

@@ -1,39 +1,30 @@
 """The rivals: other caching methods for the same pipelines, run as their authors' packages run them.
 
-Each setting is the best that a search over the method's documented options found on training captions of the built-in
-model; the settings of one family form a curve from about 1.3x to 3.5x.
+Each setting is the best that a search over the method's documented options found on training captions of a built-in
+model of the same kind (`mixcache.bench.search`, which writes settings.json); the settings of one family form a curve
+from about 1.3x to 3.5x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 
-from mixcache.bench.methods import Family, Method
 from mixcache.bench.peers.extras import MissingExtraError
+from mixcache.bench.peers.peer import Peer
 
-__all__ = ["PEERS", "MissingExtraError"]
+__all__ = ["PEERS", "MissingExtraError", "Peer"]
 
-
-def _family(module: str, name: str) -> Family:
-    def methods(num_steps: int) -> Sequence[Method]:
-        found: Family = getattr(import_module(f"{__name__}.{module}"), name)
-        return found(num_steps)
-
-    return methods
-
-
-PEERS: dict[str, Family] = {
-    "first-block-cache": _family("diffusers_caches", "first_block_caches"),
-    "mag-cache": _family("mag_cache", "mag_caches"),
-    "taylorseer": _family("diffusers_caches", "taylorseers"),
-    "sea-cache": _family("diffusers_caches", "sea_caches"),
-    "pyramid-attention-broadcast": _family("attention_caches", "pyramid_attention_broadcasts"),
-    "faster-cache": _family("attention_caches", "faster_caches"),
-    "db-cache": _family("cache_dit", "db_caches"),
-    "db-cache-taylorseer": _family("cache_dit", "db_caches_taylorseer"),
-    "db-cache-mask": _family("cache_dit", "db_caches_mask"),
-    "teacache": _family("teacache", "teacaches"),
-    "easycache": _family("easycache", "easycaches"),
+PEERS: dict[str, Peer] = {
+    peer.family: peer
+    for module, names in (
+        ("diffusers_caches", ("first_block_cache",)),
+        ("mag_cache", ("mag_cache",)),
+        ("diffusers_caches", ("taylorseer", "sea_cache")),
+        ("attention_caches", ("pyramid_attention_broadcast", "faster_cache")),
+        ("cache_dit", ("db_cache", "db_cache_taylorseer", "db_cache_mask")),
+        ("teacache", ("teacache",)),
+        ("easycache", ("easycache",)),
+    )
+    for peer in (getattr(import_module(f"{__name__}.{module}"), name) for name in names)
 }
-"""What each name stands for at a number of steps; nothing is imported before it is asked."""
+"""By the name of the family; cache-dit is imported only when one of its methods is put on."""

@@ -6,71 +6,82 @@ unconditional branch are two calls, as on Wan, each is given what the other one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
 
 from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers.diffusers_caches import diffusers_method, words
+from mixcache.bench.peers.peer import Peer, every
 
-NEARLY_ALL = (-1, 950)
-"""Timesteps of nearly half of the steps of a schedule shifted by 20, whose first steps should be left alone."""
-LAST = (100, 800)
-"""The range that diffusers comes with."""
-
-
-def pyramid_attention_broadcasts(num_steps: int) -> list[Method]:
-    """Attention is computed in every n-th call only (Pyramid Attention Broadcast, arXiv 2408.12588).
-
-    An even range of self-attention hands the conditional branch's output to the unconditional one.
-    """
-    return [
-        _broadcast(LAST, spatial=2),
-        _broadcast(NEARLY_ALL, cross=3),
-        _broadcast((-1, 990), spatial=2),
-    ]
+TIMESTEPS = ([100, 800], [-1, 681], [-1, 950], [-1, 990])
+"""First and last one in which a search lets attention be skipped; the last range is nearly all of a shifted
+schedule."""
 
 
-def _broadcast(timesteps: tuple[int, int], spatial: int | None = None, cross: int | None = None) -> Method:
+def _broadcast(
+    num_steps: int, timesteps: Sequence[int], spatial: int | None = None, cross: int | None = None
+) -> Method:
     def make_config(case: Case) -> Any:
         return diffusers.PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=spatial,
             cross_attention_block_skip_range=cross,
-            spatial_attention_timestep_skip_range=timesteps,
-            cross_attention_timestep_skip_range=timesteps,
+            spatial_attention_timestep_skip_range=tuple(timesteps),
+            cross_attention_timestep_skip_range=tuple(timesteps),
             current_timestep_callback=lambda: case.pipeline.current_timestep,
         )
 
     ranges = {f"{kind} range": number for kind, number in (("spatial", spatial), ("cross", cross)) if number}
-    return diffusers_method("pyramid-attention-broadcast", words(**ranges, timesteps=timesteps), make_config)
+    return diffusers_method("pyramid-attention-broadcast", words(**ranges, timesteps=tuple(timesteps)), make_config)
 
 
-def faster_caches(num_steps: int) -> list[Method]:
-    """Attention outputs are extrapolated and the unconditional branch is rebuilt from the conditional one
-    (FasterCache, arXiv 2410.19355).
+pyramid_attention_broadcast = Peer(
+    family="pyramid-attention-broadcast",
+    make=_broadcast,
+    grid=lambda: [*every(spatial=(2, 3, 4, 6), timesteps=TIMESTEPS), *every(cross=(2, 3, 6), timesteps=TIMESTEPS)],
+)
+"""Attention is computed in every n-th call only (Pyramid Attention Broadcast, arXiv 2408.12588).
 
-    The second part takes both branches in one batch and fails on Wan, whose branches are two calls; with
-    `is_guidance_distilled` only the first part is used. Its extrapolation then runs from one branch to the other, so a
-    weight of 0 is best.
-    """
-    return [
-        diffusers_method("faster-cache", "default", lambda case: _faster_config(case)),
-        _attention_only((-1, 681)),
-        _attention_only((-1, 990)),
-    ]
+On Wan an even range of self-attention hands the conditional branch's output to the unconditional one."""
 
 
-def _attention_only(timesteps: tuple[int, int]) -> Method:
+def _faster_cache(num_steps: int, attention_only: bool = False, **options: Any) -> Method:
+    """As it comes; the ranges of timesteps and the weight of the extrapolation may be set."""
+    timesteps, weight = options.get("timesteps"), 0.0 if attention_only else options.get("weight")
+    settings: dict[str, Any] = {"is_guidance_distilled": True} if attention_only else {}
+    for name in ("unconditional_batch_skip_range", "unconditional_batch_timestep_skip_range"):
+        if name in options:
+            settings[name] = tuple(options[name]) if isinstance(options[name], list) else options[name]
+    if timesteps is not None:
+        settings["spatial_attention_timestep_skip_range"] = tuple(timesteps)
+
     def make_config(case: Case) -> Any:
-        return _faster_config(
-            case,
-            is_guidance_distilled=True,
-            spatial_attention_timestep_skip_range=timesteps,
-            attention_weight_callback=lambda module: 0.0,
-        )
+        more = {} if weight is None else {"attention_weight_callback": lambda module: weight}
+        now = {"current_timestep_callback": lambda: case.pipeline.current_timestep}
+        return diffusers.FasterCacheConfig(**now, **settings, **more)
 
-    return diffusers_method("faster-cache", words(is_guidance_distilled=True, timesteps=timesteps), make_config)
+    told = settings | ({} if weight is None or attention_only else {"weight": weight})
+    short = {name.replace("spatial_attention_timestep_skip_range", "timesteps"): told[name] for name in told}
+    return diffusers_method("faster-cache", words(**short) or "default", make_config)
 
 
-def _faster_config(case: Case, **options: Any) -> Any:
-    return diffusers.FasterCacheConfig(current_timestep_callback=lambda: case.pipeline.current_timestep, **options)
+faster_cache = Peer(
+    family="faster-cache",
+    make=_faster_cache,
+    grid=lambda: [
+        {},
+        *every(attention_only=(True,), timesteps=TIMESTEPS),
+        *every(
+            timesteps=([-1, 1], [-1, 681]),
+            unconditional_batch_skip_range=(2, 3, 5, 8),
+            unconditional_batch_timestep_skip_range=([-1, 641], [-1, 900]),
+        ),
+    ],
+)
+"""Attention outputs are extrapolated and the unconditional branch is rebuilt from the conditional one
+(FasterCache, arXiv 2410.19355).
+
+The second part takes both branches in one batch and fails on Wan, whose branches are two calls; with
+`is_guidance_distilled` only the first part is used. On Wan its extrapolation then runs from one branch to the other,
+so that a weight of 0 is best."""

@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from mixcache.attachment import experts_of
-from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
+from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.extras import imported
 from mixcache.bench.peers.leftovers import quiet, restored
+from mixcache.bench.peers.peer import Peer, every
 
 PACKAGE = "cache-dit"
 LOGGERS = ("cache_dit", "CACHE_DIT")
@@ -34,33 +35,8 @@ def enabled(options: dict[str, Any], taylor_order: int, case: Case) -> Iterator[
         yield dict
 
 
-def db_caches(num_steps: int) -> list[Method]:
-    """The first block tells whether the rest may be skipped."""
-    many = ((4, 1, 0.02), (4, 2, 0.02), (4, 2, 0.03), (4, 2, 0.06), (4, 3, 0.06), (4, 5, 0.12))
-    few = ((2, 1, 0.03), (2, 2, 0.04), (2, 2, 0.06), (2, 2, 0.12), (2, 3, 0.12), (2, 4, 0.12))
-    return [_db_cache("db-cache", *options) for options in (many if num_steps > MANY_STEPS else few)]
-
-
-def db_caches_taylorseer(num_steps: int) -> list[Method]:
-    """The rest is forecast rather than reused (TaylorSeer, arXiv 2503.06923)."""
-    many = ((4, 1, 0.02, 1), (4, 1, 0.04, 1), (4, 2, 0.06, 2), (4, 3, 0.06, 2), (4, 4, 0.08, 2), (4, 5, 0.12, 2))
-    few = ((4, 1, 0.03, 1), (4, 1, 0.06, 1), (4, 1, 0.12, 1), (2, 2, 0.06, 1), (4, 3, 0.3, 1))
-    return [_db_cache("db-cache-taylorseer", *options) for options in (many if num_steps > MANY_STEPS else few)]
-
-
-def db_caches_mask(num_steps: int) -> list[Method]:
-    """A mask fixed beforehand tells which steps to compute: first and last ones, and one between runs of cached ones.
-
-    Better at the same work than the presets of `cache_dit.steps_mask`, which leave long runs to the end. Forecast
-    where there are many steps, reused where there are few.
-    """
-    many = ((5, 1, 3, 2), (6, 2, 3, 2), (5, 3, 3, 2), (4, 4, 4, 2), (4, 5, 4, 1))
-    few = ((5, 1, 3, 0), (3, 1, 1, 0), (3, 2, 3, 0), (3, 2, 1, 0), (2, 3, 3, 0), (2, 3, 1, 0))
-    return [_masked(num_steps, *options) for options in (many if num_steps > MANY_STEPS else few)]
-
-
 def _db_cache(
-    family: str, num_warmup_steps: int, num_cached_in_a_row: int, threshold: float, taylor_order: int = 0
+    num_steps: int, num_warmup_steps: int, num_cached_in_a_row: int, threshold: float, taylor_order: int = 0
 ) -> Method:
     options = {
         "Fn_compute_blocks": 1,
@@ -70,7 +46,7 @@ def _db_cache(
         "residual_diff_threshold": threshold,
     }
     setting = f"F1B0_W{num_warmup_steps}MC{num_cached_in_a_row}_R{threshold:g}{_order_word(taylor_order)}"
-    return _method(family, setting, options, taylor_order)
+    return _method("db-cache-taylorseer" if taylor_order else "db-cache", setting, options, taylor_order)
 
 
 def _masked(
@@ -109,3 +85,30 @@ def _method(family: str, setting: str, options: dict[str, Any], taylor_order: in
         origin=f"{PACKAGE} {version}",
         is_peer=True,
     )
+
+
+THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24)
+db_cache = Peer(
+    family="db-cache",
+    make=_db_cache,
+    grid=lambda: every(num_warmup_steps=(4,), num_cached_in_a_row=(1, 2, 3, 5), threshold=THRESHOLDS),
+)
+"""The first block tells whether the rest may be skipped."""
+db_cache_taylorseer = Peer(
+    family="db-cache-taylorseer",
+    make=_db_cache,
+    grid=lambda: every(
+        num_warmup_steps=(4,), num_cached_in_a_row=(1, 2, 3, 4), threshold=THRESHOLDS[1:], taylor_order=(1, 2)
+    ),
+)
+"""The rest is forecast rather than reused (TaylorSeer, arXiv 2503.06923)."""
+db_cache_mask = Peer(
+    family="db-cache-mask",
+    make=_masked,
+    grid=lambda: every(
+        num_first_steps=(4, 6), num_cached_in_a_row=(1, 2, 3, 4, 5), num_last_steps=(1, 3), taylor_order=(0, 1, 2)
+    ),
+)
+"""A mask fixed beforehand tells which steps to compute: first and last ones, and one between runs of cached ones.
+
+Better at the same work than the presets of `cache_dit.steps_mask`, which leave long runs to the end."""

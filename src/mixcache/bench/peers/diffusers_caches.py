@@ -12,8 +12,9 @@ import diffusers
 import torch
 
 from mixcache.attachment import experts_of
-from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
+from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import quiet, restored
+from mixcache.bench.peers.peer import Peer, every
 
 MakeConfig = Callable[[Case], Any]
 
@@ -46,14 +47,7 @@ def words(**options: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
-def first_block_caches(num_steps: int) -> list[Method]:
-    """The change of the first block's residual tells whether the other blocks may be skipped (FirstBlockCache, after
-    TeaCache, arXiv 2411.19108)."""
-    thresholds = (0.02, 0.03, 0.04, 0.06, 0.08) if num_steps > MANY_STEPS else (0.03, 0.04, 0.06, 0.08, 0.12, 0.2)
-    return [_first_block_cache(threshold) for threshold in thresholds]
-
-
-def _first_block_cache(threshold: float) -> Method:
+def _first_block_cache(num_steps: int, threshold: float) -> Method:
     return diffusers_method(
         "first-block-cache",
         words(threshold=threshold),
@@ -61,47 +55,37 @@ def _first_block_cache(threshold: float) -> Method:
     )
 
 
-def sea_caches(num_steps: int) -> list[Method]:
-    """Steps are skipped while the change of the filtered latents adds up to less than a threshold (SeaCache,
-    arXiv 2602.18993).
-
-    Few steps lie too far apart for its linear extrapolation of the residual: there they reuse it as it is. Three last
-    steps in full pay for themselves where much is skipped.
-    """
-    if num_steps > MANY_STEPS:
-        many = ((0.1, 2, 3), (0.15, 2, 3), (0.2, 2, 3), (0.25, 0, 3), (0.3, 0, 3), (0.4, 0, 3))
-        return [_sea_cache(threshold, 1, *options) for threshold, *options in many]
-    few = ((0.25, 2, 3), (0.4, 2, 3), (0.5, 2, 3), (0.6, 2, 3), (0.8, 0, 3), (1.0, 0, 3))
-    return [_sea_cache(threshold, 0, *options) for threshold, *options in few]
+first_block_cache = Peer(
+    family="first-block-cache",
+    make=_first_block_cache,
+    grid=lambda: every(threshold=(0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)),
+)
+"""The change of the first block's residual tells whether the other blocks may be skipped (FirstBlockCache, after
+TeaCache, arXiv 2411.19108)."""
 
 
-def _sea_cache(threshold: float, residual_order: int, max_consecutive_cached: int, cache_end_steps: int) -> Method:
-    options = {
-        "threshold": threshold,
-        "residual_order": residual_order,
-        "max_consecutive_cached": max_consecutive_cached,
-        "cache_end_steps": cache_end_steps,
-    }
+def _sea_cache(num_steps: int, **options: Any) -> Method:
     return diffusers_method("sea-cache", words(**options), lambda case: diffusers.SeaCacheConfig(**options))
 
 
-def taylorseers(num_steps: int) -> list[Method]:
-    """Between full steps at a fixed interval, outputs are forecast by their differences (TaylorSeer, arXiv 2503.06923).
-
-    In lite mode, which forecasts the model's output alone: as good here as the forecast of every attention and
-    feed-forward output, and far quicker. The library's default patterns match no module of a Wan transformer. The last
-    steps are computed, since the end of a schedule decides much of the quality; few steps lie too far apart for a
-    forecast, so that most settings for them reuse the output as it is (order 0).
-    """
-    many = ((2, 2, 3, 3), (3, 2, 4, 3), (4, 2, 3, 3), (5, 2, 4, 3), (6, 1, 4, 3))
-    few = ((2, 1, 3, 3), (2, 0, 3, 1), (3, 0, 3, 3), (4, 0, 3, 3), (4, 0, 2, 3), (6, 0, 4, 1))
-    return [
-        _taylorseer(interval, max_order, num_first_steps, num_steps - num_last_steps)
-        for interval, max_order, num_first_steps, num_last_steps in (many if num_steps > MANY_STEPS else few)
-    ]
+sea_cache = Peer(
+    family="sea-cache",
+    make=_sea_cache,
+    grid=lambda: every(
+        threshold=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
+        residual_order=(0, 1),
+        max_consecutive_cached=(0, 2, 3),
+        cache_end_steps=(1, 3),
+    ),
+)
+"""Steps are skipped while the change of the filtered latents adds up to less than a threshold (SeaCache, arXiv
+2602.18993). Where a pipeline does not tell the noise level it never fires."""
 
 
-def _taylorseer(cache_interval: int, max_order: int, before: int, after: int) -> Method:
+def _taylorseer(
+    num_steps: int, cache_interval: int, max_order: int, num_first_steps: int, num_last_steps: int
+) -> Method:
+    before, after = num_first_steps, num_steps - num_last_steps
     options = {
         "cache_interval": cache_interval,
         "max_order": max_order,
@@ -115,3 +99,17 @@ def _taylorseer(cache_interval: int, max_order: int, before: int, after: int) ->
 
     setting = words(cache_interval=cache_interval, max_order=max_order, steps=f"{before}-{after}") + ", lite"
     return diffusers_method("taylorseer", setting, make_config)
+
+
+taylorseer = Peer(
+    family="taylorseer",
+    make=_taylorseer,
+    grid=lambda: every(
+        cache_interval=(2, 3, 4, 5, 6), max_order=(0, 1, 2), num_first_steps=(3, 4, 6), num_last_steps=(1, 3)
+    ),
+)
+"""Between full steps at a fixed interval, outputs are forecast by their differences (TaylorSeer, arXiv 2503.06923).
+
+In lite mode, which forecasts the model's output alone: as good here as the forecast of every attention and
+feed-forward output, and far quicker. The library's default patterns match no module of a Wan transformer. The last
+steps are computed, since the end of a schedule decides much of the quality."""

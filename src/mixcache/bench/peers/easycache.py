@@ -24,19 +24,15 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from mixcache.attachment import experts_of
-from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
+from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
+from mixcache.bench.peers.peer import Peer, every
 
 FAMILY = "easycache"
 
 
-def easycaches(num_steps: int) -> list[Method]:
-    """A tenth of the steps comes first: fewer than the paper's 10 of 50, and better here at the same speed."""
-    many, few = (0.015, 0.02, 0.03, 0.04, 0.05), (0.03, 0.05, 0.07, 0.1, 0.15)
-    return [_easycache(threshold, round(0.1 * num_steps)) for threshold in (many if num_steps > MANY_STEPS else few)]
-
-
-def _easycache(threshold: float, num_first_steps: int) -> Method:
+def _easycache(num_steps: int, threshold: float, share_first: float) -> Method:
+    num_first_steps = round(share_first * num_steps)
     return Method(
         family=FAMILY,
         setting=f"thresh {threshold:g}, ret_steps {num_first_steps}",
@@ -44,6 +40,14 @@ def _easycache(threshold: float, num_first_steps: int) -> Method:
         origin="re-implementation of arXiv 2507.02860",
         is_peer=True,
     )
+
+
+easycache = Peer(
+    family=FAMILY,
+    make=_easycache,
+    # the paper's ret_steps are 10 of 50
+    grid=lambda: every(threshold=(0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2), share_first=(0.1, 0.2)),
+)
 
 
 @contextlib.contextmanager

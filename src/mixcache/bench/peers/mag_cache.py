@@ -10,21 +10,15 @@ from typing import Any
 import diffusers
 import numpy as np
 
-from mixcache.bench.methods import MANY_STEPS, Case, Method
+from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.diffusers_caches import diffusers_method, enabled, words
+from mixcache.bench.peers.peer import Peer, every
 
 FAMILY = "mag-cache"
 
 
-def mag_caches(num_steps: int) -> list[Method]:
-    """The first tenth of the steps is computed; longer runs of skipped steps for the higher thresholds."""
-    many = ((0.01, 2), (0.02, 2), (0.04, 2), (0.06, 3), (0.09, 4), (0.12, 4))
-    few = ((0.015, 2), (0.02, 2), (0.04, 2), (0.06, 2), (0.12, 4), (0.24, 4))
-    return [_mag_cache(threshold, in_a_row, 0.1) for threshold, in_a_row in (many if num_steps > MANY_STEPS else few)]
-
-
-def _mag_cache(threshold: float, max_skip_steps: int, retention_ratio: float) -> Method:
+def _mag_cache(num_steps: int, threshold: float, max_skip_steps: int, retention_ratio: float) -> Method:
     def make_config(case: Case) -> Any:
         return diffusers.MagCacheConfig(
             threshold=threshold,
@@ -36,6 +30,18 @@ def _mag_cache(threshold: float, max_skip_steps: int, retention_ratio: float) ->
 
     setting = words(threshold=threshold, max_skip_steps=max_skip_steps, retention_ratio=retention_ratio)
     return diffusers_method(FAMILY, setting, make_config, is_calibrated=True)
+
+
+mag_cache = Peer(
+    family=FAMILY,
+    make=_mag_cache,
+    grid=lambda: every(
+        threshold=(0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09, 0.12, 0.24),
+        max_skip_steps=(2, 3, 4),
+        retention_ratio=(0.1, 0.2),
+    ),
+)
+"""Steps are skipped while the residuals' measured change of magnitude adds up to less than a threshold."""
 
 
 def magnitude_ratios(case: Case) -> list[float]:

@@ -24,9 +24,10 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformerBlock
 
-from mixcache.bench.methods import MANY_STEPS, Account, Case, Method
+from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.leftovers import restored
+from mixcache.bench.peers.peer import Peer, every
 from mixcache.models import row_for
 
 FAMILY = "teacache"
@@ -36,12 +37,7 @@ OnComputed = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 """Told branch, step, modulation and residual of a computed step."""
 
 
-def teacaches(num_steps: int) -> list[Method]:
-    many, few = (0.03, 0.04, 0.05, 0.07, 0.1), (0.06, 0.075, 0.12, 0.15, 0.2, 0.3)
-    return [_teacache(threshold) for threshold in (many if num_steps > MANY_STEPS else few)]
-
-
-def _teacache(threshold: float) -> Method:
+def _teacache(num_steps: int, threshold: float) -> Method:
     return Method(
         family=FAMILY,
         setting=f"rel_l1_thresh {threshold:g}",
@@ -50,6 +46,13 @@ def _teacache(threshold: float) -> Method:
         is_peer=True,
         is_calibrated=True,
     )
+
+
+teacache = Peer(
+    family=FAMILY,
+    make=_teacache,
+    grid=lambda: every(threshold=(0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3)),
+)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,49 @@
+"""A peer: how one of its settings becomes a method, and which of them are measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from mixcache.bench.methods import MANY_STEPS, Method
+
+Options = dict[str, Any]
+"""One setting, by what `Peer.make` calls its parts."""
+SETTINGS = Path(__file__).with_name("settings.json")
+"""By transformer class, "many" or "few" steps, and family; `mixcache.bench.search` writes it."""
+SEARCHED_FIRST = "WanTransformer3DModel"
+"""Whose settings stand in where none were searched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One family of a rival's methods; called, it gives those that are measured."""
+
+    family: str
+    make: Callable[..., Method]
+    """The method of one setting: `make(num_steps, **options)`."""
+    grid: Callable[[], Iterable[Options]]
+    """Settings that a search tries."""
+
+    def __call__(self, num_steps: int, transformer: str = SEARCHED_FIRST) -> Sequence[Method]:
+        """The methods for a number of steps on a class of transformers."""
+        return [self.make(num_steps, **options) for options in self._settings(num_steps, transformer)]
+
+    def _settings(self, num_steps: int, transformer: str) -> list[Options]:
+        length, found = length_word(num_steps), json.loads(SETTINGS.read_text())
+        settings: list[Options] = found.get(transformer, {}).get(length, {}).get(self.family)
+        return settings or found[SEARCHED_FIRST][length][self.family]
+
+
+def length_word(num_steps: int) -> str:
+    """What the settings of a number of steps are filed under."""
+    return "many" if num_steps > MANY_STEPS else "few"
+
+
+def every(**axes: Sequence[Any]) -> list[Options]:
+    """All settings that take one value of each axis."""
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
