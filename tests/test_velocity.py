@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from mixcache.calls import Mix
-from mixcache.velocity import bent, mixes_of, straightened
+from mixcache.velocity import mixes_of, v_from_velocity, velocity_from_v
 
 MIX = Mix(0.6, 0.8)
 
@@ -24,23 +24,32 @@ def scheduler_of(num_steps: int, **config: object) -> CogVideoXDDIMScheduler:
 def test_v_becomes_noise_less_signal_and_back() -> None:
     signal, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     latents, v = 0.6 * signal + 0.8 * noise, 0.6 * noise - 0.8 * signal
-    kept = straightened(v, latents, MIX)
+    kept = velocity_from_v(v, latents, MIX)
     torch.testing.assert_close(kept, noise - signal)
-    torch.testing.assert_close(bent(kept, latents, MIX), v)
+    torch.testing.assert_close(v_from_velocity(kept, latents, MIX), v)
 
 
 def test_conditions_behind_the_latents_are_left_out() -> None:
     latents, v = torch.randn(1, 2, 4, 3), torch.randn(1, 2, 4, 3)
     with_condition = torch.cat([latents, torch.full_like(latents, math.nan)], dim=2)
-    assert torch.equal(straightened(v, with_condition, MIX), straightened(v, latents, MIX))
-    assert torch.equal(bent(v, with_condition, MIX), bent(v, latents, MIX))
+    assert torch.equal(velocity_from_v(v, with_condition, MIX), velocity_from_v(v, latents, MIX))
+    assert torch.equal(v_from_velocity(v, with_condition, MIX), v_from_velocity(v, latents, MIX))
 
 
 @pytest.mark.parametrize(("shape", "mix"), [((2, 4), None), ((3, 4), MIX), ((2, 4, 1), MIX)])
 def test_anything_else_is_kept_as_it_is(shape: tuple[int, ...], mix: Mix | None) -> None:
     latents, output = torch.randn(2, 4), torch.randn(shape)
-    assert straightened(output, latents, mix) is output
-    assert bent(output, latents, mix) is output
+    assert velocity_from_v(output, latents, mix) is output
+    assert v_from_velocity(output, latents, mix) is output
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_comes_back_to_the_bit(dtype: torch.dtype) -> None:
+    latents, v = torch.randn(2, 400).to(dtype), torch.randn(2, 400).to(dtype)
+    for mix in (Mix(0.0, 1.0), MIX, Mix(0.999, math.sqrt(1 - 0.999**2))):
+        kept = velocity_from_v(v, latents, mix)
+        assert kept.dtype is torch.float32
+        assert torch.equal(v_from_velocity(kept, latents, mix).to(dtype), v)
 
 
 def test_the_level_falls_from_noise_to_signal() -> None:
@@ -60,7 +69,7 @@ def test_a_step_of_ddim_is_a_straight_step_between_the_levels() -> None:
     latents, v = torch.randn(1, 4), torch.randn(1, 4)
     after = scheduler.step(v, int(timesteps[4]), latents).prev_sample
     on_path = latents / (here.signal + here.noise)
-    moved = on_path + (there.level - here.level) * straightened(v, latents, here)
+    moved = on_path + (there.level - here.level) * velocity_from_v(v, latents, here)
     torch.testing.assert_close(after / (there.signal + there.noise), moved)
 
 
@@ -71,4 +80,7 @@ def test_other_schedulers_have_no_mix() -> None:
     epsilon = scheduler_of(4, prediction_type="epsilon")
     assert mixes_of(epsilon, epsilon.timesteps.tolist()) == []
     assert mixes_of(scheduler_of(4), [12.5]) == []
+    karras = DPMSolverMultistepScheduler(prediction_type="v_prediction", use_karras_sigmas=True)
+    karras.set_timesteps(4)
+    assert mixes_of(karras, karras.timesteps.tolist()) == []
     assert mixes_of(scheduler_of(4), [1000.0]) == []

@@ -29,7 +29,7 @@ from mixcache.host import (
     signature_of,
 )
 from mixcache.policies import Bounded
-from mixcache.velocity import bent, straightened
+from mixcache.velocity import v_from_velocity, velocity_from_v
 
 logger = logging.getLogger("mixcache")
 HOOK = "mixcache"
@@ -134,14 +134,14 @@ class RootHook(OutsideHook):
             output = self.run(*args, **kwargs)
             form, packed = Form.packed(output, keeps_batch=bool(info.parts))
             self._forms[info.branch, returns_dict] = form
-            kept = straightened(packed, latents, info.mix)
+            kept = velocity_from_v(packed, latents, info.mix)
             computed.extend((kept, output))
             return kept
 
         kept = self.engine.call(info, compute, self._conditional_call(info, named))
         if computed and kept is computed[0]:
             return computed[1]
-        return self._unpacked(bent(kept, latents, info.mix), info.branch, returns_dict)
+        return self._unpacked(v_from_velocity(kept, latents, info.mix), info.branch, returns_dict)
 
     def _latents(self, arguments: dict[str, Any]) -> torch.Tensor:
         latents = first_tensor(arguments[self.reader.row.latents])
@@ -169,7 +169,7 @@ class RootHook(OutsideHook):
 
         def compute_conditional() -> torch.Tensor:
             packed = Form.packed(self.run(**half), keeps_batch=True)[1]
-            return straightened(packed, self._latents(half), info.mix)
+            return velocity_from_v(packed, self._latents(half), info.mix)
 
         return compute_conditional
 

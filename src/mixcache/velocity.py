@@ -18,6 +18,9 @@ import torch
 
 from mixcache.calls import Mix
 
+OTHER_LEVELS = ("use_flow_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Settings of schedulers by which the shares are not those of `alphas_cumprod`."""
+
 
 def mixes_of(scheduler: Any, timesteps: Sequence[float]) -> list[Mix]:
     """The mix of every step; none unless the scheduler takes v and tells its shares."""
@@ -25,30 +28,32 @@ def mixes_of(scheduler: Any, timesteps: Sequence[float]) -> list[Mix]:
     cumulated = getattr(scheduler, "alphas_cumprod", None)
     if predicted != "v_prediction" or not isinstance(cumulated, torch.Tensor):
         return []
+    if any(getattr(scheduler.config, flag, False) for flag in OTHER_LEVELS):
+        return []
     shares = cumulated.tolist()
     if any(number != int(number) or not 0 <= number < len(shares) for number in timesteps):
         return []
     return [Mix(shares[int(number)] ** 0.5, (1 - shares[int(number)]) ** 0.5) for number in timesteps]
 
 
-def straightened(output: torch.Tensor, latents: torch.Tensor, mix: Mix | None) -> torch.Tensor:
-    """e - x0 from v; the output itself without a mix, and where it is not of the shape of the latents."""
+def velocity_from_v(output: torch.Tensor, latents: torch.Tensor, mix: Mix | None) -> torch.Tensor:
+    """e - x0, float32; the output itself without a mix, and where it is not of the shape of the latents."""
     noisy = _noisy_part(latents, output)
     if mix is None or noisy is None:
         return output
-    return (mix.noise - mix.signal) * noisy + (mix.signal + mix.noise) * output
+    return torch.add((mix.noise - mix.signal) * noisy.float(), output.float(), alpha=mix.signal + mix.noise)
 
 
-def bent(kept: torch.Tensor, latents: torch.Tensor, mix: Mix | None) -> torch.Tensor:
-    """v from e - x0: undoes `straightened`."""
+def v_from_velocity(kept: torch.Tensor, latents: torch.Tensor, mix: Mix | None) -> torch.Tensor:
+    """What undoes `velocity_from_v`, float32 again: guidance would multiply what is rounded off."""
     noisy = _noisy_part(latents, kept)
     if mix is None or noisy is None:
         return kept
-    return (kept + (mix.signal - mix.noise) * noisy) / (mix.signal + mix.noise)
+    return torch.add(kept, noisy.float(), alpha=mix.signal - mix.noise) / (mix.signal + mix.noise)
 
 
 def _noisy_part(latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
     """The latents without the conditions that are stacked behind them; None where the shapes say nothing."""
     if latents.dim() != output.dim() or any(n < m for n, m in zip(latents.shape, output.shape, strict=True)):
         return None
-    return latents[tuple(slice(size) for size in output.shape)]
+    return latents[tuple(slice(size) for size in output.shape)].to(output.device)

@@ -10,7 +10,7 @@ import pytest
 from mixcache.bench import search
 from mixcache.bench.families import select
 from mixcache.bench.peers import PEERS, peer
-from mixcache.bench.peers.peer import SEARCHED_FIRST, SETTINGS, Peer, every
+from mixcache.bench.peers.peer import FALLBACK, SETTINGS, Peer, every
 
 
 def test_the_front_is_thinned_to_the_wanted_speedups() -> None:
@@ -44,7 +44,7 @@ def test_the_file_is_as_the_search_writes_it() -> None:
 
 def test_a_class_of_transformers_has_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, path = "first-block-cache", tmp_path / "settings.json"
-    path.write_text(json.dumps({SEARCHED_FIRST: {"many": {family: [{"threshold": 0.5}]}}}))
+    path.write_text(json.dumps({FALLBACK: {"many": {family: [{"threshold": 0.5}]}}}))
     search.keep("Other", "many", family, [{"threshold": 0.25}], path)
     monkeypatch.setattr(peer, "SETTINGS", path)
     assert [method.setting for method in select([family], 50, "Other")] == ["threshold 0.25"]
@@ -63,7 +63,7 @@ def test_a_search_keeps_what_fires_and_goes_on_where_it_stopped(
     monkeypatch.setitem(PEERS, known.family, Peer(family=known.family, make=known.make, grid=lambda: grid))
     arguments = ["--steps", "4", "--families", known.family, "--num-prompts", "1", "--work", str(tmp_path)]
     search.main(arguments)
-    assert json.loads(path.read_text()) == {SEARCHED_FIRST: {"few": {known.family: [{"threshold": 10.0}]}}}
+    assert json.loads(path.read_text()) == {FALLBACK: {"few": {known.family: [{"threshold": 10.0}]}}}
     assert "first-block-cache {'threshold': 10.0}: " in capsys.readouterr().out
     monkeypatch.setattr(search.Search, "_measure", lambda *args: pytest.fail("measured again"))
     search.main(arguments)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mixcache.decision import CACHED, Granularity, Measurement, Step
 from mixcache.policies import MixCache
+from mixcache.policies.mixcache import Cycle
 
 Pattern = Callable[..., str]
 STEP, CFG, BLOCK = Granularity.STEP, Granularity.CFG, Granularity.BLOCK
@@ -18,32 +19,48 @@ def step_only(**settings: object) -> MixCache:
     return MixCache(delta_1=0.1, delta_2=0.2, impacts={"step": 1.0}, **settings)  # type: ignore[arg-type]
 
 
+def warm(policy: MixCache, distances: dict[Granularity, float]) -> Cycle:
+    """The state after two calm computed steps, the last of which had these distances."""
+    state = policy.init()
+    for step in (1, 2):
+        policy.observe(Measurement(step=step, sigma=1 - 0.1 * step, deviation=0.01, distances=distances), state)
+    return state
+
+
 def test_warm_up_ends_when_the_deviation_is_under_delta_2(pattern: Pattern) -> None:
     #          computed steps 1, 2, 3 deviate by 0.5, 0.2 (not under), 0.15 (under)
     assert pattern(step_only(), 5, [0.5, 0.2, 0.15], ONE) == "....s"
     assert pattern(step_only(), 8, [0.5], ONE) == "........"
 
 
+def test_warm_up_goes_on_while_the_deviation_rises(pattern: Pattern) -> None:
+    assert pattern(step_only(), 9, [0.02, 0.05, 0.19, 0.3, 0.4, 0.1], ONE) == ".......ss"
+    assert pattern(step_only(), 4, [0.02, 0.02], ONE) == "...s"  # one alone does not tell
+    assert pattern(step_only(), 4, [0.02, 0.021], ONE) == "...s"  # and less than a tenth more is no rise
+    # later on it may
+    assert pattern(step_only(), 8, [0.05, 0.05, 0.15], ONE) == "...sss.s"
+
+
 def test_interval_grows_and_shrinks_between_0_and_its_maximum(pattern: Pattern) -> None:
     policy = step_only(first_interval=1, max_interval=2)
     # N after each measurement: 1 (warm), 2, 2 (its maximum), 1, 0, 0 (its minimum), 0, 1
-    deviations = [0.15, 0.05, 0.05, 0.3, 0.3, 0.3, 0.15, 0.05]
-    assert pattern(policy, 16, deviations, ONE) == "..s.ss.ss.s....s"
+    deviations = [0.15, 0.15, 0.05, 0.05, 0.3, 0.3, 0.3, 0.15, 0.05]
+    assert pattern(policy, 17, deviations, ONE) == "...s.ss.ss.s....s"
 
 
 def test_deviation_between_the_thresholds_keeps_the_interval(pattern: Pattern) -> None:
-    assert pattern(step_only(first_interval=2), 11, [0.15], ONE) == "..ss.ss.ss."
+    assert pattern(step_only(first_interval=2), 12, [0.15], ONE) == "...ss.ss.ss."
     # exactly on a threshold is between them
-    assert pattern(step_only(first_interval=2), 11, [0.15, 0.1, 0.2], ONE) == "..ss.ss.ss."
+    assert pattern(step_only(first_interval=2), 12, [0.15, 0.15, 0.1, 0.2], ONE) == "...ss.ss.ss."
 
 
 def test_first_interval_is_cut_to_the_maximum(pattern: Pattern) -> None:
-    assert pattern(step_only(first_interval=5, max_interval=2), 6, [0.15], ONE) == "..ss.s"
+    assert pattern(step_only(first_interval=5, max_interval=2), 7, [0.15], ONE) == "...ss.s"
 
 
 def test_smallest_product_of_distance_and_impact_wins(pattern: Pattern) -> None:
     def winner(distances: dict[Granularity, float], impacts: dict[str, float]) -> str:
-        return pattern(MixCache(impacts=impacts), 3, [0.01], [distances])[-1]
+        return pattern(MixCache(impacts=impacts), 4, [0.01], [distances])[-1]
 
     # 0.1 * 2 = 0.2; 0.3 * 0.5 = 0.15; 0.25 * 1 = 0.25
     assert winner({STEP: 0.1, CFG: 0.3, BLOCK: 0.25}, {"step": 2.0, "cfg": 0.5, "block": 1.0}) == "c"
@@ -57,16 +74,16 @@ def test_penalty_of_5_makes_the_choice_alternate(pattern: Pattern) -> None:
     # P: cfg 0.15, step 0.2, block 0.25; the last one counts 5 times: cfg 0.75 or step 1.0
     distances = [{STEP: 0.2, CFG: 0.15, BLOCK: 0.25}]
     policy = MixCache(first_interval=3, max_interval=3)
-    assert pattern(policy, 14, [0.05], distances) == "..csc.scs.csc."
+    assert pattern(policy, 15, [0.05], distances) == "...csc.scs.csc."
     # without the penalty the smallest is taken again and again
-    assert pattern(MixCache(first_interval=3, max_interval=3, penalty=1.0), 6, [0.05], distances) == "..ccc."
+    assert pattern(MixCache(first_interval=3, max_interval=3, penalty=1.0), 7, [0.05], distances) == "...ccc."
     # a choice more than 5 times cheaper is repeated all the same: 5 * 0.03 = 0.15 < 0.2
-    assert pattern(policy, 6, [0.05], [{STEP: 0.2, CFG: 0.03}]) == "..ccc."
+    assert pattern(policy, 7, [0.05], [{STEP: 0.2, CFG: 0.03}]) == "...ccc."
 
 
 def test_penalty_reaches_over_a_computed_step(pattern: Pattern) -> None:
     distances = [{STEP: 0.2, CFG: 0.15}]
-    assert pattern(MixCache(first_interval=1, max_interval=1), 8, [0.05], distances) == "..c.s.c."
+    assert pattern(MixCache(first_interval=1, max_interval=1), 9, [0.05], distances) == "...c.s.c."
 
 
 def test_granularity_without_history_distance_or_impact_is_never_chosen(pattern: Pattern) -> None:
@@ -80,17 +97,15 @@ def test_granularity_without_history_distance_or_impact_is_never_chosen(pattern:
 
 def test_deviation_of_an_unmeasured_step_changes_nothing() -> None:
     policy = step_only(first_interval=1)
-    state = policy.init()
-    policy.observe(Measurement(step=1, sigma=0.9, deviation=0.01, distances={STEP: 0.5}), state)
+    state = warm(policy, {STEP: 0.5})
     before = (state.interval, state.is_warm, dict(state.distances))
-    policy.observe(Measurement(step=2, sigma=0.8, deviation=None), state)
+    policy.observe(Measurement(step=3, sigma=0.7, deviation=None), state)
     assert (state.interval, state.is_warm, state.distances) == before == (1, True, {STEP: 0.5})
 
 
 def test_reason_shows_the_scores() -> None:
     policy = MixCache(impacts={"step": 2.0, "cfg": 0.5})
-    state = policy.init()
-    policy.observe(Measurement(step=1, sigma=0.9, deviation=0.01, distances={STEP: 0.1, CFG: 0.3}), state)
+    state = warm(policy, {STEP: 0.1, CFG: 0.3})
     ages, lengths = {STEP: 1, CFG: 1}, {STEP: 1, CFG: 1}
     decision = policy.decide(Step(index=2, num_steps=9, sigma=0.8, ages=ages, history_lengths=lengths), state)
     assert (decision.granularity, decision.reason) == (CFG, "smallest of step 0.2, cfg 0.15")
@@ -99,8 +114,7 @@ def test_reason_shows_the_scores() -> None:
 def test_order_is_what_the_history_allows() -> None:
     policy = MixCache(order=2, impacts={"step": 1.0})
     for length, order in ((1, 0), (2, 1), (3, 2)):
-        state = policy.init()
-        policy.observe(Measurement(step=1, sigma=0.9, deviation=0.01, distances={STEP: 0.1}), state)
+        state = warm(policy, {STEP: 0.1})
         step = Step(index=2, num_steps=9, sigma=0.8, ages={STEP: 1}, history_lengths={STEP: length})
         assert policy.decide(step, state).order == order
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mixcache.bench.methods import MANY_STEPS, Family, Method, cadence, fewer_steps, policy_method
 from mixcache.bench.peers import PEERS
-from mixcache.bench.peers.peer import SEARCHED_FIRST
+from mixcache.bench.peers.peer import FALLBACK
 from mixcache.config import MixCacheConfig, parse_settings, unknown_name
 
 HINDSIGHT_ERRORS = {True: (0.001, 0.002, 0.008, 0.012, 0.02, 0.03), False: (0.01, 0.015, 0.025, 0.05, 0.1)}
@@ -70,7 +70,7 @@ def split(text: str, mark: str) -> list[str]:
     return re.split(rf"{mark}(?![^\[{{]*[\]}}])", text)
 
 
-def select(names: Sequence[str], num_steps: int, transformer: str = SEARCHED_FIRST) -> list[Method]:
+def select(names: Sequence[str], num_steps: int, transformer: str = FALLBACK) -> list[Method]:
     """The methods of some names or groups, each once, and policies with settings (`hindsight:error=0.01:order=2`).
 
     Peers have settings of their own for a class of transformers. ValueError for an unknown name, policy or setting.

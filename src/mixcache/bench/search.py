@@ -27,8 +27,9 @@ from mixcache.bench.meter import WorkMeter, work_share
 from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers import PEERS, Peer
 from mixcache.bench.peers.peer import SETTINGS, Options, length_word
-from mixcache.bench.store import Store
+from mixcache.bench.store import Store, code_hash
 from mixcache.calibration import built_in_prompts
+from mixcache.profiles import weights_hash
 
 SEED = 7000
 WANTED = (1.35, 1.65, 2.0, 2.4, 2.9, 3.5)
@@ -73,6 +74,14 @@ class Search:
             pipeline=pipeline, arguments=arguments, calibration_prompts=calibration_captions(model, given=None)
         )
         self.store = Store(work / f"{model}-{num_steps}.jsonl")
+        case = {
+            "weights": weights_hash(pipeline.transformer),
+            "versions": generation.versions(),
+            "source": code_hash(),
+            "seed": SEED,
+        }
+        if self.store.get(["case"], lambda: case) != case:
+            raise ValueError(f"{work} holds a search on another model or with other code: give another folder")
         self._plain = [self._made(index) for index in range(num_prompts)]
 
     def _made(self, index: int) -> tuple[torch.Tensor, list[int]]:
@@ -127,10 +136,12 @@ def best_of(tried: Sequence[Tried]) -> list[tuple[Options, list[float]]]:
 
 
 def keep(transformer: str, length: str, family: str, chosen: Sequence[Options], path: Path) -> None:
-    """Puts the settings of one family into the file."""
+    """Puts the settings of one family into the file, which is never seen half written."""
     settings = json.loads(path.read_text())
     settings.setdefault(transformer, {}).setdefault(length, {})[family] = list(chosen)
-    path.write_text(written(settings) + "\n")
+    begun = path.with_suffix(".new")
+    begun.write_text(written(settings) + "\n")
+    begun.replace(path)
 
 
 def written(value: Any, depth: int = 0) -> str:

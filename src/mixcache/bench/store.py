@@ -68,5 +68,5 @@ def code_hash() -> str:
     keeping = ("histories", "history", "measuring", "signals", "trace", "velocity")
     measuring = ("generation", "metrics", "profiles/__init__", "bench/meter")
     files = [root / f"{name}.py" for name in (*deciding, *keeping, *measuring)]
-    files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.*"))]
+    files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -15,6 +15,9 @@ from typing import ClassVar
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.policies.base import Policy, check_count, check_order, granularity_of, is_number
 
+RISING = 1.1
+"""A deviation that many times the one before keeps the warm-up going."""
+
 
 @dataclass
 class Cycle:
@@ -24,7 +27,8 @@ class Cycle:
     """N: cached steps that may follow a computed one."""
     num_cached: int = 0
     is_warm: bool = False
-    """True if the last deviation was under delta_2, or once caching has begun."""
+    """True if the last deviation was under delta_2 and not rising, or once caching has begun."""
+    last_deviation: float | None = None
     has_cached: bool = False
     last_choice: Granularity | None = None
     distances: dict[Granularity, float] = field(default_factory=dict)
@@ -38,7 +42,7 @@ class MixCache(Policy):
     # its own measurement may make the warm-up longer
     default_bounds: ClassVar[dict[str, int]] = {"num_warmup_steps": 2, "num_cooldown_steps": 3}
 
-    delta_1: float = 0.12
+    delta_1: float = 0.16
     """A deviation under it lengthens the interval by one step."""
     delta_2: float = 0.17
     """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
@@ -90,7 +94,7 @@ class MixCache(Policy):
 
     def decide(self, step: Step, state: Cycle) -> Decision:
         if not state.is_warm:
-            return Decision(granularity=Granularity.COMPUTE, reason="deviation not yet under delta_2")
+            return Decision(granularity=Granularity.COMPUTE, reason="deviation not yet under delta_2, or rising")
         if state.num_cached >= state.interval:
             return Decision(granularity=Granularity.COMPUTE, reason=f"interval of {state.interval} used up")
         scores = {}
@@ -112,8 +116,11 @@ class MixCache(Policy):
         state.distances.update(measurement.distances)
         if measurement.deviation is None:
             return
+        last, state.last_deviation = state.last_deviation, measurement.deviation
         if not state.has_cached:
-            state.is_warm = measurement.deviation < self.delta_2
+            # all noise is calm too, and then come the steps that change most
+            is_rising = last is None or measurement.deviation > RISING * last
+            state.is_warm = not is_rising and measurement.deviation < self.delta_2
         elif measurement.deviation > self.delta_2:
             state.interval = max(0, state.interval - 1)
         elif measurement.deviation < self.delta_1:

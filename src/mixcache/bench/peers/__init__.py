@@ -1,30 +1,38 @@
 """The rivals: other caching methods for the same pipelines, run as their authors' packages run them.
 
 Each setting is the best that a search over the method's documented options found on training captions of a built-in
-model of the same kind (`mixcache.bench.search`, which writes settings.json); the settings of one family form a curve
-from about 1.3x to 3.5x.
+model of the same class (`mixcache.bench.search`, which writes settings.json); where none was made, or nothing worked,
+those of Wan stand in. The settings of one family form a curve from about 1.3x to 3.5x. cache-dit is imported only
+when one of its methods is put on.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from mixcache.bench.peers.attention_caches import FASTER_CACHE, PYRAMID_ATTENTION_BROADCAST
+from mixcache.bench.peers.cache_dit import DB_CACHE, DB_CACHE_MASK, DB_CACHE_TAYLORSEER
+from mixcache.bench.peers.diffusers_caches import FIRST_BLOCK_CACHE, SEA_CACHE, TAYLORSEER
+from mixcache.bench.peers.easycache import EASYCACHE
 from mixcache.bench.peers.extras import MissingExtraError
+from mixcache.bench.peers.mag_cache import MAG_CACHE
 from mixcache.bench.peers.peer import Peer
+from mixcache.bench.peers.teacache import TEACACHE
 
 __all__ = ["PEERS", "MissingExtraError", "Peer"]
 
 PEERS: dict[str, Peer] = {
     peer.family: peer
-    for module, names in (
-        ("diffusers_caches", ("first_block_cache",)),
-        ("mag_cache", ("mag_cache",)),
-        ("diffusers_caches", ("taylorseer", "sea_cache")),
-        ("attention_caches", ("pyramid_attention_broadcast", "faster_cache")),
-        ("cache_dit", ("db_cache", "db_cache_taylorseer", "db_cache_mask")),
-        ("teacache", ("teacache",)),
-        ("easycache", ("easycache",)),
+    for peer in (
+        FIRST_BLOCK_CACHE,
+        MAG_CACHE,
+        TAYLORSEER,
+        SEA_CACHE,
+        PYRAMID_ATTENTION_BROADCAST,
+        FASTER_CACHE,
+        DB_CACHE,
+        DB_CACHE_TAYLORSEER,
+        DB_CACHE_MASK,
+        TEACACHE,
+        EASYCACHE,
     )
-    for peer in (getattr(import_module(f"{__name__}.{module}"), name) for name in names)
 }
-"""By the name of the family; cache-dit is imported only when one of its methods is put on."""
+"""By the name of the family."""

@@ -36,7 +36,7 @@ def _broadcast(
     return diffusers_method("pyramid-attention-broadcast", words(**ranges, timesteps=tuple(timesteps)), make_config)
 
 
-pyramid_attention_broadcast = Peer(
+PYRAMID_ATTENTION_BROADCAST = Peer(
     family="pyramid-attention-broadcast",
     make=_broadcast,
     grid=lambda: [*every(spatial=(2, 3, 4, 6), timesteps=TIMESTEPS), *every(cross=(2, 3, 6), timesteps=TIMESTEPS)],
@@ -46,27 +46,35 @@ pyramid_attention_broadcast = Peer(
 On Wan an even range of self-attention hands the conditional branch's output to the unconditional one."""
 
 
-def _faster_cache(num_steps: int, attention_only: bool = False, **options: Any) -> Method:
-    """As it comes; the ranges of timesteps and the weight of the extrapolation may be set."""
-    timesteps, weight = options.get("timesteps"), 0.0 if attention_only else options.get("weight")
-    settings: dict[str, Any] = {"is_guidance_distilled": True} if attention_only else {}
-    for name in ("unconditional_batch_skip_range", "unconditional_batch_timestep_skip_range"):
-        if name in options:
-            settings[name] = tuple(options[name]) if isinstance(options[name], list) else options[name]
-    if timesteps is not None:
-        settings["spatial_attention_timestep_skip_range"] = tuple(timesteps)
+def _faster_cache(
+    num_steps: int,
+    attention_only: bool = False,
+    timesteps: Sequence[int] | None = None,
+    unconditional_batch_skip_range: int | None = None,
+    unconditional_batch_timestep_skip_range: Sequence[int] | None = None,
+) -> Method:
+    """What is None is as it comes; `attention_only` leaves the unconditional branch alone."""
+    asked = {
+        "is_guidance_distilled": attention_only or None,
+        "spatial_attention_timestep_skip_range": timesteps and tuple(timesteps),
+        "unconditional_batch_skip_range": unconditional_batch_skip_range,
+        "unconditional_batch_timestep_skip_range": unconditional_batch_timestep_skip_range
+        and tuple(unconditional_batch_timestep_skip_range),
+    }
+    settings: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
 
     def make_config(case: Case) -> Any:
-        more = {} if weight is None else {"attention_weight_callback": lambda module: weight}
-        now = {"current_timestep_callback": lambda: case.pipeline.current_timestep}
-        return diffusers.FasterCacheConfig(**now, **settings, **more)
+        return diffusers.FasterCacheConfig(
+            current_timestep_callback=lambda: case.pipeline.current_timestep,
+            attention_weight_callback=(lambda module: 0.0) if attention_only else None,
+            **settings,
+        )
 
-    told = settings | ({} if weight is None or attention_only else {"weight": weight})
-    short = {name.replace("spatial_attention_timestep_skip_range", "timesteps"): told[name] for name in told}
-    return diffusers_method("faster-cache", words(**short) or "default", make_config)
+    told = {name.replace("spatial_attention_timestep_skip_range", "timesteps"): settings[name] for name in settings}
+    return diffusers_method("faster-cache", words(**told) or "default", make_config)
 
 
-faster_cache = Peer(
+FASTER_CACHE = Peer(
     family="faster-cache",
     make=_faster_cache,
     grid=lambda: [

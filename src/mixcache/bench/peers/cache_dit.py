@@ -87,26 +87,26 @@ def _method(family: str, setting: str, options: dict[str, Any], taylor_order: in
     )
 
 
-THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24)
-db_cache = Peer(
+THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.3)
+DB_CACHE = Peer(
     family="db-cache",
     make=_db_cache,
-    grid=lambda: every(num_warmup_steps=(4,), num_cached_in_a_row=(1, 2, 3, 5), threshold=THRESHOLDS),
+    grid=lambda: every(num_warmup_steps=(2, 4), num_cached_in_a_row=(1, 2, 3, 5), threshold=THRESHOLDS),
 )
 """The first block tells whether the rest may be skipped."""
-db_cache_taylorseer = Peer(
+DB_CACHE_TAYLORSEER = Peer(
     family="db-cache-taylorseer",
     make=_db_cache,
     grid=lambda: every(
-        num_warmup_steps=(4,), num_cached_in_a_row=(1, 2, 3, 4), threshold=THRESHOLDS[1:], taylor_order=(1, 2)
+        num_warmup_steps=(2, 4), num_cached_in_a_row=(1, 2, 3, 4), threshold=THRESHOLDS[1:], taylor_order=(1, 2)
     ),
 )
 """The rest is forecast rather than reused (TaylorSeer, arXiv 2503.06923)."""
-db_cache_mask = Peer(
+DB_CACHE_MASK = Peer(
     family="db-cache-mask",
     make=_masked,
     grid=lambda: every(
-        num_first_steps=(4, 6), num_cached_in_a_row=(1, 2, 3, 4, 5), num_last_steps=(1, 3), taylor_order=(0, 1, 2)
+        num_first_steps=(2, 4, 6), num_cached_in_a_row=(1, 2, 3, 4, 5), num_last_steps=(1, 3), taylor_order=(0, 1, 2)
     ),
 )
 """A mask fixed beforehand tells which steps to compute: first and last ones, and one between runs of cached ones.

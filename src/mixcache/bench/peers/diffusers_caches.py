@@ -55,7 +55,7 @@ def _first_block_cache(num_steps: int, threshold: float) -> Method:
     )
 
 
-first_block_cache = Peer(
+FIRST_BLOCK_CACHE = Peer(
     family="first-block-cache",
     make=_first_block_cache,
     grid=lambda: every(threshold=(0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)),
@@ -68,7 +68,7 @@ def _sea_cache(num_steps: int, **options: Any) -> Method:
     return diffusers_method("sea-cache", words(**options), lambda case: diffusers.SeaCacheConfig(**options))
 
 
-sea_cache = Peer(
+SEA_CACHE = Peer(
     family="sea-cache",
     make=_sea_cache,
     grid=lambda: every(
@@ -101,7 +101,7 @@ def _taylorseer(
     return diffusers_method("taylorseer", setting, make_config)
 
 
-taylorseer = Peer(
+TAYLORSEER = Peer(
     family="taylorseer",
     make=_taylorseer,
     grid=lambda: every(

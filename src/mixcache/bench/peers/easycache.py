@@ -7,7 +7,8 @@ values as norms,
 
 While a < thresh, v_t = x_t + (v_c - x_c) stands in for the model; a computed step sets a back to 0. The first
 ret_steps and the last step are computed. The branch that is called first in a step, on Wan the conditional one,
-decides for the other. Steps are counted by the calls of each branch.
+decides for the other. Where the pipeline does not tell the step,
+the calls of each branch are counted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mixcache.attachment import experts_of
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
 from mixcache.bench.peers.peer import Peer, every
+from mixcache.bench.peers.teacache import position
 
 FAMILY = "easycache"
 
@@ -42,7 +44,7 @@ def _easycache(num_steps: int, threshold: float, share_first: float) -> Method:
     )
 
 
-easycache = Peer(
+EASYCACHE = Peer(
     family=FAMILY,
     make=_easycache,
     # the paper's ret_steps are 10 of 50
@@ -96,9 +98,9 @@ class RootHook(ModelHook):
         self, module: torch.nn.Module, hidden_states: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any
     ) -> Any:
         branch = self.branches.get_state()
-        branch.step += 1
+        branch.step, num_steps = position(self.branches.context, branch.step + 1, self.num_steps)
         if branch.step != self.decided_step:
-            self.decided_step, self.skips = branch.step, self._may_skip(branch, hidden_states)
+            self.decided_step, self.skips = branch.step, self._may_skip(branch, hidden_states, num_steps)
         if self.skips and branch.computed is not None:
             computed_input, computed_output = branch.computed
             output = hidden_states + (computed_output - computed_input)
@@ -111,8 +113,8 @@ class RootHook(ModelHook):
         branch.input, branch.output = hidden_states, output
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
-    def _may_skip(self, branch: Branch, hidden_states: torch.Tensor) -> bool:
-        if branch.step < self.num_first_steps or branch.step == self.num_steps - 1:
+    def _may_skip(self, branch: Branch, hidden_states: torch.Tensor, num_steps: int) -> bool:
+        if branch.step < self.num_first_steps or branch.step == num_steps - 1:
             return False
         if branch.rate is None or branch.input is None or branch.output is None:
             return False

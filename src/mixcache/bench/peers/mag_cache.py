@@ -32,7 +32,7 @@ def _mag_cache(num_steps: int, threshold: float, max_skip_steps: int, retention_
     return diffusers_method(FAMILY, setting, make_config, is_calibrated=True)
 
 
-mag_cache = Peer(
+MAG_CACHE = Peer(
     family=FAMILY,
     make=_mag_cache,
     grid=lambda: every(

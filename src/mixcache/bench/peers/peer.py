@@ -15,8 +15,8 @@ Options = dict[str, Any]
 """One setting, by what `Peer.make` calls its parts."""
 SETTINGS = Path(__file__).with_name("settings.json")
 """By transformer class, "many" or "few" steps, and family; `mixcache.bench.search` writes it."""
-SEARCHED_FIRST = "WanTransformer3DModel"
-"""Whose settings stand in where none were searched."""
+FALLBACK = "WanTransformer3DModel"
+"""Class of transformers whose settings stand in where none were found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +29,14 @@ class Peer:
     grid: Callable[[], Iterable[Options]]
     """Settings that a search tries."""
 
-    def __call__(self, num_steps: int, transformer: str = SEARCHED_FIRST) -> Sequence[Method]:
+    def __call__(self, num_steps: int, transformer: str = FALLBACK) -> Sequence[Method]:
         """The methods for a number of steps on a class of transformers."""
         return [self.make(num_steps, **options) for options in self._settings(num_steps, transformer)]
 
     def _settings(self, num_steps: int, transformer: str) -> list[Options]:
         length, found = length_word(num_steps), json.loads(SETTINGS.read_text())
         settings: list[Options] = found.get(transformer, {}).get(length, {}).get(self.family)
-        return settings or found[SEARCHED_FIRST][length][self.family]
+        return settings or found[FALLBACK][length][self.family]
 
 
 def length_word(num_steps: int) -> str:

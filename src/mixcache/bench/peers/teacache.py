@@ -6,8 +6,9 @@ With e_t the timestep modulation that the blocks of step t are given, and means 
 
 p a polynomial of degree 4 that is fitted on the model. The stack is skipped while a < rel_l1_thresh, its output then
 being its input plus the residual of the last computed step; a computed step sets a back to 0. The first and the last
-step are computed. Conditional and unconditional calls are told apart by their cache context, and steps are counted by
-the calls of each. On HunyuanVideo e_t is the first block's modulated input, as in the authors' code for that model.
+step are computed. Conditional and unconditional calls are told apart by their cache context; where that does not tell
+the step, the calls of each are counted. On HunyuanVideo e_t is the first block's modulated input, as in the authors'
+code for that model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from diffusers import HookRegistry
 from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformerBlock
 
 from mixcache.bench.methods import Account, Case, Method
@@ -48,7 +49,7 @@ def _teacache(num_steps: int, threshold: float) -> Method:
     )
 
 
-teacache = Peer(
+TEACACHE = Peer(
     family=FAMILY,
     make=_teacache,
     grid=lambda: every(threshold=(0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3)),
@@ -124,16 +125,16 @@ class FirstBlockHook(ModelHook):
         hidden_states, encoder_hidden_states, temb = _stack_input(args, kwargs)
         modulation = _modulation(module, hidden_states, temb)
         branch = self.branches.get_state()
-        branch.step += 1
-        branch.skips = self._may_skip(branch, modulation)
+        branch.step, num_steps = position(self.branches.context, branch.step + 1, self.num_steps)
+        branch.skips = self._may_skip(branch, modulation, num_steps)
         branch.modulation = modulation
         if branch.skips:
             return _stack_output(branch, hidden_states + branch.residual, encoder_hidden_states)
         branch.estimate, branch.stack_input = 0.0, hidden_states
         return self.fn_ref.original_forward(*args, **kwargs)
 
-    def _may_skip(self, branch: Branch, modulation: torch.Tensor) -> bool:
-        if branch.modulation is None or branch.step in (0, self.num_steps - 1):
+    def _may_skip(self, branch: Branch, modulation: torch.Tensor, num_steps: int) -> bool:
+        if branch.modulation is None or branch.step in (0, num_steps - 1):
             return False
         branch.estimate += self.rescale(relative_change(modulation, branch.modulation))
         return branch.estimate < self.threshold
@@ -204,6 +205,13 @@ def hooked(
             HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, FAMILY)
         HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
         yield
+
+
+def position(context: CacheContext, num_calls: int, num_steps: int) -> tuple[int, int]:
+    """Number of the step and of all steps, as the pipeline says or else by what was counted."""
+    if context.step_index is None or context.num_inference_steps is None:
+        return num_calls, num_steps
+    return context.step_index, context.num_inference_steps
 
 
 def _num_steps(case: Case) -> int:
