@@ -16,8 +16,9 @@ SIGMAS = tuple(1 - index / 10 for index in range(11))
 
 
 def seen(policy: Hindsight, *errors: Mapping[Choice, float], stride: int = 1) -> Lessons:
-    """The state after computed steps `stride` apart, the first without errors."""
+    """The state after computed steps `stride` apart, the first without errors, of a run that is warm."""
     state = policy.init()
+    state.is_warm = True
     for place, of_step in enumerate(({}, *errors)):
         index = place * stride
         policy.observe(measured(index, SIGMAS[index], of_step), state)
@@ -51,14 +52,28 @@ def ask(
     return policy.decide(step, state)
 
 
-def test_computes_until_an_error_was_seen() -> None:
+def test_computes_until_two_errors_were_seen() -> None:
     policy = Hindsight(error=1e9)
     state = policy.init()
     assert ask(policy, state, 0).granularity is COMPUTE
     policy.observe(Measurement(step=0, sigma=1.0, deviation=None), state)
-    assert ask(policy, state, 1) == Decision(granularity=COMPUTE, reason="nothing seen yet")
+    expected = Decision(granularity=COMPUTE, reason="too little seen, or the error rises")
+    assert ask(policy, state, 1) == expected
     policy.observe(measured(1, 0.9, {(STEP, 0): 0.1}), state)
-    assert ask(policy, state, 2).granularity is STEP
+    assert ask(policy, state, 2) == expected
+    policy.observe(measured(2, 0.8, {(STEP, 0): 0.1}), state)
+    assert ask(policy, state, 3).granularity is STEP
+    assert ask(policy, state, 3, usable=()) == Decision(granularity=COMPUTE, reason="nothing seen yet")
+
+
+def test_computes_while_the_error_rises_by_more_than_a_third() -> None:
+    policy = Hindsight(error=1e9)
+    state = policy.init()
+    chosen = []
+    for index, error in enumerate([0.1, 0.15, 0.25, 0.32, 0.9]):
+        policy.observe(measured(index, SIGMAS[index], {(STEP, 0): error, (STEP, 1): 9.0, (CFG, 0): error / 2}), state)
+        chosen.append(ask(policy, state, index + 1).granularity)
+    assert chosen == [COMPUTE, COMPUTE, COMPUTE, STEP, STEP]  # 0.32 is less than 4 / 3 of 0.25; what comes then may rise
 
 
 @pytest.mark.parametrize(("error", "num_cached"), [(0.0199, 0), (0.0201, 1), (0.0999, 1), (0.1001, 2), (0.2801, 3)])

@@ -34,9 +34,9 @@ def test_warm_up_ends_when_the_deviation_is_under_delta_2(pattern: Pattern) -> N
 
 
 def test_warm_up_goes_on_while_the_deviation_rises(pattern: Pattern) -> None:
-    assert pattern(step_only(), 9, [0.02, 0.05, 0.19, 0.3, 0.4, 0.1], ONE) == ".......ss"
+    assert pattern(step_only(), 9, [0.02, 0.05, 0.09, 0.15, 0.25, 0.1], ONE) == ".......ss"
     assert pattern(step_only(), 4, [0.02, 0.02], ONE) == "...s"  # one alone does not tell
-    assert pattern(step_only(), 4, [0.02, 0.021], ONE) == "...s"  # and less than a tenth more is no rise
+    assert pattern(step_only(), 4, [0.06, 0.079], ONE) == "...s"  # and less than a third more is no rise
     # later on it may
     assert pattern(step_only(), 8, [0.05, 0.05, 0.15], ONE) == "...sss.s"
 

@@ -84,3 +84,15 @@ def granularity_of(name: str | Granularity) -> Granularity:
     if name in ("step", "cfg", "block"):
         return Granularity(name)
     raise ValueError(f"granularity={str(name)!r} is not one of step, cfg, block")
+
+
+RISE = 4 / 3
+"""What an error may grow by from one computed step of the warm-up to the next."""
+
+
+def is_rising(error: float, before: float | None) -> bool:
+    """True where an error has grown much, or nothing was seen before it.
+
+    Next to pure noise all is calm, and the steps that change most come then.
+    """
+    return before is None or error > RISE * before

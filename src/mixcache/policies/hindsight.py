@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number
+from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number, is_rising
 
 HARM = 0.25
 """What a cycle may do by default, times the number of steps: fewer steps are each a longer way."""
@@ -36,6 +36,10 @@ class Lessons:
     """Seen errors over the products of their distances, the newest last."""
     spent: float = 0.0
     """Predicted harm of the cached steps of this cycle."""
+    is_warm: bool = False
+    """True from the first error on that had not risen much."""
+    last_error: float | None = None
+    """The largest of order 0 at the last computed step, during the warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,8 @@ class Hindsight(Policy):
     def decide(self, step: Step, state: Lessons) -> Decision:
         way = max(step.distance, 1 / step.num_steps)
         error = HARM / step.num_steps if self.error is None else self.error
+        if not state.is_warm:
+            return Decision(granularity=Granularity.COMPUTE, reason="too little seen, or the error rises")
         best: dict[Granularity, tuple[float, int]] = {}
         for (granularity, order), rates in state.rates.items():
             if granularity not in step.ages or order >= step.history_lengths[granularity]:
@@ -118,6 +124,10 @@ class Hindsight(Policy):
                 seen = state.rates.setdefault(choice, [])
                 seen.append(error / remoteness)
                 del seen[: -self.memory]
+        errors = [trial.error() for (_, order), trial in measurement.trials.items() if order == 0]
+        if errors and not state.is_warm:
+            state.is_warm = not is_rising(max(errors), state.last_error)
+            state.last_error = max(errors)
         state.sigmas.append(measurement.sigma)
         del state.sigmas[: -self.order - 1]
         state.spent = 0.0

@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_count, check_order, granularity_of, is_number
-
-RISING = 1.1
-"""A deviation that many times the one before keeps the warm-up going."""
+from mixcache.policies.base import Policy, check_count, check_order, granularity_of, is_number, is_rising
 
 
 @dataclass
@@ -27,7 +24,7 @@ class Cycle:
     """N: cached steps that may follow a computed one."""
     num_cached: int = 0
     is_warm: bool = False
-    """True if the last deviation was under delta_2 and not rising, or once caching has begun."""
+    """True if the last deviation was under delta_2 and had not risen much, or once caching has begun."""
     last_deviation: float | None = None
     has_cached: bool = False
     last_choice: Granularity | None = None
@@ -42,7 +39,7 @@ class MixCache(Policy):
     # its own measurement may make the warm-up longer
     default_bounds: ClassVar[dict[str, int]] = {"num_warmup_steps": 2, "num_cooldown_steps": 3}
 
-    delta_1: float = 0.16
+    delta_1: float = 0.12
     """A deviation under it lengthens the interval by one step."""
     delta_2: float = 0.17
     """A deviation over it shortens the interval by one step, and keeps the warm-up going."""
@@ -118,9 +115,7 @@ class MixCache(Policy):
             return
         last, state.last_deviation = state.last_deviation, measurement.deviation
         if not state.has_cached:
-            # all noise is calm too, and then come the steps that change most
-            is_rising = last is None or measurement.deviation > RISING * last
-            state.is_warm = not is_rising and measurement.deviation < self.delta_2
+            state.is_warm = measurement.deviation < self.delta_2 and not is_rising(measurement.deviation, last)
         elif measurement.deviation > self.delta_2:
             state.interval = max(0, state.interval - 1)
         elif measurement.deviation < self.delta_1:
