@@ -12,6 +12,7 @@ import pytest
 
 from mixcache.bench.methods import policy_method
 from mixcache.bench.page import (
+    BY_WORK,
     case_line,
     draw,
     html,
@@ -78,6 +79,17 @@ def test_levels_are_sorted_at_2x(result: dict[str, Any]) -> None:
         ("copied", 36.0),
         ("fewer steps", pytest.approx(36.0)),
     ]
+
+
+def test_levels_by_work(make_result: Make, make_record: Make, made_up: Any) -> None:
+    slow, fast = policy_method("hindsight", error=0.001), policy_method("hindsight", error=0.01)
+    records = [make_record(slow, 1.4, 60.0, ideal_speedup=1.5), make_record(fast, 1.6, 40.0, ideal_speedup=2.0)]
+    result = make_result([slow, fast], records)
+    (by_time,), (by_work,) = level_rows(result), level_rows(result, "ideal")
+    assert by_time == {"family": "hindsight", "1.5x": pytest.approx(50.0), "2x": None, "2.5x": None, "3x": None}
+    assert by_work == {"family": "hindsight", "1.5x": 60.0, "2x": 40.0, "2.5x": None, "3x": None}
+    assert f"{BY_WORK}:" in markdown(result)
+    assert BY_WORK in html(result, [])
 
 
 def test_a_noise_floor_far_above_the_lines_is_told_in_words(result: dict[str, Any]) -> None:

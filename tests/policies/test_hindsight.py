@@ -73,7 +73,13 @@ def test_computes_while_the_error_rises_by_more_than_a_third() -> None:
     for index, error in enumerate([0.1, 0.15, 0.25, 0.32, 0.9]):
         policy.observe(measured(index, SIGMAS[index], {(STEP, 0): error, (STEP, 1): 9.0, (CFG, 0): error / 2}), state)
         chosen.append(ask(policy, state, index + 1).granularity)
-    assert chosen == [COMPUTE, COMPUTE, COMPUTE, STEP, STEP]  # 0.32 is less than 4 / 3 of 0.25; what comes then may rise
+    assert chosen == [
+        COMPUTE,
+        COMPUTE,
+        COMPUTE,
+        STEP,
+        STEP,
+    ]  # 0.32 is less than 4 / 3 of 0.25; what comes then may rise
 
 
 @pytest.mark.parametrize(("error", "num_cached"), [(0.0199, 0), (0.0201, 1), (0.0999, 1), (0.1001, 2), (0.2801, 3)])

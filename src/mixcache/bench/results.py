@@ -69,19 +69,21 @@ def assemble(
     return result | {"bars": bars(result), "records": as_json(records)}
 
 
-def levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """The PSNR of each family at each of `SPEEDUPS`, see `best_at`."""
+def levels(rows: Sequence[Mapping[str, Any]], by: str = "speedup") -> dict[str, dict[str, float | None]]:
+    """The PSNR of each family at each of `SPEEDUPS`, see `best_at`, in wall-clock or `by` "ideal"."""
     return {
-        family: {f"{speedup:g}": best_at(points(rows, family), speedup) for speedup in SPEEDUPS}
+        family: {f"{speedup:g}": best_at(points(rows, family, by=by), speedup) for speedup in SPEEDUPS}
         for family in dict.fromkeys(row["family"] for row in rows)
         if family != "plain"
     }
 
 
-def points(rows: Sequence[Mapping[str, Any]], family: str, what: str = "psnr_db") -> list[tuple[float, float]]:
+def points(
+    rows: Sequence[Mapping[str, Any]], family: str, what: str = "psnr_db", by: str = "speedup"
+) -> list[tuple[float, float]]:
     """(speed-up, quality) of a family's settings that changed something."""
     return [
-        (row["speedup"], row[what])
+        (row[by], row[what])
         for row in rows
         if row["family"] == family and row["psnr_db"] is not None and row[what] is not None
     ]
