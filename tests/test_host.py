@@ -92,6 +92,24 @@ def test_the_place_of_the_timestep_where_the_scheduler_counts_no_steps() -> None
         clock.now(None, torch.tensor([333.0]))
 
 
+def test_where_the_model_predicts_v_the_level_is_that_of_the_straight_path() -> None:
+    pipeline = a_pipeline([900.0, 500.0])
+    scheduler = pipeline.scheduler
+    scheduler.config.prediction_type = "v_prediction"
+    scheduler.alphas_cumprod = torch.linspace(1.0, 0.0, 1001, dtype=torch.float64)  # 0.1 at 900, 0.5 at 500
+    scheduler._step_index = 0
+    clock = Clock(lambda: pipeline)
+    noisy = clock.now(None, None)
+    assert noisy.mix is not None
+    assert noisy.mix.signal == pytest.approx(0.1**0.5)
+    assert noisy.sigma == pytest.approx(0.9**0.5 / (0.1**0.5 + 0.9**0.5))
+    assert noisy.sigmas == pytest.approx((0.75, 0.5, 0.0))
+    scheduler._step_index = 1
+    assert clock.now(None, None).sigma == pytest.approx(0.5)
+    # a level that the context tells is another one
+    assert clock.now(a_context(step=1, num_steps=2, sigma=0.9), None).sigma == pytest.approx(0.5)
+
+
 def test_a_noise_level_that_rises_is_turned_round() -> None:
     """Mochi counts from 0 to 1."""
     pipeline = a_pipeline([0.0, 250.0, 500.0], [0.0, 0.25, 0.5, 1.0])
