@@ -35,9 +35,9 @@ def planned(num_steps: int) -> list[Method]:
 
 
 def mixcache(num_steps: int) -> list[Method]:
-    """The paper's policy."""
+    """The paper's policy, and with values extrapolated that it reuses."""
     others = [policy_method("mixcache", first_interval=n, max_interval=most) for n, most in MIXCACHE_INTERVALS]
-    return [policy_method("mixcache"), *others]
+    return [policy_method("mixcache"), *others, policy_method("mixcache", order=1, first_interval=1)]
 
 
 def every_nth(num_steps: int) -> list[Method]:
