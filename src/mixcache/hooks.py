@@ -24,7 +24,6 @@ from mixcache.host import (
     Reader,
     UnknownCallError,
     conditional_half,
-    first_tensor,
     named_arguments,
     signature_of,
 )
@@ -127,7 +126,7 @@ class RootHook(OutsideHook):
             self.engine.reset()
             return self.run(*args, **kwargs)
         self._notice_length(info.num_steps)
-        latents = self._latents(named)
+        latents = self.reader.latents(named)
         computed: list[Any] = []
 
         def compute() -> torch.Tensor:
@@ -142,11 +141,6 @@ class RootHook(OutsideHook):
         if computed and kept is computed[0]:
             return computed[1]
         return self._unpacked(v_from_velocity(kept, latents, info.mix), info.branch, returns_dict)
-
-    def _latents(self, arguments: dict[str, Any]) -> torch.Tensor:
-        latents = first_tensor(arguments[self.reader.row.latents])
-        assert latents is not None, "the reader has seen them"
-        return latents
 
     def _read(self, arguments: dict[str, Any], returns_dict: bool) -> CallInfo:
         if torch.is_grad_enabled():
@@ -169,7 +163,7 @@ class RootHook(OutsideHook):
 
         def compute_conditional() -> torch.Tensor:
             packed = Form.packed(self.run(**half), keeps_batch=True)[1]
-            return velocity_from_v(packed, self._latents(half), info.mix)
+            return velocity_from_v(packed, self.reader.latents(half), info.mix)
 
         return compute_conditional
 

@@ -220,9 +220,7 @@ class Reader:
 
     def read(self, context: Any, arguments: Mapping[str, Any]) -> CallInfo:
         """What the engine is told of a call; UnknownCallError where that would be a guess."""
-        latents = first_tensor(arguments.get(self.row.latents))
-        if latents is None:
-            raise UnknownCallError(f"no tensor in the argument {self.row.latents}")
+        latents = self.latents(arguments)
         if self._clock.notice_schedule(getattr(self._pipeline(), "scheduler", None)):
             self.forget()
         timestep = arguments.get("timestep")
@@ -253,6 +251,13 @@ class Reader:
             ),
             parts=parts,
         )
+
+    def latents(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """The latents of a call; UnknownCallError where there are none."""
+        latents = first_tensor(arguments.get(self.row.latents))
+        if latents is None:
+            raise UnknownCallError(f"no tensor in the argument {self.row.latents}")
+        return latents
 
     def _branch_by_order(self, step: int, arguments: Mapping[str, Any]) -> str:
         """The branch of a call that has no context: its place within the step, held against the text of that branch."""

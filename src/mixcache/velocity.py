@@ -38,16 +38,14 @@ def mixes_of(scheduler: Any, timesteps: Sequence[float]) -> list[Mix]:
 
 def velocity_from_v(output: torch.Tensor, latents: torch.Tensor, mix: Mix | None) -> torch.Tensor:
     """e - x0, float32; the output itself without a mix, and where it is not of the shape of the latents."""
-    noisy = _noisy_part(latents, output)
-    if mix is None or noisy is None:
+    if mix is None or (noisy := _noisy_part(latents, output)) is None:
         return output
     return torch.add((mix.noise - mix.signal) * noisy.float(), output.float(), alpha=mix.signal + mix.noise)
 
 
 def v_from_velocity(kept: torch.Tensor, latents: torch.Tensor, mix: Mix | None) -> torch.Tensor:
     """What undoes `velocity_from_v`, float32 again: guidance would multiply what is rounded off."""
-    noisy = _noisy_part(latents, kept)
-    if mix is None or noisy is None:
+    if mix is None or (noisy := _noisy_part(latents, kept)) is None:
         return kept
     return torch.add(kept, noisy.float(), alpha=mix.signal - mix.noise) / (mix.signal + mix.noise)
 

@@ -36,6 +36,7 @@ COLUMNS = {
 }
 PEER_COLOURS = ("C3", "C4", "C5", "C6", "C8", "C9", "navy", "olive", "deeppink", "peru", "slategrey")
 """None of them one of ours, which are the first of matplotlib's cycle."""
+BY_TIME = "PSNR (dB) at a speed-up, on each family's best settings, in wall-clock"
 BY_WORK = "The same at an ideal speed-up, by work, which does not hang on the times of a few clips"
 NEVER_FIRES = "never fires: everything is computed"
 MARKS = {"ours": "o", "calibrated": "*", "peer": "s", "fewer": "x", "cadence": "."}
@@ -82,6 +83,11 @@ def level_rows(result: Mapping[str, Any], by: str = "speedup") -> list[dict[str,
     return sorted(rows, key=lambda row: -(row["2x"] or 0.0))
 
 
+def level_tables(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """`level_rows` under their titles."""
+    return {BY_TIME: level_rows(result), BY_WORK: level_rows(result, "ideal")}
+
+
 def case_line(result: Mapping[str, Any]) -> str:
     """What was run, in one paragraph."""
     arguments = result["arguments"]
@@ -123,6 +129,7 @@ def noise_line(result: Mapping[str, Any]) -> str:
 def markdown(result: Mapping[str, Any]) -> str:
     """results.md."""
     met = {True: "yes", False: "NO", None: "–"}
+    columns = ["family", *(f"{s:g}x" for s in SPEEDUPS)]
     lines = [
         f"`{result['command']}`",
         "",
@@ -136,14 +143,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         pace_line(result),
         noise_line(result),
         "",
-        "PSNR (dB) at a speed-up, on each family's best settings, in wall-clock:",
-        "",
-        table(level_rows(result), ["family", *(f"{s:g}x" for s in SPEEDUPS)]),
-        "",
-        f"{BY_WORK}:",
-        "",
-        table(level_rows(result, "ideal"), ["family", *(f"{s:g}x" for s in SPEEDUPS)]),
-        "",
+        *(line for title, rows in level_tables(result).items() for line in (f"{title}:", "", table(rows, columns), "")),
         *(f"- {met[bar['met']]}: {bar['bar']}: {bar['measured']}" for bar in result["bars"]),
         "",
         "Every setting:",
@@ -258,10 +258,7 @@ def html(result: Mapping[str, Any], strips: Sequence[Strip]) -> str:
         case=case_line(result),
         notes=[pace_line(result), noise_line(result)],
         plot=data_uri(plot.getvalue(), "image/svg+xml"),
-        levels={
-            "PSNR (dB) at a wall-clock speed-up, on each family's best settings": level_rows(result),
-            BY_WORK: level_rows(result, "ideal"),
-        },
+        levels=level_tables(result),
         speedups=[f"{s:g}x" for s in SPEEDUPS],
         strips=strips,
         columns=list(dict.fromkeys(label for row in rows for label in row)),

@@ -92,10 +92,10 @@ class Hindsight(Policy):
         return Lessons()
 
     def decide(self, step: Step, state: Lessons) -> Decision:
-        way = max(step.distance, 1 / step.num_steps)
-        error = HARM / step.num_steps if self.error is None else self.error
         if not state.is_warm:
             return Decision(granularity=Granularity.COMPUTE, reason="too little seen, or the error rises")
+        way = max(step.distance, 1 / step.num_steps)
+        error = HARM / step.num_steps if self.error is None else self.error
         best: dict[Granularity, tuple[float, int]] = {}
         for (granularity, order), rates in state.rates.items():
             if granularity not in step.ages or order >= step.history_lengths[granularity]:
