@@ -27,6 +27,7 @@ from mixcache.bench.meter import WorkMeter, work_share
 from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers import PEERS, Peer
 from mixcache.bench.peers.peer import SETTINGS, Options, length_word
+from mixcache.bench.records import pareto_front
 from mixcache.bench.store import Store, code_hash
 from mixcache.calibration import built_in_prompts
 from mixcache.profiles import weights_hash
@@ -125,7 +126,8 @@ class Search:
 def best_of(tried: Sequence[Tried]) -> list[tuple[Options, list[float]]]:
     """Of the settings that none is faster and better than, the nearest to each speed-up of `WANTED`, slowest first."""
     sound = [(options, value) for options, value in tried if value is not None]
-    front = [(o, v) for o, v in sound if not any(w[0] >= v[0] and w[1] >= v[1] and w != v for _, w in sound)]
+    best = pareto_front([(speedup, quality) for _, (speedup, quality) in sound])
+    front = [(options, value) for options, value in sound if tuple(value) in best]
     chosen: list[tuple[Options, list[float]]] = []
     for speedup in WANTED:
         if front:
