@@ -66,6 +66,17 @@ def test_computes_until_two_errors_were_seen() -> None:
     assert ask(policy, state, 3, usable=()) == Decision(granularity=COMPUTE, reason="nothing seen yet")
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_ends_no_warm_up(broken: float) -> None:
+    policy = Hindsight(error=1e9)
+    state = policy.init()
+    for index, error in enumerate([broken, 0.1, broken]):
+        policy.observe(measured(index, SIGMAS[index], {(STEP, 0): error}), state)
+        assert ask(policy, state, index + 1).granularity is COMPUTE
+    policy.observe(measured(3, SIGMAS[3], {(STEP, 0): 0.1}), state)
+    assert ask(policy, state, 4).granularity is STEP
+
+
 def test_computes_while_the_error_rises_by_more_than_a_third() -> None:
     policy = Hindsight(error=1e9)
     state = policy.init()

@@ -125,7 +125,7 @@ class Hindsight(Policy):
                 seen.append(error / remoteness)
                 del seen[: -self.memory]
         errors = [trial.error() for (_, order), trial in measurement.trials.items() if order == 0]
-        if errors and not state.is_warm:
+        if errors and all(map(math.isfinite, errors)) and not state.is_warm:
             state.is_warm = not is_rising(max(errors), state.last_error)
             state.last_error = max(errors)
         state.sigmas.append(measurement.sigma)
