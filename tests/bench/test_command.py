@@ -22,7 +22,6 @@ from mixcache.bench import meter, results
 from mixcache.bench.command import Bench, BenchConfig, calibration_captions, flow_scheduler, held_out
 from mixcache.bench.families import FAMILIES
 from mixcache.bench.methods import Method, fewer_steps
-from mixcache.generation import Generated
 
 CAPTION = "a small red circle moving left on a plain black background"
 DEFAULTS = {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 5.0, "max_sequence_length": 24}
@@ -47,18 +46,24 @@ def opened(monkeypatch: pytest.MonkeyPatch, make_pipeline: Callable[..., Any]) -
 
 @pytest.fixture
 def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes the generation after so many be interrupted; from then on they go through."""
+    """Makes the generation after so many, decoded or not, be interrupted; from then on they go through."""
 
     def after(number: int) -> None:
-        generate, left = generation.generate, [number]
+        left = [number]
 
-        def interrupted(*arguments: Any, **settings: Any) -> Generated:
-            left[0] -= 1
-            if left[0] == -1:
-                raise KeyboardInterrupt
-            return generate(*arguments, **settings)
+        def interrupt(name: str) -> None:
+            make = getattr(generation, name)
 
-        monkeypatch.setattr(generation, "generate", interrupted)
+            def interrupted(*arguments: Any, **settings: Any) -> Any:
+                left[0] -= 1
+                if left[0] == -1:
+                    raise KeyboardInterrupt
+                return make(*arguments, **settings)
+
+            monkeypatch.setattr(generation, name, interrupted)
+
+        interrupt("generate")
+        interrupt("final_latents")
 
     return after
 
@@ -165,7 +170,7 @@ def test_a_plain_clip_with_a_nan_ends_it_in_one_line(
 ) -> None:
     pipeline.transformer.proj_out.weight.data.fill_(float("nan"))
     monkeypatch.setattr(generation, "open_model", lambda name: (pipeline, DEFAULTS))
-    assert refused("--out", str(tmp_path), *FEW).endswith("mixcache: plain: the clip holds a NaN or an infinity\n")
+    assert refused("--out", str(tmp_path), *FEW).endswith("mixcache: plain: the latents hold a NaN or an infinity\n")
 
 
 # ---------------------------------------------------------------------------------------------- what is brought along

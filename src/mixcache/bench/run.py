@@ -1,7 +1,8 @@
 """Runs methods on prompts, interleaved with plain clips, and records wall-clock, quality against the plain clip of the
 same seed, adherence, and the work really skipped.
 
-    survey   every method once, untimed: does it run, what memory does it add, does it leave the pipeline as it was?
+    survey   every method once, untimed and not decoded: does it run, what memory does it add, does it leave the
+             pipeline as it was?
     measure  for each prompt and repeat: plain, a few methods, plain, a few methods, plain ...
 
 A method's speed-up is the mean time of the plain clips before and after its group over its own. What is done is in the
@@ -27,12 +28,15 @@ from mixcache.bench.records import Progress, Record
 from mixcache.bench.store import Store
 from mixcache.generation import Generated
 from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
+from mixcache.signals import relative_l1
 
 WARM_UP_STEPS = 4
 GROUP = 6
 """Methods between two plain clips."""
 SAME_DB = 80.0
 """PSNR from which two plain clips are the same, on devices that do not repeat themselves to the bit."""
+SAME_LATENTS = 1e-3
+"""Relative L1 error up to which two plain clips' latents are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +83,24 @@ class Benchmark:
 
     # --------------------------------------------------------------------------------------------------- one clip
 
-    def generate(self, method: Method, prompt: str, seed: int, watch: generation.OnStep | None = None) -> Measured:
-        """One clip of a method; `watch` is told after every step."""
-        arguments = dict(self.arguments)
-        if method.num_inference_steps is not None:
-            arguments["num_inference_steps"] = method.num_inference_steps
+    def generate(self, method: Method, prompt: str, seed: int) -> Measured:
+        """One clip of a method."""
         meter = WorkMeter()
-
-        def on_step(num_done: int, total: int) -> None:
-            meter.mark(num_done, total)
-            if watch:
-                watch(num_done, total)
-
+        arguments = self._arguments_of(method)
         with method.attached(self.case) as account, meter.on(self.pipeline):
-            made = generation.generate(self.pipeline, prompt, seed=seed, on_step=on_step, **arguments)
+            made = generation.generate(self.pipeline, prompt, seed=seed, on_step=meter.mark, **arguments)
             if not np.isfinite(made.clip).all():
                 raise ArithmeticError(f"{method.name}: the clip holds a NaN or an infinity")
             return Measured(made=made, steps=tuple(meter.steps), account=account())
 
-    def _warm_up(self) -> Generated:
+    def _arguments_of(self, method: Method) -> dict[str, Any]:
+        steps = method.num_inference_steps
+        return self.arguments if steps is None else self.arguments | {"num_inference_steps": steps}
+
+    def _warm_up(self) -> torch.Tensor:
+        """The latents of a short clip."""
         arguments = self.arguments | {"num_inference_steps": WARM_UP_STEPS}
-        return generation.generate(self.pipeline, self.prompts[0], seed=self.seed, **arguments)
+        return generation.final_latents(self.pipeline, self.prompts[0], seed=self.seed, **arguments)
 
     # ----------------------------------------------------------------------------------------------------- survey
 
@@ -135,12 +136,18 @@ class Benchmark:
 
     def _gauged(self, method: Method) -> MemoryGauge:
         gauge = MemoryGauge(self.pipeline._execution_device)
-        self.generate(method, self.prompts[0], self.seed, gauge.mark)
+        arguments = self._arguments_of(method)
+        with method.attached(self.case):
+            latents = generation.final_latents(
+                self.pipeline, self.prompts[0], seed=self.seed, on_step=gauge.mark, **arguments
+            )
+        if not torch.isfinite(latents).all():
+            raise ArithmeticError(f"{method.name}: the latents hold a NaN or an infinity")
         return gauge
 
-    def _spoilt(self, reference: Generated) -> str | None:
+    def _spoilt(self, reference: torch.Tensor) -> str | None:
         try:
-            is_same = same(self._warm_up(), reference)
+            is_same = float(relative_l1(self._warm_up(), reference)) <= SAME_LATENTS
         except Exception as error:  # as above
             return f"leaves the pipeline broken: {reason_of(error)}"
         if not is_same:
