@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-RUNS := shapes-wan-50 shapes-wan-20 shapes-cogvideox-50 shapes-hunyuan-50
+# the longest first, since two run at a time
+RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
 
 .PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
 

@@ -31,7 +31,7 @@ from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
 from mixcache.signals import relative_l1
 
 WARM_UP_STEPS = 4
-GROUP = 6
+GROUP = 8
 """Methods between two plain clips."""
 SAME_DB = 80.0
 """PSNR from which two plain clips are the same, on devices that do not repeat themselves to the bit."""
