@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import platform
 import resource
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,17 +169,32 @@ def open_model(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
+    """Versions of Python and of the packages that a result depends on; cache-dit is a peer, and may be missing."""
     from mixcache import __version__
 
     packages = {name: metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+    if find_spec("cache_dit"):
+        packages["cache-dit"] = metadata.version("cache-dit")
     return {"mixcache": __version__, "python": platform.python_version(), **packages}
 
 
 def machine(device: torch.device) -> dict[str, str]:
     """What a timing was taken on; no host name."""
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"system": platform.system(), "device": kind, "threads": str(torch.get_num_threads())}
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+    return {
+        "system": platform.system(),
+        "device": kind,
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _synchronize(device: torch.device) -> None:

@@ -20,6 +20,12 @@ def test_the_front_is_thinned_to_the_wanted_speedups() -> None:
     assert [options["threshold"] for options, _ in chosen] == [1, 4, 7]  # 1.4, 1.7 and 2.0, which is all there is
 
 
+def test_of_a_family_that_gets_nowhere_evenly_spread_settings_are_chosen() -> None:
+    front = [({"threshold": number}, [1 + number / 20, 40.0 - number]) for number in range(1, 7)]
+    chosen = search.best_of(front)
+    assert [options["threshold"] for options, _ in chosen] == [1, 3, 6]  # 1.05, 1.15 and 1.3
+
+
 def test_nothing_is_chosen_where_everything_fails() -> None:
     assert search.best_of([({"threshold": 1}, None)]) == []
 

@@ -30,7 +30,7 @@ FLOW_SCHEDULERS = {
     "euler": "FlowMatchEulerDiscreteScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
 }
-RESULTS, WORK = "results.json", "work"
+RESULTS, WORK, RECORDS = "results.json", "work", "records.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Bench:
     def _check_folder(self, resume: bool, force: bool) -> None:
         if resume and force:
             raise ValueError("--resume goes on with a run, and --force begins anew: give one of them")
-        has_run = (self.work / "records.jsonl").exists()
+        has_run = (self.work / RECORDS).exists()
         if not (resume or force) and (has_run or (self.out / RESULTS).exists()):
             raise ValueError(
                 f"{self.out} holds a run; --resume goes on with it, --force begins anew, --out names another"
@@ -120,9 +120,10 @@ class Bench:
         }
 
     def _opened(self, force: bool) -> Store:
-        if force:
-            shutil.rmtree(self.work, ignore_errors=True)
-        store = Store(self.work / "records.jsonl")
+        path = self.work / RECORDS
+        if force and path.exists():
+            shutil.rmtree(self.work)
+        store = Store(path)
         if not store.has(["case"]):
             store.keep(["case"], self.case)
         before = store.get(["case"])

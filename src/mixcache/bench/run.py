@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +157,15 @@ class Benchmark:
     # ---------------------------------------------------------------------------------------------------- measure
 
     def run(self, methods: Sequence[Method], on_clip: Progress | None = None) -> list[Record]:
-        """The records of every method on every prompt and repeat, the order turning with the prompt. What fails on the
-        way is left out from there on; `survey` then tells the reason."""
+        """The records of every method on every prompt and repeat, each round beginning elsewhere in the list.
+
+        What fails on the way is left out from there on; `survey` then tells the reason.
+        """
         self._warm_up()
         num_done, total = 0, len(methods) * len(self.prompts) * self.num_repeats
         for repeat in range(self.num_repeats):
             for index in range(len(self.prompts)):
-                turn = (index + repeat * len(self.prompts)) % max(1, len(methods))
+                turn = len(methods) * (index + repeat * len(self.prompts)) // (len(self.prompts) * self.num_repeats)
                 asked = [
                     method
                     for method in (*methods[turn:], *methods[:turn])
@@ -202,31 +204,32 @@ class Benchmark:
         """Records methods between two plain clips: `before`, or a new one, and the one that is returned."""
         prompt, seed = self.prompts[index], self.seed + index
         before = before or self.generate(PLAIN, prompt, seed)
-        measured = []
+        records: list[tuple[Method, Record]] = []
         for method in methods:
             try:
-                measured.append((method, self.generate(method, prompt, seed)))
+                made = self.generate(method, prompt, seed)
             except Exception as error:  # as in the survey
                 self._fail(method, f"{reason_of(error)} (seed {seed})")
+            else:
+                records.append((method, self._record(method, prompt, seed, repeat, made, before)))
         after = self.generate(PLAIN, prompt, seed)
         if not same(after.made, before.made):
-            sound = [method for method, _ in measured if not self._spoils(method, prompt, seed, before.made)]
-            if len(sound) == len(measured):
+            sound = [method for method, _ in records if not self._spoils(method, prompt, seed, before.made)]
+            if len(sound) == len(records):
                 raise RuntimeError("two plain clips of the same seed differ, and no method is to blame for it")
             return self._measure_group(sound, index, repeat, None) if sound else None
-        if not measured:
+        if not records:
             return after
         seconds = (before.made.denoising_seconds + after.made.denoising_seconds) / 2
         self.store.keep(
-            ["pace", index, repeat, measured[0][0].name], [before.made.denoising_seconds, after.made.denoising_seconds]
+            ["pace", index, repeat, records[0][0].name], [before.made.denoising_seconds, after.made.denoising_seconds]
         )
         if not self.store.has(self._key(PLAIN, index, repeat)):
-            measured.insert(0, (PLAIN, before))
-        for method, one in measured:
-            if index == 0 and repeat == 0:
-                self._keep_frames(method, one.made)
-            record = self._record(method, prompt, seed, repeat, one, before, seconds)
-            self.store.keep(self._key(method, index, repeat), asdict(record))
+            plain = self._record(PLAIN, prompt, seed, repeat, before, before)
+            self.store.keep(self._key(PLAIN, index, repeat), asdict(plain))
+        for method, record in records:
+            timed = replace(record, speedup=seconds / record.denoising_seconds)
+            self.store.keep(self._key(method, index, repeat), asdict(timed))
         return after
 
     def _spoils(self, method: Method, prompt: str, seed: int, reference: Generated) -> bool:
@@ -238,10 +241,11 @@ class Benchmark:
         self._fail(method, f"leaves the pipeline changed: a plain clip after it is another one (seed {seed})")
         return True
 
-    def _record(
-        self, method: Method, prompt: str, seed: int, repeat: int, one: Measured, plain: Measured, seconds: float
-    ) -> Record:
+    def _record(self, method: Method, prompt: str, seed: int, repeat: int, one: Measured, plain: Measured) -> Record:
+        """What a clip shows; its speed-up waits for the plain clip after it."""
         made, clip = one.made, plain.made.clip
+        if seed == self.seed and repeat == 0:
+            self._keep_frames(method, made)
         psnr = video_psnr(made.clip, clip)
         on_gpu = self.pipeline._execution_device.type == "cuda"
         return Record(
@@ -252,7 +256,7 @@ class Benchmark:
             denoising_seconds=made.denoising_seconds,
             encoding_seconds=made.encoding_seconds,
             decoding_seconds=made.decoding_seconds,
-            speedup=1.0 if method is PLAIN else seconds / made.denoising_seconds,
+            speedup=1.0,
             ideal_speedup=1 / work_share(one.steps, plain.steps),
             psnr_db=psnr if math.isfinite(psnr) else None,
             ssim=video_ssim(made.clip, clip),

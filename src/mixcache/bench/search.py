@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -35,6 +36,8 @@ from mixcache.profiles import weights_hash
 SEED = 7000
 WANTED = (1.35, 1.65, 2.0, 2.4, 2.9, 3.5)
 """Speed-ups of which each takes the setting nearest to it."""
+FEWEST = 3
+"""Settings of a family at least, where it has so many."""
 NUM_SKIPPED_CAPTIONS = 4
 """The first training captions are those that peers calibrate themselves on."""
 OPTIONS_DEPTH = 4
@@ -124,16 +127,20 @@ class Search:
 
 
 def best_of(tried: Sequence[Tried]) -> list[tuple[Options, list[float]]]:
-    """Of the settings that none is faster and better than, the nearest to each speed-up of `WANTED`, slowest first."""
+    """Of the settings that none is faster and better than, the nearest to each speed-up of `WANTED`, slowest first; of
+    a family that reaches hardly any of them, evenly spread ones."""
     sound = [(options, value) for options, value in tried if value is not None]
     best = pareto_front([(speedup, quality) for _, (speedup, quality) in sound])
     front = [(options, value) for options, value in sound if tuple(value) in best]
+    speedups = [value[0] for _, value in front]
+    wanted: Sequence[float] = WANTED
+    if front and sum(speedup <= max(speedups) for speedup in WANTED) < FEWEST:
+        wanted = np.geomspace(min(speedups), max(speedups), FEWEST).tolist()
     chosen: list[tuple[Options, list[float]]] = []
-    for speedup in WANTED:
-        if front:
-            nearest = min(front, key=lambda found: abs(math.log(found[1][0] / speedup)))
-            if nearest not in chosen:
-                chosen.append(nearest)
+    for speedup in wanted if front else ():
+        nearest = min(front, key=lambda found: abs(math.log(found[1][0] / speedup)))
+        if nearest not in chosen:
+            chosen.append(nearest)
     return sorted(chosen, key=lambda found: found[1][0])
 
 

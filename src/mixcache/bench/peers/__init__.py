@@ -1,9 +1,9 @@
 """The rivals: other caching methods for the same pipelines, run as their authors' packages run them.
 
 Each setting is the best that a search over the method's documented options found on training captions of a built-in
-model of the same class (`mixcache.bench.search`, which writes settings.json); where none was made, or nothing worked,
-those of Wan stand in. The settings of one family form a curve from about 1.3x to 3.5x. cache-dit is imported only
-when one of its methods is put on.
+model of the same class (`mixcache.bench.search`, which writes settings.json; Wan's were searched by hand, on finer
+grids); where none was made, or nothing worked, those of Wan stand in. The settings of one family form a curve from
+about 1.3x to 3.5x, or as far as it goes. cache-dit is imported only when one of its methods is put on.
 """
 
 from __future__ import annotations
