@@ -25,6 +25,7 @@ CASE = {
     "scheduler": "UniPCMultistepScheduler",
     "seed": 9000,
     "prompts": ["p"],
+    "calibration_prompts": ["q", "r"],
     "num_repeats": 1,
     "versions": {"torch": "2.8"},
     "machine": {"threads": "1"},

@@ -180,7 +180,7 @@ def test_captions_are_the_built_in_models_own() -> None:
     chosen = held_out("shapes-wan", 3)
     assert len(set(chosen)) == 3
     assert held_out("shapes-wan", 2) == chosen[:2]
-    assert len(calibration_captions("shapes-wan", None)) == 2
+    assert len(calibration_captions("shapes-wan", None)) == 4
     assert not set(calibration_captions("shapes-wan", None)) & set(held_out("shapes-wan", 50))
     assert calibration_captions("a folder", None) == ()
     assert calibration_captions("shapes-wan", ["a cat"]) == ("a cat",)
@@ -241,7 +241,7 @@ def test_a_bench_writes_results_that_can_be_read_again(
     assert result["prompts"] == ["a cat"]
     assert result["arguments"] == DEFAULTS | {"num_inference_steps": 6}
     assert result["scheduler"] == "FlowMatchEulerDiscreteScheduler"
-    assert len(result["calibration_prompts"]) == 2
+    assert len(result["calibration_prompts"]) == 4
     assert result["methods"]["broken"]["failure"] == "OSError: no such weights"
     rows = {row["method"]: row for row in result["summary"]}
     cfg = "every_nth, granularity cfg, order 1, num_warmup_steps 2"

@@ -103,7 +103,7 @@ def test_a_noise_floor_far_above_the_lines_is_told_in_words(result: dict[str, An
 def test_the_case_the_pace_and_the_noise_are_told(result: dict[str, Any]) -> None:
     assert case_line(result) == (
         "shapes-wan: 1 prompts, seed 9000, repeats: 1, 50 steps, guidance 5, UniPCMultistepScheduler, "
-        "17 frames of 64x64, torch 2.8, threads 1"
+        "17 frames of 64x64, 2 other prompts for peers that calibrate themselves, torch 2.8, threads 1"
     )
     assert "0.25 s before it (text encoder) and 0.50 s after it (VAE)" in pace_line(result)
     assert "differ by 10.0% in time (median of 1 pairs)" in pace_line(result)

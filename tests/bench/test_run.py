@@ -167,7 +167,9 @@ def test_a_speedup_is_the_mean_time_of_the_plain_clips_around_it(
     assert benchmark.pace() == [[10.0, 14.0]]
 
 
-def test_the_order_turns_with_prompt_and_repeat(make_benchmark: MakeBenchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_prompt_and_repeat_begins_elsewhere_in_the_list(
+    make_benchmark: MakeBenchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_module, "GROUP", 2)
     order: list[str] = []
     generate = Benchmark.generate
@@ -177,10 +179,10 @@ def test_the_order_turns_with_prompt_and_repeat(make_benchmark: MakeBenchmark, m
         return generate(self, method, *arguments)
 
     monkeypatch.setattr(Benchmark, "generate", noted)
-    methods = [fewer_steps(count) for count in (2, 3, 4)]
+    methods = [fewer_steps(count) for count in (2, 3, 4, 5)]
     records = make_benchmark(PROMPTS[:1], num_repeats=2).run(methods)
-    first, second, third = (method.setting for method in methods)
-    assert order == ["", first, second, "", third, "", "", second, third, "", first, ""]
+    first, second, third, fourth = (method.setting for method in methods)
+    assert order == ["", first, second, "", third, fourth, "", "", third, fourth, "", first, second, ""]
     assert [(r.method, r.repeat) for r in records[:4]] == [
         ("plain", 0),
         ("plain", 1),

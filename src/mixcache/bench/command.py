@@ -24,7 +24,7 @@ from mixcache.profiles import profile_for, weights_hash
 
 SEED = 9000
 MAX_PROMPTS = 200
-NUM_CALIBRATION_PROMPTS = 2
+NUM_CALIBRATION_PROMPTS = 4
 FLOW_SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
     "euler": "FlowMatchEulerDiscreteScheduler",
