@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -324,7 +325,7 @@ def calibrate(
             model=model if model in BUILT_IN else Path(model).resolve().name,
             prompts=tuple(given or built_in_prompts(num_prompts)),
             arguments=arguments,
-            command=" ".join(["mixcache", *sys.argv[1:]]),
+            command=shlex.join(["mixcache", *sys.argv[1:]]),
         )
         with progress_display() as progress:
             task = progress.add_task("measurements", total=None)
@@ -387,7 +388,7 @@ def bench(
             scheduler=scheduler,
             seed=seed,
             num_repeats=repeats,
-            command=" ".join(["mixcache", *(word for word in sys.argv[1:] if word != "--resume")]),
+            command=shlex.join(["mixcache", *(word for word in sys.argv[1:] if word != "--resume")]),
         )
         run = Bench(config, out, resume=resume, force=force)
         with progress_display() as progress:

@@ -295,6 +295,14 @@ def test_what_is_resumed_must_be_the_same(tmp_path: Path, changed: dict[str, Any
     Bench(config(**changed), tmp_path, resume=True)
 
 
+def test_force_removes_a_run_and_nothing_else(tmp_path: Path) -> None:
+    mine = tmp_path / "work" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years")
+    Bench(config(), tmp_path, force=True)
+    assert mine.read_text() == "years"
+
+
 def test_weights_and_code_must_be_the_same_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pipeline: Callable[..., Any]
 ) -> None:

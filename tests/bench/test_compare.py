@@ -139,10 +139,15 @@ def test_results_of_other_prompts_are_an_error(result_of: Make) -> None:
         compare(result_of(), after)
 
 
-def test_clips_that_only_one_has_are_left_out(result_of: Make) -> None:
-    after = result_of()
-    after["records"][-1] |= {"prompt": "another", "psnr_db": 5.0}
-    assert compare(result_of(), after) == []
+def test_clips_that_are_gone_are_a_loss_and_new_ones_are_left_out(result_of: Make) -> None:
+    other = result_of()
+    other["records"][-1] |= {"prompt": "another", "psnr_db": 5.0}
+    change = only_change(result_of(), other)
+    assert (change.what, change.before, change.after, change.is_loss) == ("clips", "4 clips", "3 of them", True)
+    fewer = result_of()
+    del fewer["records"][1:]
+    assert only_change(result_of(), fewer).after == "1 of them"
+    assert compare(fewer, result_of()) == []
 
 
 def test_the_command_says_it_with_its_exit_code(result_of: Make, tmp_path: Path) -> None:

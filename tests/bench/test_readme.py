@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixcache.bench.readme import BEGIN, END, failures, filled, measured
+from mixcache.bench.readme import BEGIN, END, failures, filled, machine_of, measured
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,14 +26,32 @@ def test_a_reason_is_said_once_for_all_settings_of_a_family() -> None:
             "a, 3": {"family": "a", "failure": None},
             "b, 1": {"family": "b", "failure": None},
         },
-        "summary": [{"family": "plain", "ideal": 1.0}, {"family": "a", "ideal": 1.2}, {"family": "b", "ideal": 1.0}],
+        "summary": [
+            {"family": "plain", "ideal": 1.0, "speedup": 1.0},
+            {"family": "a", "ideal": 1.2, "speedup": 1.6},
+            {"family": "b", "ideal": 1.0, "speedup": 1.0},
+            {"family": "c", "ideal": 1.2, "speedup": 1.1},
+            {"family": "c", "ideal": 1.3, "speedup": 1.25},
+        ],
     }
     assert failures(run) == [
         "",
         "- b, 1 of 1 settings: never fires: everything is computed",
         "- a, 2 of 3 settings: cannot be run: ValueError: no",
+        "- c: at most 1.25x",
     ]
     assert failures({"methods": {"plain": {"family": "plain", "failure": None}}, "summary": []}) == []
+
+
+def test_runs_of_two_machines_are_not_put_side_by_side() -> None:
+    machine = {"device": "a CPU", "threads": "1", "cores": "2"}
+    versions = {"torch": "2", "diffusers": "0.42", "cache-dit": "1"}
+    run = {"machine": machine, "versions": versions, "source": "abc"}
+    assert machine_of({"one": run, "two": run}) == (
+        "a CPU, 1 of 2 cores for each; torch 2, diffusers 0.42, cache-dit 1"
+    )
+    with pytest.raises(ValueError, match="of different machine, so they cannot stand side by side: one: "):
+        machine_of({"one": run, "two": run | {"machine": machine | {"device": "another"}}})
 
 
 def test_the_readme_holds_the_figures_of_the_results_folder() -> None:

@@ -159,7 +159,9 @@ class Bench:
         floor = benchmark.noise_floor()
         case = {"command": self.config.command, "num_repeats": self.config.num_repeats, **self.case}
         result = assemble(case, self.methods, survey, records, floor, benchmark.pace())
-        (self.out / RESULTS).write_text(json.dumps(result, indent=1) + "\n")
+        partial = self.out / f"{RESULTS}.writing"
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(self.out / RESULTS)
         write(result, self.out, benchmark.frames_path)
         return result
 

@@ -1,7 +1,7 @@
 """Two results of `mixcache bench` held against each other: what changed beyond noise, and whether it is a loss.
 
-A loss is a PSNR that fell, work that rose (a cache that fires less), decisions that are others, or a method that is
-gone or fails. Times are told, and never a loss.
+A loss is a PSNR that fell, work that rose (a cache that fires less), decisions that are others, a method that fails, or
+a method or clips that are gone. Times are told, and never a loss.
 """
 
 from __future__ import annotations
@@ -53,9 +53,13 @@ def _method_changes(name: str, before: Mapping[str, Any], after: Mapping[str, An
     if states[0] != states[1]:
         return [Change(method=name, what="state", before=states[0], after=states[1], is_loss=states[1] != "measured")]
     pairs = _pairs(name, before, after)
-    if not pairs:
-        return []
-    found = [_decisions(name, pairs), _psnr(name, pairs), _work(name, pairs), _speedup(name, pairs)]
+    num_before = sum(record["method"] == name for record in before["records"])
+    found: list[Change | None] = []
+    if len(pairs) < num_before:
+        gone = {"before": f"{num_before} clips", "after": f"{len(pairs)} of them"}
+        found.append(Change(method=name, what="clips", **gone, is_loss=True))
+    if pairs:
+        found += [_decisions(name, pairs), _psnr(name, pairs), _work(name, pairs), _speedup(name, pairs)]
     return [change for change in found if change is not None]
 
 

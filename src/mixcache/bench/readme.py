@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixcache.bench.page import NEVER_FIRES, kind_of, level_rows, never_fires
+from mixcache.bench.page import NEVER_FIRES, kind_of, level_rows, never_fires, noise_of_time
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 
@@ -26,6 +26,7 @@ KINDS = {
     "fewer": "no cache",
     "cadence": "ours, fixed",
 }
+CALIBRATED_PEERS, CALIBRATED_PEER = ("mag-cache", "teacache"), "peer, calibrated"
 
 
 def measured(results: Path) -> str:
@@ -37,13 +38,12 @@ def measured(results: Path) -> str:
     overhead = json.loads((results / "overhead.json").read_text())
     first, *others = runs
     case = runs[first]
-    threads = sorted({run["machine"]["threads"] for run in runs.values()})
     lines = [
-        f"`make bench`, two runs at a time: {len(case['prompts'])} held-out captions; "
-        f"CPU threads: {', '.join(threads)},",
-        f"torch {case['versions']['torch']}, diffusers {case['versions']['diffusers']}.",
+        f"`make bench`, two runs at a time: {len(case['prompts'])} held-out captions; {machine_of(runs)}.",
         "PSNR (dB) against the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each",
-        "method's best settings. A bar is a target that was set before the run; `results.md` lists each, met or not.",
+        "method's best settings. One caption's PSNR is off the mean by several dB, and the time of one clip by the",
+        "noise told with each table, so that near neighbours may change places. A bar is a target of this project;",
+        "`results.md` lists each, met or not, and the same tables by the work that was done.",
         "",
         f"**{case_of(case)}**. {whole_of(first)}:",
         "",
@@ -57,12 +57,24 @@ def measured(results: Path) -> str:
     return "\n".join([*lines, "", overhead_line(overhead)])
 
 
+def machine_of(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """What all runs were made on and with; ValueError where they differ, for they stand in one section."""
+    for fact in ("machine", "versions", "source"):
+        if len({json.dumps(run[fact], sort_keys=True) for run in runs.values()}) > 1:
+            told = "; ".join(f"{name}: {run[fact]}" for name, run in runs.items())
+            raise ValueError(f"the runs are of different {fact}, so they cannot stand side by side: {told}")
+    run = next(iter(runs.values()))
+    machine, versions = run["machine"], run["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers", "cache-dit"))
+    return f"{machine['device']}, {machine['threads']} of {machine['cores']} cores for each; {packages}"
+
+
 def case_of(run: Mapping[str, Any]) -> str:
-    """What a run is of, and how it did."""
+    """What a run is of, how it did, and how sure its times are."""
     steps, guidance = (run["arguments"][key] for key in ("num_inference_steps", "guidance_scale"))
     bars = [bar["met"] for bar in run["bars"] if bar["met"] is not None]
     case = f"{run['model']}, {steps} steps, guidance {guidance:g}, {run['scheduler']}"
-    return f"{case}: {sum(bars)} of {len(bars)} bars are met"
+    return f"{case}: {sum(bars)} of {len(bars)} bars are met, noise of a clip's time {noise_of_time(run):.0%}"
 
 
 def whole_of(name: str) -> str:
@@ -78,6 +90,7 @@ def tables(run: Mapping[str, Any]) -> list[str]:
 def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`page.level_rows`, with whose each family is."""
     kinds = {fact["family"]: KINDS[kind_of(fact)] for fact in run["methods"].values()}
+    kinds |= {family: CALIBRATED_PEER for family in CALIBRATED_PEERS if family in kinds}
     columns = [f"{speedup:g}x" for speedup in SPEEDUPS]
     return [
         {"method": row["family"], "": kinds[row["family"]], **{name: row[name] for name in columns}}
@@ -86,13 +99,19 @@ def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def failures(run: Mapping[str, Any]) -> list[str]:
-    """One line for each reason why settings of a family are missing."""
+    """One line for each reason why settings of a family are missing, or all of it."""
     families = Counter(fact["family"] for fact in run["methods"].values())
     missing = Counter((row["family"], NEVER_FIRES) for row in run["summary"] if never_fires(row))
     for fact in run["methods"].values():
         if fact["failure"]:
             missing[fact["family"], f"cannot be run: {fact['failure']}"] += 1
     lines = [f"- {name}, {count} of {families[name]} settings: {reason}" for (name, reason), count in missing.items()]
+    fastest: dict[str, float] = {}
+    for row in run["summary"]:
+        if not never_fires(row):
+            fastest[row["family"]] = max(row["speedup"], fastest.get(row["family"], 0.0))
+    slow = {family: speedup for family, speedup in fastest.items() if family != "plain" and speedup < SPEEDUPS[0]}
+    lines += [f"- {family}: at most {speedup:.2f}x" for family, speedup in slow.items()]
     return ["", *lines] if lines else []
 
 

@@ -233,12 +233,16 @@ class Benchmark:
         return after
 
     def _spoils(self, method: Method, prompt: str, seed: int, reference: Generated) -> bool:
-        """True, and the method has failed, if a plain clip after it is another one."""
+        """True, and the method has failed, if a plain clip after it is another one, or none."""
         self._reload()
-        self.generate(method, prompt, seed)
-        if same(self.generate(PLAIN, prompt, seed).made, reference):
-            return False
-        self._fail(method, f"leaves the pipeline changed: a plain clip after it is another one (seed {seed})")
+        try:
+            self.generate(method, prompt, seed)
+            if same(self.generate(PLAIN, prompt, seed).made, reference):
+                return False
+            reason = "leaves the pipeline changed: a plain clip after it is another one"
+        except Exception as error:  # as in the survey
+            reason = reason_of(error)
+        self._fail(method, f"{reason} (seed {seed})")
         return True
 
     def _record(self, method: Method, prompt: str, seed: int, repeat: int, one: Measured, plain: Measured) -> Record:
@@ -325,4 +329,7 @@ def adherence_of(clip: np.ndarray, prompt: str) -> float | None:
 
 def reason_of(error: BaseException) -> str:
     """Kind and first line of an error, for a table."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}"[:300]

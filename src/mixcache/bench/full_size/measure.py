@@ -22,6 +22,7 @@ from mixcache.bench.full_size.modes import ENOUGH_STEPS, MODES, tour
 from mixcache.bench.full_size.results import Entry, Results
 from mixcache.bench.full_size.runs import Subject, mirrored, release
 from mixcache.bench.full_size.schedules import carried, levels_of, placed
+from mixcache.bench.run import reason_of
 from mixcache.calibration.schedules import trace_of
 from mixcache.policies import Replay
 from mixcache.report.frontier import letters
@@ -186,11 +187,3 @@ def _failing(results: Results, names: Sequence[str], device: torch.device, tell:
         if not results.is_done(name, retries_failed=True):
             results.keep(name, {"date": datetime.date.today().isoformat(), "failed": reason})
             tell(f"{results.header['model']}: {name} failed: {reason}")
-
-
-def reason_of(error: Exception) -> str:
-    """One line."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}"[:300]
