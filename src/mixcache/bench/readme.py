@@ -26,7 +26,6 @@ KINDS = {
     "fewer": "no cache",
     "cadence": "ours, fixed",
 }
-CALIBRATED_PEERS, CALIBRATED_PEER = ("mag-cache", "teacache"), "peer, calibrated"
 
 
 def measured(results: Path) -> str:
@@ -65,7 +64,7 @@ def machine_of(runs: Mapping[str, Mapping[str, Any]]) -> str:
             raise ValueError(f"the runs are of different {fact}, so they cannot stand side by side: {told}")
     run = next(iter(runs.values()))
     machine, versions = run["machine"], run["versions"]
-    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers", "cache-dit"))
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers", "cache-dit") if name in versions)
     return f"{machine['device']}, {machine['threads']} of {machine['cores']} cores for each; {packages}"
 
 
@@ -90,7 +89,7 @@ def tables(run: Mapping[str, Any]) -> list[str]:
 def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`page.level_rows`, with whose each family is."""
     kinds = {fact["family"]: KINDS[kind_of(fact)] for fact in run["methods"].values()}
-    kinds |= {family: CALIBRATED_PEER for family in CALIBRATED_PEERS if family in kinds}
+    kinds |= {f["family"]: "peer, calibrated" for f in run["methods"].values() if f["is_peer"] and f["is_calibrated"]}
     columns = [f"{speedup:g}x" for speedup in SPEEDUPS]
     return [
         {"method": row["family"], "": kinds[row["family"]], **{name: row[name] for name in columns}}
