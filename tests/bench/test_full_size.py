@@ -196,6 +196,7 @@ def test_fewer_frames_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.
         (["--models", "wan-14b-480"], "did you mean 'wan-14b-480p'"),
         (["--modes", "stepz"], "did you mean 'steps'"),
         (["--repeats", "0"], "--repeats 0 must be at least 1"),
+        (["--device", "gpu"], "--device gpu cannot be used: Expected one of cpu, cuda"),
     ],
 )
 def test_wrong_arguments_are_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

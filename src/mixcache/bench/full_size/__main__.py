@@ -60,6 +60,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         for name in names.split(","):
             if name not in known:
                 parser.error(unknown_name(kind, name, known))
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # an unknown word, or a device that this torch was built without
+        parser.error(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}")
     return args
 
 
