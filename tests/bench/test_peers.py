@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,13 @@ def test_calibration_needs_prompts(name: str, case: Case) -> None:
     empty = Case(pipeline=case.pipeline, arguments=case.arguments)
     with pytest.raises(ValueError, match="calibration_prompts"):
         boldest(name).attached(empty).__enter__()
+
+
+def test_teacache_is_refused_where_half_of_the_steps_would_run_without_it() -> None:
+    pipeline = SimpleNamespace(transformer=torch.nn.Linear(1, 1), transformer_2=torch.nn.Linear(1, 1))
+    two_experts = Case(pipeline=pipeline, arguments=SMALL, calibration_prompts=tuple(CALIBRATION_PROMPTS))
+    with pytest.raises(ValueError, match="two experts"), boldest("teacache").attached(two_experts):
+        pass
 
 
 @pytest.mark.parametrize("name", ["mag-cache", "teacache"])

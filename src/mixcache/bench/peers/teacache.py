@@ -25,6 +25,7 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformerBlock
 
+from mixcache.attachment import experts_of
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.leftovers import restored
@@ -58,6 +59,8 @@ TEACACHE = Peer(
 
 @contextlib.contextmanager
 def _attached(threshold: float, case: Case) -> Iterator[Account]:
+    if len(experts_of(case.pipeline)) > 1:
+        raise ValueError("the published rule is for one transformer, and this pipeline has two experts")
     polynomial = calibrated(FAMILY, case, fitted_polynomial)
     with hooked(
         case.pipeline.transformer,
