@@ -16,7 +16,7 @@ from mixcache.bench.page import write
 from mixcache.bench.records import Progress
 from mixcache.bench.results import assemble
 from mixcache.bench.run import Benchmark
-from mixcache.bench.store import Store, code_hash
+from mixcache.bench.store import Store, code_hash, write_whole
 from mixcache.calibration import built_in_prompts
 from mixcache.config import unknown_name
 from mixcache.models import row_for
@@ -159,9 +159,7 @@ class Bench:
         floor = benchmark.noise_floor()
         case = {"command": self.config.command, "num_repeats": self.config.num_repeats, **self.case}
         result = assemble(case, self.methods, survey, records, floor, benchmark.pace())
-        partial = self.out / f"{RESULTS}.writing"
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(self.out / RESULTS)
+        write_whole(self.out / RESULTS, json.dumps(result, indent=1) + "\n")
         write(result, self.out, benchmark.frames_path)
         return result
 

@@ -29,7 +29,7 @@ from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers import PEERS, Peer
 from mixcache.bench.peers.peer import SETTINGS, Options, length_word
 from mixcache.bench.records import pareto_front
-from mixcache.bench.store import Store, code_hash
+from mixcache.bench.store import Store, code_hash, write_whole
 from mixcache.calibration import built_in_prompts
 from mixcache.profiles import weights_hash
 
@@ -132,12 +132,14 @@ def best_of(tried: Sequence[Tried]) -> list[tuple[Options, list[float]]]:
     sound = [(options, value) for options, value in tried if value is not None]
     best = pareto_front([(speedup, quality) for _, (speedup, quality) in sound])
     front = [(options, value) for options, value in sound if tuple(value) in best]
+    if not front:
+        return []
     speedups = [value[0] for _, value in front]
     wanted: Sequence[float] = WANTED
-    if front and sum(speedup <= max(speedups) for speedup in WANTED) < FEWEST:
+    if sum(speedup <= max(speedups) for speedup in WANTED) < FEWEST:
         wanted = np.geomspace(min(speedups), max(speedups), FEWEST).tolist()
     chosen: list[tuple[Options, list[float]]] = []
-    for speedup in wanted if front else ():
+    for speedup in wanted:
         nearest = min(front, key=lambda found: abs(math.log(found[1][0] / speedup)))
         if nearest not in chosen:
             chosen.append(nearest)
@@ -145,12 +147,10 @@ def best_of(tried: Sequence[Tried]) -> list[tuple[Options, list[float]]]:
 
 
 def keep(transformer: str, length: str, family: str, chosen: Sequence[Options], path: Path) -> None:
-    """Puts the settings of one family into the file, which is never seen half written."""
+    """Puts the settings of one family into the file."""
     settings = json.loads(path.read_text())
     settings.setdefault(transformer, {}).setdefault(length, {})[family] = list(chosen)
-    begun = path.with_suffix(".new")
-    begun.write_text(written(settings) + "\n")
-    begun.replace(path)
+    write_whole(path, written(settings) + "\n")
 
 
 def written(value: Any, depth: int = 0) -> str:

@@ -57,6 +57,13 @@ class Store:
         return self.done[key_of(identity)]
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is never seen half written."""
+    partial = path.with_name(f"{path.name}.writing")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def key_of(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
 
