@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "always_compute": ("always_compute", {}),
     "step": ("every_nth", {"granularity": "step", "period": 2}),
     "step, order 1": ("every_nth", {"granularity": "step", "period": 2.5, "order": 1}),
+    "step, corrected": ("every_nth", {"granularity": "step", "period": 2.5, "order": 1, "corrector": True}),
     "cfg": ("every_nth", {"granularity": "cfg", "period": 3}),
     "cfg, order 1": ("every_nth", {"granularity": "cfg", "period": 2, "order": 1}),
     "block": ("every_nth", {"granularity": "block", "period": 2}),
@@ -652,6 +653,7 @@ def test_summary_by_hand(pipeline: Any, generate: Generate) -> None:
         "ideal_speedup": pytest.approx(4 / 3),
         "num_non_finite": 0,
         "num_calls_in_full": 0,
+        "num_corrected": 0,
         "held_bytes": 0,
         "peak_bytes": 512,
     }

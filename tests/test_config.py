@@ -29,7 +29,7 @@ def one_step_trace() -> Trace:
             "every_nth",
             {"perod": 2},
             "unknown setting of policy every_nth 'perod'; did you mean 'period'? (there are: granularity, period, "
-            "order, num_warmup_steps, num_cooldown_steps, max_age, max_cached_run, span_first, span_after)",
+            "order, corrector, num_warmup_steps, num_cooldown_steps, max_age, max_cached_run, span_first, span_after)",
         ),
         ("always_compute", {"period": 2}, "unknown setting of policy always_compute 'period'"),
         ("mixcache", {"delta_3": 0.1}, "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_"),
@@ -101,9 +101,18 @@ def test_replay_is_bounded_by_the_trace_alone(as_object: bool) -> None:
 def test_every_policy_is_listed_with_its_settings() -> None:
     assert {name: setting_names(policy) for name, policy in POLICIES.items()} == {
         "always_compute": (),
-        "every_nth": ("granularity", "period", "order"),
-        "mixcache": ("delta_1", "delta_2", "first_interval", "max_interval", "penalty", "impacts", "order"),
-        "hindsight": ("error", "choices", "order", "memory"),
+        "every_nth": ("granularity", "period", "order", "corrector"),
+        "mixcache": (
+            "delta_1",
+            "delta_2",
+            "first_interval",
+            "max_interval",
+            "penalty",
+            "impacts",
+            "order",
+            "corrector",
+        ),
+        "hindsight": ("error", "choices", "order", "memory", "corrector"),
         "planned": (
             "speedup",
             "quality",
@@ -112,6 +121,7 @@ def test_every_policy_is_listed_with_its_settings() -> None:
             "choices",
             "order",
             "guard",
+            "corrector",
             "planner",
         ),
         "replay": ("trace",),

@@ -22,6 +22,7 @@ from mixcache.models import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
 from mixcache.planning import Planner
 from mixcache.policies import Policy
 from mixcache.profiles import Profile, ProfileError, profile_for
+from mixcache.schedulers import SchedulerHook, is_repeatable
 from mixcache.trace import Trace
 
 logger = logging.getLogger("mixcache")
@@ -145,7 +146,8 @@ class Handle:
     ) -> None:
         self.config, self.row = config, row
         self.trace = Trace()
-        reference = weakref.ref(pipeline)
+        self._pipeline = reference = weakref.ref(pipeline)
+        self._scheduler_hook: SchedulerHook | None = None
         self.denoisers = [
             Denoiser(reference, attribute, row, config, self.trace, engine_class) for attribute in experts_of(pipeline)
         ]
@@ -155,8 +157,22 @@ class Handle:
         for denoiser in self.denoisers:
             denoiser.attach(self)
 
+    def _follow_scheduler(self) -> None:
+        """Moves the hook to the scheduler that the pipeline has now, where policy and scheduler allow corrections."""
+        hook, scheduler = self._scheduler_hook, getattr(self._pipeline(), "scheduler", None)
+        if not self.policy.corrects or (hook is not None and hook.scheduler is scheduler):
+            return
+        if hook is not None:
+            hook.take_off()
+        self._scheduler_hook = SchedulerHook(scheduler) if is_repeatable(scheduler) else None
+        if self._scheduler_hook is not None:
+            self._scheduler_hook.put_on()
+
     def before_call(self, engine: Engine) -> None:
         """Told of every call of one of the transformers before it is decided."""
+        self._follow_scheduler()
+        if self._scheduler_hook is not None:
+            self._scheduler_hook.engine = engine
         for denoiser in self.denoisers:
             if denoiser.engine is engine:
                 denoiser.follow_compilation()
@@ -171,6 +187,9 @@ class Handle:
         """Detaches and frees all memory; the transformer's forward is what it was. Twice does nothing more."""
         for denoiser in self.denoisers:
             denoiser.detach()
+        if self._scheduler_hook is not None:
+            self._scheduler_hook.take_off()
+            self._scheduler_hook = None
 
     @property
     def plan(self) -> Any:
@@ -198,7 +217,8 @@ class Handle:
 
         Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
         of the same calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls),
-        num_calls_in_full (calls that said too little to cache them), held_bytes (of all histories now) and peak_bytes
+        num_calls_in_full (calls that said too little to cache them), num_corrected (cached steps taken again with what
+        the next computed one showed), held_bytes (of all histories now) and peak_bytes
         (the most that histories and the values set aside for them ever took).
         """
         share = self.trace.computed_share()
@@ -211,6 +231,7 @@ class Handle:
             "ideal_speedup": 1 / share if share else None,
             "num_non_finite": sum(entry.non_finite for entry in self.trace),
             "num_calls_in_full": sum(denoiser.reader.num_calls_in_full for denoiser in self.denoisers),
+            "num_corrected": sum(entry.num_corrected for entry in self.trace),
             "held_bytes": sum(denoiser.engine.held_bytes for denoiser in self.denoisers),
             "peak_bytes": sum(denoiser.engine.peak_bytes for denoiser in self.denoisers),
         }

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, Span, SpanMode
+from mixcache.corrector import Corrector, Solver
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.histories import Histories, StepRecord
 from mixcache.measuring import SignalName, distances, measurement_of, products
@@ -64,6 +65,7 @@ class Engine:
         kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
         self._keeps_outputs = Granularity.STEP in kept or (policy.measures and not policy.looks_back)
         self._histories = Histories(policy.max_order + 1, kept)
+        self._corrector = Corrector(policy.max_order) if policy.corrects else None
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._state = self._seen_state = policy.init()
         self._record: StepRecord | None = None
@@ -187,6 +189,21 @@ class Engine:
         self._span_input = ()
         return streams
 
+    # --------------------------------------------------------------------------------------------------- solver
+
+    def before_solver(
+        self, solver: Solver, output: torch.Tensor, timestep: Any, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Told of the pipeline's step of the solver; gives the output and the sample to take it with."""
+        if self._corrector is None or self._record is None:
+            return output, sample
+        return self._corrector.before(self._record, solver, output, timestep, sample)
+
+    def after_solver(self, sample: torch.Tensor) -> None:
+        """Told where that step arrived."""
+        if self._corrector is not None:
+            self._corrector.after(sample)
+
     # ---------------------------------------------------------------------------------------------------- steps
 
     def _is_new_trajectory(self, record: StepRecord, info: CallInfo) -> bool:
@@ -278,6 +295,7 @@ class Engine:
                 distances=dict(measurement.distances) if measurement else {},
                 non_finite=num_non_finite,
                 held_bytes=self.held_bytes,
+                num_corrected=record.num_corrected,
             )
         )
 
@@ -285,8 +303,8 @@ class Engine:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all histories now."""
-        return self._histories.num_bytes
+        """Bytes of all histories now, the corrector's too."""
+        return self._histories.num_bytes + (self._corrector.num_bytes if self._corrector is not None else 0)
 
     def reset(self) -> None:
         """Ends the trajectory: the last step is measured and traced, every history and the policy's state are
@@ -301,6 +319,8 @@ class Engine:
 
     def _drop(self) -> None:
         self._histories.clear()
+        if self._corrector is not None:
+            self._corrector.clear()
         self._signatures.clear()
         self._state = self.policy.init()
         self.span_mode, self._span_input = SpanMode.RUN, ()

@@ -37,6 +37,8 @@ class StepRecord:
     """Span residuals computed, by call and stream."""
     totals: dict[str, torch.Tensor] = field(default_factory=dict)
     """Sum of every output that the transformer gave, by call, still on the device: to see whether it is finite."""
+    num_corrected: int = 0
+    """Cached steps before this one that were taken again."""
 
     @property
     def num_bytes(self) -> int:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from mixcache.calls import CONDITIONAL, CallInfo, Mix
 from mixcache.models import ModelRow
+from mixcache.seen import Seen
 from mixcache.velocity import mixes_of
 
 GUIDER_PREFIX = "pred_"
@@ -175,33 +176,15 @@ def _noise_levels(scheduler: Any, numbers: list[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text embedding that a branch was called with; held, so that its memory is not another's meanwhile."""
+    """The text embedding that a branch was called with."""
 
-    value: torch.Tensor
-    version: int
+    seen: Seen
     number: int
-
-    def is_same(self, text: torch.Tensor) -> bool:
-        """By memory where that is the same and was not written to; else by value, with a device sync."""
-        seen = self.value
-        if _version(seen) != self.version:
-            return False
-        if text is seen:
-            return True
-        if text.shape != seen.shape or text.device != seen.device:
-            return False
-        is_same_memory = text.data_ptr() == seen.data_ptr() and text.stride() == seen.stride()
-        return is_same_memory or torch.equal(text, seen)
 
 
 def _is_uniform(timestep: torch.Tensor) -> bool:
     """True where all frames are at one noise level, but for those that are done (a device sync)."""
     return bool(((timestep == timestep.amax()) | (timestep <= 0)).all())
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Counts what was written to a tensor in place; tensors of inference mode do not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 class Reader:
@@ -273,7 +256,7 @@ class Reader:
             raise UnknownCallError(f"more than {len(self.row.order)} calls in a step and no cache context to name them")
         branch = self.row.order[self._num_calls]
         text = first_tensor(arguments.get(self.row.text))
-        if text is not None and branch in self._texts and not self._texts[branch].is_same(text):
+        if text is not None and branch in self._texts and not self._texts[branch].seen.is_same(text):
             del self._texts[branch]
             raise UnknownCallError(f"another text than before in the {branch} call of this step")
         return branch
@@ -283,12 +266,12 @@ class Reader:
         text = first_tensor(arguments.get(self.row.text))
         if text is None:
             return 0
-        seen = self._texts.get(branch)
-        if seen is not None and seen.is_same(text):
-            number = seen.number
+        known = self._texts.get(branch)
+        if known is not None and known.seen.is_same(text):
+            number = known.number
         else:
             number = self._num_texts = self._num_texts + 1
-        self._texts[branch] = Text(text, _version(text), number)
+        self._texts[branch] = Text(Seen.of(text), number)
         return number
 
     def forget(self) -> None:

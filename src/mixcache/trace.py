@@ -51,6 +51,8 @@ class TraceEntry:
     """Calls of this step whose output held a NaN or an infinity; such a value is never cached."""
     held_bytes: int = 0
     """Bytes of all histories after the step."""
+    num_corrected: int = 0
+    """Cached steps before this computed one that were taken again with what it showed."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +69,7 @@ class TraceEntry:
             "distances": {granularity.value: v for granularity, v in self.distances.items() if math.isfinite(v)},
             "non_finite": self.non_finite,
             "held_bytes": self.held_bytes,
+            "num_corrected": self.num_corrected,
         }
 
     @classmethod

@@ -72,7 +72,7 @@ def code_hash() -> str:
     """Of the source that decides, predicts and measures, and of the peers."""
     root = Path(mixcache.__file__).parent
     deciding = ("attachment", "hooks", "host", "models", "calls", "config", "decision", "engine", "planning")
-    keeping = ("histories", "history", "measuring", "signals", "trace", "velocity")
+    keeping = ("corrector", "histories", "history", "measuring", "schedulers", "seen", "signals", "trace", "velocity")
     measuring = ("generation", "metrics", "profiles/__init__", "bench/meter")
     files = [root / f"{name}.py" for name in (*deciding, *keeping, *measuring)]
     files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.py"))]

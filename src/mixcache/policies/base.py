@@ -45,6 +45,11 @@ class Policy:
         step, in place of the distances."""
         return False
 
+    @property
+    def corrects(self) -> bool:
+        """True if cached steps are to be taken again with what the next computed one shows (`mixcache.corrector`)."""
+        return False
+
     def init(self) -> Any:
         """A fresh state for a new trajectory."""
         return None

@@ -59,6 +59,10 @@ class Bounded(Policy):
     def looks_back(self) -> bool:
         return self.policy.looks_back
 
+    @property
+    def corrects(self) -> bool:
+        return self.policy.corrects
+
     def leaves_nothing(self, num_steps: int) -> bool:
         """True if warm-up and cool-down cover all steps, so that everything is computed."""
         return bool(self.granularities) and num_steps <= self.num_warmup_steps + self.num_cooldown_steps

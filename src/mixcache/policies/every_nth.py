@@ -34,6 +34,8 @@ class EveryNth(Policy):
     """Steps from one computed step to the next; may be a fraction (2.5: every second and third in turn)."""
     order: int = 0
     """Order of the predictor, 0 to 2; falls back to what the history allows."""
+    corrector: bool = False
+    """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
 
     def __post_init__(self) -> None:
         granularity_of(self.granularity)
@@ -48,6 +50,10 @@ class EveryNth(Policy):
     @property
     def max_order(self) -> int:
         return self.order
+
+    @property
+    def corrects(self) -> bool:
+        return self.corrector
 
     def init(self) -> Cadence:
         return Cadence()

@@ -64,6 +64,8 @@ class Hindsight(Policy):
     """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
     memory: int = 1
     """Computed steps whose errors are remembered; the worst of them counts."""
+    corrector: bool = True
+    """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
 
     def __post_init__(self) -> None:
         check_order(self.order)
@@ -87,6 +89,10 @@ class Hindsight(Policy):
     @property
     def looks_back(self) -> bool:
         return True
+
+    @property
+    def corrects(self) -> bool:
+        return self.corrector
 
     def init(self) -> Lessons:
         return Lessons()

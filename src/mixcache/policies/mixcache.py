@@ -53,6 +53,8 @@ class MixCache(Policy):
     """I of each granularity, from the model's profile; a granularity left out is never chosen."""
     order: int = 0
     """Order of the predictor (paper: 0, reuse)."""
+    corrector: bool = False
+    """Takes cached steps again with what the next computed one shows, where the scheduler allows it (paper: no)."""
 
     def __post_init__(self) -> None:
         check_order(self.order)
@@ -85,6 +87,10 @@ class MixCache(Policy):
     @property
     def measures(self) -> bool:
         return True
+
+    @property
+    def corrects(self) -> bool:
+        return self.corrector
 
     def init(self) -> Cycle:
         return Cycle(interval=min(self.first_interval, self.max_interval))

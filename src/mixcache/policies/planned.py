@@ -85,6 +85,8 @@ class Planned(Policy):
     guard: float = 2.0
     """How far over the band of the calibration an error may be before the plan is left. Errors of `step` are watched:
     there is no guard where `choices` lacks it."""
+    corrector: bool = True
+    """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
     planner: SchedulePlanner | None = None
     """Makes the plan; `enable` puts in the one of the profile."""
 
@@ -116,6 +118,10 @@ class Planned(Policy):
     @property
     def looks_back(self) -> bool:
         return True
+
+    @property
+    def corrects(self) -> bool:
+        return self.corrector
 
     def init(self) -> Progress:
         return Progress()

@@ -49,6 +49,10 @@ class Replay(Policy):
     def max_order(self) -> int:
         return max(entry.order for entry in self.trace)
 
+    @property
+    def corrects(self) -> bool:
+        return any(entry.num_corrected for entry in self.trace)
+
     def init(self) -> dict[tuple[int, int], Decision]:
         return self._choices()
 

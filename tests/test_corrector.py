@@ -1,0 +1,366 @@
+"""Cached steps that are taken again: real schedulers under a velocity that is a polynomial in the noise level.
+
+Where that polynomial is of one degree more than the predictor, interpolation is exact, so a corrected run has to arrive
+where the plain one does, to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from traces import letters
+
+import mixcache
+from mixcache.calls import CallInfo, Span
+from mixcache.corrector import Corrector
+from mixcache.decision import Decision, Granularity, Step
+from mixcache.engine import Engine
+from mixcache.histories import StepRecord
+from mixcache.policies import Policy
+from mixcache.schedulers import REPEATABLE, SchedulerHook, is_repeatable
+from mixcache.trace import Trace
+from mixcache.velocity import mixes_of, v_from_velocity
+
+NUM_STEPS = 10
+SHAPE = (1, 2, 3, 3)
+V = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "FlowMatchEulerDiscreteScheduler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "UniPCMultistepScheduler": lambda: UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ),
+    "DPMSolverMultistepScheduler": lambda: DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ),
+    "DDIMScheduler": lambda: DDIMScheduler(**V),
+    "CogVideoXDDIMScheduler": lambda: CogVideoXDDIMScheduler(**V),
+}
+Generate = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted(Policy):
+    """Caches `step` where the script says s."""
+
+    script: str
+    order: int
+    corrector: bool = True
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        return (Granularity.STEP,)
+
+    @property
+    def max_order(self) -> int:
+        return self.order
+
+    @property
+    def corrects(self) -> bool:
+        return self.corrector
+
+    def decide(self, step: Step, state: Any) -> Decision:
+        is_cached = self.script[step.index] == "s"
+        order = min(self.order, step.history_lengths[Granularity.STEP] - 1) if is_cached else 0
+        return Decision(granularity=Granularity.STEP if is_cached else Granularity.COMPUTE, order=order)
+
+
+def denoised(
+    scheduler: Any,
+    script: str,
+    *,
+    degree: int,
+    order: int,
+    corrector: bool = True,
+    change: Callable[[int, torch.Tensor], torch.Tensor] = lambda index, latents: latents,
+    **arguments: Any,
+) -> tuple[torch.Tensor, Trace]:
+    """Where the loop of a pipeline arrives, and its trace. `change` is done to the latents after a step."""
+    scheduler.set_timesteps(NUM_STEPS)
+    generator = torch.Generator().manual_seed(0)
+    latents, *terms = torch.randn(degree + 2, *SHAPE, generator=generator, dtype=torch.float64)
+    mixes = mixes_of(scheduler, scheduler.timesteps.tolist())
+    levels = [mix.level for mix in mixes] or scheduler.sigmas.tolist()
+    trace = Trace(num_blocks=4)
+    engine = Engine(Scripted(script=script, order=order, corrector=corrector), Span(1, 3, 4), lambda: None, trace)
+    hook = SchedulerHook(scheduler)
+    hook.put_on()
+    hook.engine = engine
+    try:
+        for index, timestep in enumerate(scheduler.timesteps):
+            level, mix = levels[index], mixes[index] if mixes else None
+            info = CallInfo(branch="cond", step=index, num_steps=NUM_STEPS, sigma=level, signature=(), mix=mix)
+            kept = engine.call(info, lambda: sum(level**n * term for n, term in enumerate(terms)))  # noqa: B023
+            output = v_from_velocity(kept, latents, mix)
+            latents = scheduler.step(output, timestep, latents, return_dict=False, **arguments)[0]
+            latents = change(index, latents)
+        engine.reset()
+    finally:
+        hook.take_off()
+    assert engine.held_bytes == 0
+    return latents, trace
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def test_every_repeatable_scheduler_is_tested() -> None:
+    assert set(SCHEDULERS) == set(REPEATABLE)
+    assert all(is_repeatable(make()) for make in SCHEDULERS.values())
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_corrected_run_arrives_where_the_plain_one_does(name: str, order: int) -> None:
+    plain, _ = denoised(SCHEDULERS[name](), "." * NUM_STEPS, degree=order + 1, order=order)
+    script = "..s.ss.ss."
+    corrected, trace = denoised(SCHEDULERS[name](), script, degree=order + 1, order=order)
+    uncorrected, _ = denoised(SCHEDULERS[name](), script, degree=order + 1, order=order, corrector=False)
+    assert letters(trace) == script
+    assert [entry.num_corrected for entry in trace] == [0, 0, 0, 1, 0, 0, 2, 0, 0, 2]
+    assert distance(corrected, plain) < 1e-5  # schedulers keep some constants in float32
+    assert distance(uncorrected, plain) > 1e-3
+
+
+def test_a_higher_order_is_corrected_less_far_where_little_is_known() -> None:
+    """One computed step before the first run: a line is all that can go through two values."""
+    scheduler = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]
+    plain, _ = denoised(scheduler(), "." * NUM_STEPS, degree=1, order=1)
+    corrected, _ = denoised(scheduler(), ".s.ss.ss..", degree=1, order=1)
+    assert distance(corrected, plain) < 1e-5
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_nothing_is_changed_where_nothing_was_cached(name: str) -> None:
+    hooked, trace = denoised(SCHEDULERS[name](), "." * NUM_STEPS, degree=2, order=1)
+    plain, _ = denoised(SCHEDULERS[name](), "." * NUM_STEPS, degree=2, order=1, corrector=False)
+    assert torch.equal(hooked, plain)
+    assert not any(entry.num_corrected for entry in trace)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_latents_that_somebody_changed_are_left_alone(in_place: bool) -> None:
+    """A callback's changes would be lost if the steps before them were taken again."""
+
+    def change(index: int, latents: torch.Tensor) -> torch.Tensor:
+        if index != 4:
+            return latents
+        return latents.add_(0.5) if in_place else latents + 0.5
+
+    make = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]
+    run, trace = denoised(make(), "...sss..s.", degree=2, order=1, change=change)
+    # of the three cached steps the last alone is after the change
+    assert [entry.num_corrected for entry in trace] == [0] * 6 + [1, 0, 0, 1]
+    assert distance(run, denoised(make(), "...sss..s.", degree=2, order=1, corrector=False, change=change)[0]) > 0
+
+
+def test_latents_in_other_memory_are_still_the_same() -> None:
+    make = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]
+    copied, trace = denoised(make(), "..ss.s....", degree=2, order=1, change=lambda index, latents: latents.clone())
+    assert torch.equal(copied, denoised(make(), "..ss.s....", degree=2, order=1)[0])
+    assert sum(entry.num_corrected for entry in trace) == 3
+
+
+def test_cached_steps_at_the_end_stay_as_they_are() -> None:
+    make = SCHEDULERS["UniPCMultistepScheduler"]
+    run, trace = denoised(make(), "........ss", degree=2, order=1)
+    assert torch.equal(run, denoised(make(), "........ss", degree=2, order=1, corrector=False)[0])
+    assert not any(entry.num_corrected for entry in trace)
+
+
+def test_arguments_that_draw_noise_switch_it_off() -> None:
+    torch.manual_seed(0)
+    _, trace = denoised(SCHEDULERS["CogVideoXDDIMScheduler"](), "..s.ss.ss.", degree=1, order=0, eta=0.0)
+    assert sum(entry.num_corrected for entry in trace) == 5
+    _, trace = denoised(SCHEDULERS["CogVideoXDDIMScheduler"](), "..s.ss.ss.", degree=1, order=0, eta=0.5)
+    assert sum(entry.num_corrected for entry in trace) == 0
+
+
+def test_schedulers_that_are_not_repeatable() -> None:
+    assert not is_repeatable(None)
+    assert not is_repeatable(FlowMatchHeunDiscreteScheduler())
+    assert not is_repeatable(CogVideoXDPMScheduler())
+    assert not is_repeatable(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    assert not is_repeatable(DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"))
+
+
+# ------------------------------------------------------------------------------------------------------- the corrector
+
+
+class Euler:
+    """A solver that counts: sample + output, and where it is."""
+
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    def state(self) -> int:
+        return len(self.taken)
+
+    def restore(self, state: int) -> None:
+        del self.taken[state:]
+
+    def advance(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
+        self.taken.append(float(output))
+        return sample + output
+
+
+def corrected_steps(granularities: list[Granularity], outputs: list[float], order: int = 0) -> list[float]:
+    """The outputs that the solver has taken in the end; sigma falls by 0.1 a step."""
+    corrector, solver, sample = Corrector(max_order=order), Euler(), torch.zeros(())
+    for index, (granularity, output) in enumerate(zip(granularities, outputs, strict=True)):
+        info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
+        record = StepRecord(info=info, decision=Decision(granularity=granularity, order=order))
+        value, sample = corrector.before(record, solver, torch.tensor(output), index, sample)
+        sample = solver.advance(value, index, sample)
+        corrector.after(sample)
+    assert float(sample) == pytest.approx(sum(solver.taken))
+    return solver.taken
+
+
+C, S, G, B = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
+
+
+def test_reuse_becomes_a_line() -> None:
+    assert corrected_steps([C, S, S, C], [1, 1, 1, 4]) == pytest.approx([1, 2, 3, 4])
+
+
+def test_what_was_computed_in_part_is_kept() -> None:
+    assert corrected_steps([C, S, G, B, C], [1, 1, 2.5, 7, 9]) == pytest.approx([1, 3, 2.5, 7, 9])
+    assert corrected_steps([C, G, C], [1, 2.5, 9]) == pytest.approx([1, 2.5, 9])
+
+
+def test_what_is_cached_before_anything_was_computed_is_kept() -> None:
+    assert corrected_steps([S, C, S, C], [7, 1, 1, 3]) == pytest.approx([7, 1, 2, 3])
+
+
+def test_a_second_stage_of_the_same_step_ends_it() -> None:
+    corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
+    info = CallInfo(branch="cond", step=0, num_steps=9, sigma=1.0, signature=())
+    record = StepRecord(info=info, decision=Decision(granularity=C))
+    for _ in range(2):
+        assert corrector.before(record, solver, torch.tensor(2.0), 0, sample) == (torch.tensor(2.0), sample)
+    assert corrector.num_bytes == 0
+    later = StepRecord(info=replace(info, step=1, sigma=0.9), decision=Decision(granularity=S))
+    corrector.before(later, solver, torch.tensor(2.0), 1, sample)
+    assert corrector.num_bytes == 0  # nothing computed is known that it could start from
+
+
+def test_bytes() -> None:
+    """Two values at most for order 0, and the latents before the run; the order decides."""
+    corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
+    seen = []
+    for index, granularity in enumerate([C, C, C, S, G]):
+        info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
+        record = StepRecord(info=info, decision=Decision(granularity=granularity))
+        _, sample = corrector.before(record, solver, torch.tensor(1.0), index, sample)
+        corrector.after(sample)
+        seen.append(corrector.num_bytes // 4)
+    assert seen == [1, 2, 2, 3, 4]
+
+
+# ------------------------------------------------------------------------------------------------------- the scheduler
+
+
+def test_the_scheduler_is_as_before() -> None:
+    scheduler = SCHEDULERS["DDIMScheduler"]()
+    parameters = inspect.signature(scheduler.step).parameters
+    hook = SchedulerHook(scheduler)
+    hook.put_on()
+    assert inspect.signature(scheduler.step).parameters == parameters  # pipelines look for `eta`
+    hook.take_off()
+    assert "step" not in vars(scheduler)
+
+
+def test_what_covered_the_step_before_is_put_back() -> None:
+    scheduler = SCHEDULERS["DDIMScheduler"]()
+    scheduler.step = covering = lambda *args, **kwargs: None
+    hook = SchedulerHook(scheduler)
+    hook.put_on()
+    hook.take_off()
+    assert scheduler.step is covering
+
+
+def test_what_covered_it_since_stays() -> None:
+    scheduler = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]()
+    hook = SchedulerHook(scheduler)
+    hook.put_on()
+    inner = scheduler.step
+    scheduler.step = covering = lambda *args, **kwargs: inner(*args, **kwargs)
+    hook.take_off()
+    assert scheduler.step is covering
+    scheduler.set_timesteps(2)
+    assert torch.equal(
+        scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.ones(1), return_dict=False)[0], torch.ones(1)
+    )
+
+
+def test_a_copy_of_the_scheduler_steps_by_itself() -> None:
+    scheduler = SCHEDULERS["UniPCMultistepScheduler"]()
+    scheduler.set_timesteps(4)
+    hook = SchedulerHook(scheduler)
+    hook.put_on()
+    copied = copy.deepcopy(scheduler)
+    assert copied.step.__self__ is copied
+    copied.step(torch.zeros(1), copied.timesteps[0], torch.ones(1))
+    assert (copied.step_index, scheduler.step_index) == (1, None)
+
+
+# -------------------------------------------------------------------------------------------------------- the pipeline
+
+
+def test_the_handle_puts_it_on_and_takes_it_off(pipeline: Any, generate: Generate) -> None:
+    plain = generate(pipeline)
+    cadence = {"granularity": "step", "period": 2, "order": 1}
+    with mixcache.enable(pipeline, "every_nth", **cadence) as handle:
+        uncorrected = generate(pipeline)
+        assert "step" not in vars(pipeline.scheduler)
+        assert handle.summary()["num_corrected"] == 0
+    with mixcache.enable(pipeline, "every_nth", corrector=True, **cadence) as handle:
+        corrected = generate(pipeline)
+        first = pipeline.scheduler
+        pipeline.scheduler = type(first).from_config(first.config)
+        again = generate(pipeline)
+        assert "step" not in vars(first)
+    assert "step" not in vars(pipeline.scheduler)
+    assert handle.summary()["num_corrected"] == handle.summary()["granularity_counts"]["step"] == 6
+    assert torch.equal(corrected, again)
+    assert not torch.equal(corrected, uncorrected)
+    assert torch.equal(generate(pipeline), plain)
+
+
+def test_a_scheduler_that_draws_noise_is_left_alone(pipeline: Any, generate: Generate) -> None:
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    with mixcache.enable(pipeline, "every_nth", corrector=True) as handle:
+        generate(pipeline)
+        assert "step" not in vars(pipeline.scheduler)
+    assert handle.summary()["num_corrected"] == 0
+    assert handle.summary()["granularity_counts"]["step"] > 0
+
+
+def test_an_error_in_the_middle_leaves_nothing_behind(pipeline: Any, generate: Generate) -> None:
+    def stop(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == 5:
+            raise KeyboardInterrupt
+        return values
+
+    cadence = {"granularity": "step", "period": 2, "order": 1, "corrector": True}
+    with mixcache.enable(pipeline, "every_nth", **cadence):
+        undisturbed = generate(pipeline)
+        with pytest.raises(KeyboardInterrupt):
+            generate(pipeline, callback_on_step_end=stop)
+        assert torch.equal(generate(pipeline), undisturbed)
