@@ -10,11 +10,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mixcache.decision import Choice, Granularity
 from mixcache.history import lagrange_weights
-from mixcache.planning import COMPUTE, DOUBT, MAX_AGE, Plan, Planner, Trajectory, noise_levels
+from mixcache.planning import COMPUTE, DOUBT, MAX_AGE, SHOWN, Plan, Planner, Trajectory, noise_levels
 from mixcache.profiles import FORMAT, Profile
 
 STEP, CFG, BLOCK = Granularity.STEP, Granularity.CFG, Granularity.BLOCK
@@ -63,6 +64,7 @@ def guided_profile() -> Profile:
 
 
 def frontier_of(profile: Profile, **settings: Any) -> list[Plan]:
+    settings = {"corrects": False} | settings
     return Planner(profile=profile, speedup=1.0, **settings).frontier(profile.sigmas, profile.guidance)
 
 
@@ -245,46 +247,75 @@ def test_a_step_is_decided_as_planned() -> None:
     assert {decision.trust for decision in decisions} == {0.5}
 
 
-def by_hand(profile: Profile, choices: Sequence[Choice]) -> tuple[float, float] | None:
-    """Cost and harm of a schedule of whole steps, worked out apart; None where an order finds no history."""
-    sigmas, cost = profile.sigmas, 0.0
-    computed: list[int] = []
-    moves = []
-    for index, (granularity, order) in enumerate(choices):
-        cost += profile.costs[granularity.value]
-        if granularity is Granularity.COMPUTE:
-            computed.append(index)
-            continue
-        if order >= len(computed):
-            return None
-        nodes = computed[-order - 1 :]
+def by_hand(profile: Profile, choices: Sequence[Choice], *, corrects: bool = False) -> tuple[float, float] | None:
+    """Cost and harm of a schedule of whole steps, worked out apart; None where an order finds no history, and where a
+    run of cached steps changes its order, which is not searched for."""
+    sigmas, points = profile.sigmas, np.asarray(profile.outputs)
+    ways = [a - b for a, b in itertools.pairwise(sigmas)]
+
+    def error(index: int, nodes: Sequence[int]) -> np.ndarray:
         weights = lagrange_weights([sigmas[node] for node in nodes], sigmas[index])
-        way = sigmas[index] - sigmas[index + 1]
-        moves.append(
-            [
-                way * (sum(w * profile.outputs[node][axis] for w, node in zip(weights, nodes, strict=True)) - value)
-                for axis, value in enumerate(profile.outputs[index])
-            ]
-        )
-    together = sum(sum(axis) ** 2 for axis in zip(*moves, strict=True))
-    alone = sum(value**2 for move in moves for value in move)
-    return cost, together + DOUBT**2 * alone
+        return np.asarray(weights) @ points[list(nodes)] - points[index]
+
+    moves: list[np.ndarray] = []
+    computed: list[int] = []
+    for is_computed, run in itertools.groupby(range(len(choices)), lambda index: choices[index] == COMPUTE):
+        steps = list(run)
+        if is_computed:
+            computed += steps
+            continue
+        orders = {choices[index][1] for index in steps}
+        if len(orders) > 1 or max(orders) >= len(computed):
+            return None
+        nodes = computed[-max(orders) - 1 :]
+        of_run = [ways[index] * error(index, nodes) for index in steps]
+        if corrects and (later := steps[-1] + 1) < len(choices):
+            drift = sum(of_run)
+            of_run = [ways[index] * error(index, [*nodes, later]) for index in steps]
+            last_weights = [lagrange_weights([sigmas[n] for n in (*nodes, later)], sigmas[i])[-1] for i in steps]
+            seen = ways[later] + sum(ways[i] * weight for i, weight in zip(steps, last_weights, strict=True))
+            of_run.append(-min(1.0, SHOWN * seen / sigmas[later]) * drift)
+        moves += of_run
+    cost = sum(profile.costs[granularity.value] for granularity, _ in choices)
+    if not moves:
+        return cost, 0.0
+    return cost, float(np.square(sum(moves)).sum() + DOUBT**2 * sum(np.square(move).sum() for move in moves))
 
 
+@pytest.mark.parametrize("corrects", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_schedule_is_as_cheap_and_much_less_harmful(seed: int) -> None:
+def test_no_schedule_is_as_cheap_and_much_less_harmful(seed: int, corrects: bool) -> None:
     """All schedules of 6 whole steps; the beam may miss the best one by a tenth of a decibel."""
     profile = wave(6, seed)
-    plans = frontier_of(profile, order=1)
+    plans = frontier_of(profile, order=1, corrects=corrects)
     for plan in plans[1:]:
-        cost, harm = by_hand(profile, plan.choices) or (0.0, 0.0)
+        cost, harm = by_hand(profile, plan.choices, corrects=corrects) or (0.0, 0.0)
         assert plan.speedup == pytest.approx(6 / cost)
         assert plan.psnr_db == pytest.approx(-10 * math.log10(harm))
-    found = [by_hand(profile, (COMPUTE, *rest)) for rest in itertools.product((COMPUTE, REUSE, EXTRAPOLATE), repeat=5)]
-    for cost, harm in filter(None, found):
+    schedules = [(COMPUTE, *rest) for rest in itertools.product((COMPUTE, REUSE, EXTRAPOLATE), repeat=5)]
+    for cost, harm in filter(None, (by_hand(profile, schedule, corrects=corrects) for schedule in schedules)):
         if harm > 0:
             best = max(plan.psnr_db for plan in plans if plan.speedup >= 6 / cost - 1e-9)
             assert best > -10 * math.log10(harm) - 0.1
+
+
+def test_a_corrected_run_by_hand() -> None:
+    """1, 3, 4 and 0 at even levels. Step 1 is reused, off by -2, and then the middle of 1 and 4: off by -0.5, each
+    times a quarter of the way. Of the drift of -0.5 a half shows in step 2 times its quarter, and half of that in step
+    1: over its level of 0.5, 3/4 of it."""
+    profile = made([1.0, 3.0, 4.0, 0.0], sigmas=(1.0, 0.75, 0.5, 0.25, 0.0))
+    plan = next(p for p in frontier_of(profile, order=0, corrects=True) if pattern(p) == ".s..")
+    moves = (-0.125, SHOWN * 0.75 * 0.5)
+    assert plan.psnr_db == pytest.approx(-10 * math.log10(sum(moves) ** 2 + DOUBT**2 * sum(m**2 for m in moves)))
+
+
+def test_what_is_cached_by_halves_or_at_the_end_is_not_corrected() -> None:
+    profile = guided_profile()
+    for choices in (("cfg",), ("block",)):
+        assert frontier_of(profile, choices=choices, corrects=True) == frontier_of(profile, choices=choices)
+    ends = [p for p in frontier_of(profile, order=0, corrects=True, choices=("step",)) if pattern(p).endswith("s")]
+    assert ends
+    assert all(plan in frontier_of(profile, order=0, choices=("step",)) for plan in ends)
 
 
 def test_nothing_is_older_than_the_highest_age() -> None:
@@ -303,7 +334,7 @@ def test_the_plan_nearest_to_the_speedup_that_was_asked_for() -> None:
     """`.s.` is 1.43 times as fast and `.ss` 2.5 times; nearness is that of ratios."""
     profile = made([1.0, 2.0, 4.0])
     for wish, expected in ((1.0, "..."), (1.19, "..."), (1.2, ".s."), (1.88, ".s."), (1.9, ".ss"), (2.5, ".ss")):
-        plan, _ = Planner(profile=profile, speedup=wish, order=0).plan(SIGMAS, None)
+        plan, _ = Planner(profile=profile, speedup=wish, order=0, corrects=False).plan(SIGMAS, None)
         assert pattern(plan) == expected
 
 
@@ -311,16 +342,16 @@ def test_the_quality_that_was_asked_for() -> None:
     """`.s.` is at 9.03 dB and `.ss` at -7.30 dB."""
     profile = made([1.0, 2.0, 4.0])
     for wish, expected in ((9.0, ".s."), (-7.2, ".s."), (-7.4, ".ss"), (-99.0, ".ss")):
-        plan, _ = Planner(profile=profile, quality=wish, order=0).plan(SIGMAS, None)
+        plan, _ = Planner(profile=profile, quality=wish, order=0, corrects=False).plan(SIGMAS, None)
         assert pattern(plan) == expected
 
 
 def test_a_wish_out_of_reach_is_an_error_with_the_range() -> None:
     profile = made([1.0, 2.0, 4.0])
     with pytest.raises(ValueError, match=r"^speedup=2.6 cannot be reached; .* allow 1 to 2\.50$"):
-        Planner(profile=profile, speedup=2.6, order=0)
+        Planner(profile=profile, speedup=2.6, order=0, corrects=False)
     with pytest.raises(ValueError, match=r"^quality=12 dB leaves nothing to cache; this model allows -7\.3 to 9\.0$"):
-        Planner(profile=profile, quality=12, order=0)
+        Planner(profile=profile, quality=12, order=0, corrects=False)
 
 
 def test_a_quality_of_a_model_with_nothing_to_cache_is_an_error() -> None:
@@ -361,7 +392,9 @@ def test_a_plan_is_of_the_noise_levels_of_the_generation() -> None:
 
 def test_a_short_schedule_has_the_nearest_plan() -> None:
     profile = made([1.0, 2.0, 4.0])
-    fast, good = (Planner(profile=profile, order=0, **wish) for wish in ({"speedup": 2.5}, {"quality": 9.0}))
+    fast, good = (
+        Planner(profile=profile, order=0, corrects=False, **wish) for wish in ({"speedup": 2.5}, {"quality": 9.0})
+    )
     assert pattern(fast.plan((1.0, 0.5, 0.0), None)[0]) == ".s"
     assert pattern(good.plan((1.0, 0.5, 0.0), None)[0]) == ".."
     assert pattern(fast.plan((1.0, 0.0), None)[0]) == "."

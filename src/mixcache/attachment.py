@@ -167,6 +167,8 @@ class Handle:
         self._scheduler_hook = SchedulerHook(scheduler) if is_repeatable(scheduler) else None
         if self._scheduler_hook is not None:
             self._scheduler_hook.put_on()
+        for denoiser in self.denoisers:
+            denoiser.engine.sees_solver = self._scheduler_hook is not None
 
     def before_call(self, engine: Engine) -> None:
         """Told of every call of one of the transformers before it is decided."""
@@ -315,7 +317,7 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
-    handle = Handle(pipeline, _with_profile(config, experts[0]), row)
+    handle = Handle(pipeline, _with_profile(config, pipeline, experts[0]), row)
     try:
         handle._attach()
     except BaseException:
@@ -341,7 +343,7 @@ def handle_of(transformer: torch.nn.Module) -> Handle | None:
     return reference() if reference is not None else None
 
 
-def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCacheConfig:
+def _with_profile(config: MixCacheConfig, pipeline: Any, transformer: torch.nn.Module) -> MixCacheConfig:
     """Adds what the policy takes from the model's profile and was not given."""
     settings = dict(config.settings)
     if config.policy == "mixcache" and "impacts" not in settings:
@@ -353,7 +355,8 @@ def _with_profile(config: MixCacheConfig, transformer: torch.nn.Module) -> MixCa
     if config.policy == "planned" and "planner" not in settings:
         policy = config.build().policy
         given = {name: getattr(policy, name) for name in ("speedup", "quality", "order", "choices")}
-        planner = Planner(profile=_profile_of(settings, transformer), **given)
+        corrects = policy.corrects and is_repeatable(getattr(pipeline, "scheduler", None))
+        planner = Planner(profile=_profile_of(settings, transformer), corrects=corrects, **given)
         return MixCacheConfig(policy=config.policy, settings=settings | {"planner": planner})
     return config
 

@@ -54,6 +54,8 @@ class Step:
     """Guidance scale in force; None where there is none or it cannot be read."""
     costs: Mapping[Granularity, float] = field(default_factory=dict)
     """Share of a computed step's block work that is still done by each granularity."""
+    corrects: bool = False
+    """True where a step cached by `step` is taken again once the next computed one is known (`mixcache.corrector`)."""
 
     @property
     def distance(self) -> float:

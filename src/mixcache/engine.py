@@ -73,6 +73,8 @@ class Engine:
         self._span_input: Streams = ()
         self._generation = self._told_non_finite = -1
         self.span_mode = SpanMode.RUN
+        self.sees_solver = False
+        """True where the host tells of the solver's steps."""
         self.peak_bytes = 0
         """Most that histories and the values set aside for them ever took."""
 
@@ -228,6 +230,7 @@ class Engine:
             sigmas=info.sigmas,
             guidance=self._guidance() if self.policy.looks_back else None,
             costs=self._costs,
+            corrects=self._corrector is not None and self.sees_solver,
         )
         self._seen_state = self._state
         decision = self.policy.decide(step, self._state)

@@ -20,7 +20,7 @@ import copy
 import logging
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from mixcache.profiles import Profile
 logger = logging.getLogger("mixcache")
 DOUBT = 1.0
 """Weight of the part of the harm in which no error cancels another (docs/method.md, what was tried)."""
+SHOWN = 1.0
+"""Share of a drift of the latents, over sigma, that shows in an output."""
 COST_LEVELS_PER_STEP = 4
 KEPT_PER_LEVEL = 4
 NUM_REMEMBERED = 64
@@ -40,6 +42,8 @@ FAR = 1.5
 MAX_AGE = 8
 COMPUTE: Choice = (Granularity.COMPUTE, 0)
 Nodes = tuple[int, ...]
+Segment = tuple[Choice, ...]
+"""Cached steps, all by one choice, and the computed one after them, unless the loop is then over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +66,10 @@ class Plan:
 class Trajectory:
     """A profile read at the noise levels and the guidance scale of one generation."""
 
-    def __init__(self, profile: Profile, sigmas: Sequence[float], guidance: float | None) -> None:
-        self.profile, self.sigmas = profile, [float(sigma) for sigma in sigmas]
+    def __init__(
+        self, profile: Profile, sigmas: Sequence[float], guidance: float | None, *, corrects: bool = False
+    ) -> None:
+        self.profile, self.sigmas, self.corrects = profile, [float(sigma) for sigma in sigmas], corrects
         self.num_steps = len(self.sigmas) - 1
         known, levels = np.asarray(profile.sigmas[:-1]), np.asarray(self.sigmas[:-1])
         outputs, differences, residuals = (
@@ -76,7 +82,9 @@ class Trajectory:
         self.guided = outputs + self._weight * differences
         self._differences, self._residuals = differences, residuals
         way = np.asarray(self.sigmas[:-1]) - np.asarray(self.sigmas[1:])
+        self._carries = _carry(profile, "step", levels)
         self._moves = {name: way * _carry(profile, name, levels) for name in ("step", "block")}
+        self._harms: dict[Hashable, tuple[np.ndarray, float]] = {}
 
     @property
     def has_residuals(self) -> bool:
@@ -96,6 +104,41 @@ class Trajectory:
         """By how much the cached step moves the final latents, in units of their rms."""
         kind = "block" if granularity is Granularity.BLOCK else "step"
         return self._moves[kind][index] * self.error(granularity, order, index, nodes)
+
+    def harm_of(self, segment: Segment, nodes: Nodes) -> tuple[np.ndarray, float]:
+        """What a segment after the computed steps `nodes` adds to the sum of moves, and what counts alone."""
+        key = (segment, nodes[-segment[0][1] - 1 :])
+        if key not in self._harms:
+            self._harms[key] = self._harm_of(segment, nodes)
+        return self._harms[key]
+
+    def _harm_of(self, segment: Segment, nodes: Nodes) -> tuple[np.ndarray, float]:
+        (granularity, order), first = segment[0], nodes[-1] + 1
+        is_open = segment[-1] != COMPUTE
+        steps = range(first, first + len(segment) - (not is_open))
+        moves = [self.move(granularity, order, index, nodes) for index in steps]
+        if granularity is Granularity.BLOCK:
+            return np.zeros(self.guided.shape[1]), (1 + DOUBT**2) * sum(float(move @ move) for move in moves)
+        if granularity is Granularity.STEP and self.corrects and not is_open:
+            moves = self._corrected(order, steps, nodes, np.sum(moves, axis=0))
+        return np.sum(moves, axis=0), DOUBT**2 * sum(float(move @ move) for move in moves)
+
+    def _corrected(self, order: int, steps: range, nodes: Nodes, drift: np.ndarray) -> list[np.ndarray]:
+        """Moves of a run of cached steps that is taken again with the computed step after it.
+
+        That one was computed for latents that had moved by `drift`, which shows in its output by up to drift / sigma,
+        and through it in the interpolated ones.
+        """
+        later = steps.stop
+        nodes = (*nodes[-order - 1 :], later)
+        levels = [self.sigmas[node] for node in nodes]
+        moves, seen = [], self._moves["step"][later] / self._carries[later]
+        for index in steps:
+            weights = np.asarray(lagrange_weights(levels, self.sigmas[index]))
+            moves.append(self._moves["step"][index] * (weights @ self.guided[list(nodes)] - self.guided[index]))
+            seen += (self.sigmas[index] - self.sigmas[index + 1]) * weights[-1]
+        moves.append(-min(1.0, SHOWN * seen / self.sigmas[later]) * drift)
+        return moves
 
     def relative_error(self, order: int, sigma: float, nodes: Sequence[float]) -> float | None:
         """rms(error) / rms(v) that the profile expects of the step granularity at a noise level, from computed noise
@@ -139,8 +182,8 @@ def noise_levels(profile: Profile, scheduler: Any, num_steps: int | None) -> tup
     return (*(float(sigma) for sigma in sigmas[:num_steps]), float(profile.sigmas[-1]))
 
 
-_Path = tuple["_Path", Choice] | None
-"""A schedule as a chain: all but the last step, and the choice there."""
+_Path = tuple["_Path", Segment] | None
+"""A schedule as a chain: all but the last segment, and that."""
 
 
 @dataclass(slots=True)
@@ -153,12 +196,12 @@ class _Batch:
     alone: np.ndarray
     """Sum of what counts alone."""
     paths: np.ndarray
-    """Of objects, `_Path`; without the choice of the last step, which is in `choices`."""
-    choices: np.ndarray
-    """Of the last step, as indices into what may be chosen."""
+    """Of objects, `_Path`; without the last segment, which is in `last`."""
+    last: np.ndarray
+    """The last segment, as an index into what there is."""
 
-    def pruned(self, names: Sequence[Choice]) -> _Batch:
-        """The least harmful of each level of cost that are not worse than a cheaper one, with their last choice put
+    def pruned(self, segments: Sequence[Segment]) -> _Batch:
+        """The least harmful of each level of cost that are not worse than a cheaper one, with their last segment put
         into the paths."""
         harm = np.einsum("ij,ij->i", self.moved, self.moved) + self.alone
         levels = np.round(self.cost * COST_LEVELS_PER_STEP)
@@ -171,7 +214,7 @@ class _Batch:
         kept = order[(rank < KEPT_PER_LEVEL) & is_better]
         paths = np.empty(len(kept), dtype=object)
         for place, k in enumerate(kept):
-            paths[place] = (self.paths[k], names[self.choices[k]])
+            paths[place] = (self.paths[k], segments[self.last[k]])
         return _Batch(self.cost[kept], self.moved[kept], self.alone[kept], paths, np.zeros(len(kept), dtype=int))
 
 
@@ -187,6 +230,8 @@ class Planner:
     quality: float | None = None
     choices: tuple[str, ...] = ("step", "cfg", "block")
     order: int = 1
+    corrects: bool = True
+    """Cached steps are taken again (`mixcache.corrector`)."""
 
     def __post_init__(self) -> None:
         sigmas, guidance = tuple(self.profile.sigmas), self.profile.guidance
@@ -212,7 +257,8 @@ class Planner:
         return self._remember(sigmas, guidance, plan)
 
     def _key(self, sigmas: tuple[float, ...], guidance: float | None) -> Hashable:
-        return (self.profile.digest, self.speedup, self.quality, self.choices, self.order, sigmas, guidance)
+        limits = (self.choices, self.order, self.corrects)
+        return (self.profile.digest, self.speedup, self.quality, *limits, sigmas, guidance)
 
     def _remember(self, sigmas: tuple[float, ...], guidance: float | None, plan: Plan) -> tuple[Plan, Trajectory]:
         found = _PLANS[self._key(sigmas, guidance)] = (plan, self._trajectory(sigmas, guidance))
@@ -268,38 +314,43 @@ class Planner:
         return frontier[::-1]
 
     def _trajectory(self, sigmas: Sequence[float], guidance: float | None) -> Trajectory:
-        return Trajectory(self.profile.nearest(len(sigmas) - 1), sigmas, guidance)
+        return Trajectory(self.profile.nearest(len(sigmas) - 1), sigmas, guidance, corrects=self.corrects)
 
     def _search(self, trajectory: Trajectory, options: Sequence[Choice]) -> list[Plan]:
-        names = [COMPUTE, *options]
+        num_steps, costs = trajectory.num_steps, trajectory.profile.costs
+        segments: list[Segment] = [(COMPUTE,)]
+        for choice in options:
+            for length in range(1, MAX_AGE + 1):
+                segments += [(choice,) * length, (*(choice,) * length, COMPUTE)]
+        spent = [sum(costs[granularity.value] for granularity, _ in segment) for segment in segments]
         none = np.empty(1, dtype=object)
         width = trajectory.guided.shape[1]
-        batches: dict[Nodes, _Batch] = {}
-        batches[()] = _Batch(np.zeros(1), np.zeros((1, width)), np.zeros(1), none, np.zeros(1, dtype=int))
-        for index in range(trajectory.num_steps):
-            parts: dict[Nodes, list[_Batch]] = {}
-            for nodes, batch in batches.items():
-                computed = (*nodes, index)[-self.order - 1 :]
-                cost = batch.cost + trajectory.profile.costs["compute"]
-                parts.setdefault(computed, []).append(replace(batch, cost=cost))
-                if not nodes or index - nodes[-1] > MAX_AGE:
-                    continue
-                for number, choice in enumerate(names[1:], start=1):
-                    if choice[1] < len(nodes):
-                        cached = self._with(batch, trajectory, choice, index, nodes)
-                        cached.choices = np.full(len(cached.cost), number)
-                        parts.setdefault(nodes, []).append(cached)
-            batches = {nodes: _joined(batch).pruned(names) for nodes, batch in parts.items()}
-        return self._plans(_joined(list(batches.values())), trajectory)
-
-    def _with(self, batch: _Batch, trajectory: Trajectory, choice: Choice, index: int, nodes: Nodes) -> _Batch:
-        """The schedules of `batch` with one cached step more."""
-        move = trajectory.move(*choice, index, nodes)
-        alone = float(move @ move)
-        cost = batch.cost + trajectory.profile.costs[choice[0].value]
-        if choice[0] is Granularity.BLOCK:
-            return replace(batch, cost=cost, alone=batch.alone + (1 + DOUBT**2) * alone)
-        return replace(batch, cost=cost, moved=batch.moved + move, alone=batch.alone + DOUBT**2 * alone)
+        first = _Batch(np.full(1, spent[0]), np.zeros((1, width)), np.zeros(1), none, np.zeros(1, dtype=int))
+        arrived: list[dict[Nodes, list[_Batch]]] = [{} for _ in range(num_steps)]
+        arrived[0][(0,)] = [first]
+        ended = [first] if num_steps == 1 else list[_Batch]()
+        for index in range(num_steps):
+            for nodes, batches in arrived[index].items():
+                batch = _joined(batches).pruned(segments)
+                for number, segment in enumerate(segments):
+                    end = index + len(segment)  # of the steps that it is of, the last one
+                    is_computed = segment[-1] == COMPUTE
+                    if end >= num_steps or not (is_computed or end == num_steps - 1) or segment[0][1] >= len(nodes):
+                        continue
+                    moved, alone = trajectory.harm_of(segment, nodes) if len(segment) > is_computed else (0.0, 0.0)
+                    longer = _Batch(
+                        batch.cost + spent[number],
+                        batch.moved + moved,
+                        batch.alone + alone,
+                        batch.paths,
+                        np.full(len(batch.cost), number),
+                    )
+                    if is_computed:
+                        arrived[end].setdefault((*nodes, end)[-self.order - 1 :], []).append(longer)
+                    if end == num_steps - 1:
+                        ended.append(longer)
+            arrived[index].clear()
+        return self._plans(_joined(ended).pruned(segments), trajectory)
 
     def _options(self, trajectory: Trajectory) -> Iterator[Choice]:
         for name in self.choices:
@@ -318,10 +369,10 @@ class Planner:
         profile, num_steps = trajectory.profile, trajectory.num_steps
         plans, harm = [], np.square(batch.moved).sum(1) + batch.alone
         for place in range(len(harm)):
-            choices, path = [], batch.paths[place]
+            choices, path = list[Choice](), batch.paths[place]
             while path is not None:
-                path, choice = path
-                choices.append(choice)
+                path, segment = path
+                choices += reversed(segment)
             psnr = profile.psnr_at_one - 10 * math.log10(harm[place]) if harm[place] > 0 else math.inf
             caches = any(choice != COMPUTE for choice in choices)
             speedup = float(num_steps / batch.cost[place]) if caches else 1.0

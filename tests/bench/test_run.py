@@ -248,6 +248,12 @@ def test_a_method_that_restores_what_it_changed_is_sound(make_benchmark: MakeBen
     assert (record.ideal_speedup, record.work) == (1.0, "########")
 
 
+def test_one_setting_of_each_family_is_surveyed(make_benchmark: MakeBenchmark) -> None:
+    survey = make_benchmark(PROMPTS[:1]).survey([STEP, cadence("step", 3, 0), FEWER])
+    assert [fact["failure"] for fact in survey.values()] == [None, None, None]
+    assert [fact["memory_added_bytes"] is None for fact in survey.values()] == [False, True, False]
+
+
 def test_memory_that_a_method_holds_is_seen(make_benchmark: MakeBenchmark, memory: list[torch.Tensor]) -> None:
     hoards = peer("hoards", lambda _: memory.append(torch.zeros(2**10)), lambda _: memory.clear())
     survey = make_benchmark(PROMPTS[:1]).survey([hoards, FEWER])

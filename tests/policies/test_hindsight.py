@@ -37,6 +37,7 @@ def ask(
     index: int,
     usable: tuple[Granularity, ...] = (STEP, CFG, BLOCK),
     num_steps: int = 10,
+    corrects: bool = False,
 ) -> Decision:
     lengths = dict.fromkeys(usable, 3)
     ages = dict.fromkeys(usable, max(1, index - SIGMAS.index(state.sigmas[-1])) if state.sigmas else 1)
@@ -48,6 +49,7 @@ def ask(
         history_lengths=lengths,
         sigmas=SIGMAS,
         costs=COSTS,
+        corrects=corrects,
     )
     return policy.decide(step, state)
 
@@ -159,6 +161,18 @@ def test_an_early_step_counts_for_an_even_share_of_the_way() -> None:
         index=2, num_steps=10, sigma=0.998, ages={STEP: 1}, history_lengths={STEP: 1}, sigmas=(1.0, 0.999, 0.998, 0.997)
     )
     assert policy.decide(step, state).granularity is COMPUTE
+
+
+@pytest.mark.parametrize(("choice", "harm"), [((STEP, 0), 0.2), ((CFG, 0), 0.4)])
+def test_the_age_does_not_count_where_the_step_is_corrected(choice: Choice, harm: float) -> None:
+    """An error of 1 at a distance of 0.1 is 2 at 0.2, times a way of 0.1; `cfg` steps are not corrected."""
+    policy = Hindsight(error=10.0, choices=("step", "cfg"))
+    state = seen(policy, {choice: 1.0})
+    assert ask(policy, state, 3, usable=(choice[0],), corrects=True).reason.startswith(f"harm {harm:.2g},")
+    assert state.spent == pytest.approx(harm)
+    state.spent = 0.0
+    ask(policy, state, 3, usable=(choice[0],))
+    assert state.spent == pytest.approx(0.4)
 
 
 def test_what_is_not_finite_teaches_nothing() -> None:

@@ -11,8 +11,8 @@ from mixcache.bench.peers.peer import FALLBACK
 from mixcache.config import MixCacheConfig, parse_settings, unknown_name
 
 HINDSIGHT_ERRORS = {
-    True: (0.0005, 0.001, 0.002, 0.008, 0.012, 0.02, 0.03, 0.05),
-    False: (0.01, 0.015, 0.025, 0.05, 0.1),
+    True: (0.0005, 0.001, 0.0017, 0.003, 0.008, 0.012, 0.018),
+    False: (0.02, 0.03, 0.05, 0.08, 0.15),
 }
 """Beside the default, for many steps and for few."""
 PLANNED_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5)

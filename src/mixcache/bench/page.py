@@ -32,7 +32,7 @@ COLUMNS = {
     "ssim": "SSIM",
     "lpips": "LPIPS",
     "adherence": "caption right",
-    "memory_mib": "memory added (MiB)",
+    "memory_mib": "memory added (MiB), first setting",
 }
 PEER_COLOURS = ("C3", "C4", "C5", "C6", "C8", "C9", "navy", "olive", "deeppink", "peru", "slategrey")
 """None of them one of ours, which are the first of matplotlib's cycle."""

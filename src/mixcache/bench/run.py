@@ -1,8 +1,8 @@
 """Runs methods on prompts, interleaved with plain clips, and records wall-clock, quality against the plain clip of the
 same seed, adherence, and the work really skipped.
 
-    survey   every method once, untimed and not decoded: does it run, what memory does it add, does it leave the
-             pipeline as it was?
+    survey   one setting of every family once, untimed and not decoded: does it run, what memory does it add, does it
+             leave the pipeline as it was?
     measure  for each prompt and repeat: plain, a few methods, plain, a few methods, plain ...
 
 A method's speed-up is the mean time of the plain clips before and after its group over its own. What is done is in the
@@ -105,8 +105,10 @@ class Benchmark:
     # ----------------------------------------------------------------------------------------------------- survey
 
     def survey(self, methods: Sequence[Method], on_clip: Progress | None = None) -> dict[str, dict[str, Any]]:
-        """For every method the bytes it added, or the reason why it cannot be measured."""
-        asked = [method for method in methods if not self.store.has(["survey", method.name])]
+        """For every method the reason why it cannot be measured, if one is known; for the first of each family the
+        bytes that it added."""
+        firsts = {method.family: method for method in reversed(methods)}.values()
+        asked = [m for m in methods if m in firsts and not self.store.has(["survey", m.name])]
         if asked:
             reference = self._warm_up()
             plain = self._gauged(PLAIN)
@@ -123,7 +125,11 @@ class Benchmark:
             self.store.keep(["survey", method.name], found)
             if on_clip:
                 on_clip(index + 1, len(asked))
-        return {method.name: self.store.get(["survey", method.name]) for method in methods}
+        return {method.name: self._surveyed(method) for method in methods}
+
+    def _surveyed(self, method: Method) -> dict[str, Any]:
+        key = ["survey", method.name]
+        return self.store.get(key) if self.store.has(key) else {"memory_added_bytes": None, "failure": None}
 
     def _fail(self, method: Method, reason: str) -> None:
         """From here on the method counts as one that cannot be measured."""

@@ -33,6 +33,7 @@ from mixcache.planning import DOUBT, KEPT_PER_LEVEL, Plan, Planner
 from mixcache.policies import MixCache, Planned, Replay
 from mixcache.policies.base import check_count
 from mixcache.profiles import FORMAT, Profile, fingerprint, weights_hash
+from mixcache.schedulers import is_repeatable
 
 logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242
@@ -304,7 +305,8 @@ class Calibration:
         """The plan of one trust that comes nearest to a speed-up in work, which is the same on any machine."""
         if trust not in self._frontiers:
             profile = replace(self._measured, trust=trust, costs=WORK)
-            planner = Planner(profile=profile, speedup=1.0, choices=PLANNED_CHOICES)
+            corrects = is_repeatable(self.pipeline.scheduler)
+            planner = Planner(profile=profile, speedup=1.0, choices=PLANNED_CHOICES, corrects=corrects)
             self._frontiers[trust] = planner.frontier(profile.sigmas, profile.guidance)
         return min(self._frontiers[trust], key=lambda plan: abs(plan.speedup - speedup))
 

@@ -7,9 +7,10 @@ the distances to them, so an error once seen tells the next one:
     e(sigma) = rate * product |sigma - sigma_k|,    rate = seen error / product |sigma_seen - sigma_k|
 
 A cached step moves the latents by its error times its way in sigma. That counts for at least an even share of the
-whole way: early steps go a short way, but what they settle is carried on. It counts as often as there are steps since
-the last computed one, for a run of cached steps strays further than the error of each of them tells. A cycle of one
-computed step and the cached ones after it may move the latents by `error`. docs/method.md says what was tried.
+whole way: early steps go a short way, but what they settle is carried on. Where it is not corrected afterwards, it
+counts as often as there are steps since the last computed one, for a run of cached steps strays further than the error
+of each of them tells. A cycle of one computed step and the cached ones after it may move the latents by `error`.
+docs/method.md says what was tried.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ class Hindsight(Policy):
     }
 
     error: float | None = None
-    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma
-    times the steps since the last computed one. More is faster; None is HARM over the number of steps."""
+    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, and, where
+    cached steps are not corrected, times the steps since the last computed one. More is faster; None is HARM over the
+    number of steps."""
     choices: tuple[str, ...] = ("step",)
     """Granularities that may be chosen. "cfg" and "block" may be added; "block" keeps token-sized tensors."""
     order: int = 1
@@ -106,7 +108,9 @@ class Hindsight(Policy):
         for (granularity, order), rates in state.rates.items():
             if granularity not in step.ages or order >= step.history_lengths[granularity]:
                 continue
-            harm = step.ages[granularity] * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
+            is_corrected = step.corrects and granularity is Granularity.STEP
+            age = 1 if is_corrected else step.ages[granularity]
+            harm = age * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
             if granularity not in best or harm < best[granularity][0]:
                 best[granularity] = (harm, order)
         fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= error]
