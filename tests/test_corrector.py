@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -60,6 +60,8 @@ class Scripted(Policy):
     script: str
     order: int
     corrector: bool = True
+    told: list[bool] = field(default_factory=list)
+    """`Step.corrects` of each step."""
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:
@@ -74,6 +76,7 @@ class Scripted(Policy):
         return self.corrector
 
     def decide(self, step: Step, state: Any) -> Decision:
+        self.told.append(step.corrects)
         is_cached = self.script[step.index] == "s"
         order = min(self.order, step.history_lengths[Granularity.STEP] - 1) if is_cached else 0
         return Decision(granularity=Granularity.STEP if is_cached else Granularity.COMPUTE, order=order)
@@ -86,6 +89,7 @@ def denoised(
     degree: int,
     order: int,
     corrector: bool = True,
+    policy: Scripted | None = None,
     change: Callable[[int, torch.Tensor], torch.Tensor] = lambda index, latents: latents,
     **arguments: Any,
 ) -> tuple[torch.Tensor, Trace]:
@@ -96,7 +100,8 @@ def denoised(
     mixes = mixes_of(scheduler, scheduler.timesteps.tolist())
     levels = [mix.level for mix in mixes] or scheduler.sigmas.tolist()
     trace = Trace(num_blocks=4)
-    engine = Engine(Scripted(script=script, order=order, corrector=corrector), Span(1, 3, 4), lambda: None, trace)
+    policy = policy or Scripted(script=script, order=order, corrector=corrector)
+    engine = Engine(policy, Span(1, 3, 4), lambda: None, trace)
     hook = SchedulerHook(scheduler)
     hook.put_on()
     hook.engine = engine
@@ -167,6 +172,28 @@ def test_latents_that_somebody_changed_are_left_alone(in_place: bool) -> None:
     # of the three cached steps the last alone is after the change
     assert [entry.num_corrected for entry in trace] == [0] * 6 + [1, 0, 0, 1]
     assert distance(run, denoised(make(), "...sss..s.", degree=2, order=1, corrector=False, change=change)[0]) > 0
+
+
+def test_policies_are_told_whether_steps_are_corrected() -> None:
+    """Not before the solver was seen, not after a run that was disturbed, and again after one that was not."""
+    make = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]
+    policy = Scripted(script="..ss.ss.s.", order=1)
+    denoised(make(), policy.script, degree=2, order=1, policy=policy)
+    assert policy.told == [False] + [True] * 9
+    policy = Scripted(script="..ss.ss.s.", order=1)
+    denoised(
+        make(), policy.script, degree=2, order=1, policy=policy, change=lambda index, x: x + 0.5 if index == 2 else x
+    )
+    # the change shows at step 3, which is taken again before step 4
+    assert policy.told == [False, True, True, True, False, True, True, True, True, True]
+    policy = Scripted(script="..s.ss.s..", order=1)
+    denoised(
+        make(), policy.script, degree=2, order=1, policy=policy, change=lambda index, x: x + 0.5 if index == 2 else x
+    )
+    assert policy.told == [False, True, True, True, False, False, False, True, True, True]
+    policy = Scripted(script="." * NUM_STEPS, order=1, corrector=False)
+    denoised(make(), policy.script, degree=2, order=1, policy=policy)
+    assert not any(policy.told)
 
 
 def test_latents_in_other_memory_are_still_the_same() -> None:

@@ -167,8 +167,6 @@ class Handle:
         self._scheduler_hook = SchedulerHook(scheduler) if is_repeatable(scheduler) else None
         if self._scheduler_hook is not None:
             self._scheduler_hook.put_on()
-        for denoiser in self.denoisers:
-            denoiser.engine.sees_solver = self._scheduler_hook is not None
 
     def before_call(self, engine: Engine) -> None:
         """Told of every call of one of the transformers before it is decided."""

@@ -79,11 +79,18 @@ class Corrector:
         """Of computed outputs, as the scheduler is given them: after guidance."""
         self._run: CachedRun | None = None
         self._record: StepRecord | None = None
+        self._is_disturbed = False
+        """True from a run that could not be taken again to the next one that could."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of what is held here; the solver's own state is left out."""
         return self._history.num_bytes + (self._run.num_bytes if self._run is not None else 0)
+
+    def is_at_work(self, step: int) -> bool:
+        """True if a run of cached steps that begins at this one is likely to be taken again: the solver's last step was
+        seen here, and nobody has changed the latents in the last run."""
+        return self._record is not None and self._record.info.step == step - 1 and not self._is_disturbed
 
     def before(
         self, record: StepRecord, solver: Solver, output: torch.Tensor, timestep: Any, sample: torch.Tensor
@@ -96,6 +103,7 @@ class Corrector:
         run, info = self._run, record.info
         if run is not None and not (run.arrived is not None and run.arrived.is_same(sample)):
             run = self._run = None  # somebody changed the latents meanwhile
+            self._is_disturbed = True
         if record.decision.granularity is not Granularity.COMPUTE:
             if len(self._history):
                 run = self._run = run or CachedRun(solver.state(), sample)
@@ -107,7 +115,7 @@ class Corrector:
         self._run = None
         if run is None or all(step.output is not None for step in run.steps):
             return output, sample
-        record.num_corrected = len(run.steps)
+        record.num_corrected, self._is_disturbed = len(run.steps), False
         sample = self._taken_again(run, solver, output.dtype)
         return v_from_velocity(kept, sample, info.mix).to(output.dtype), sample
 

@@ -55,7 +55,8 @@ class Step:
     costs: Mapping[Granularity, float] = field(default_factory=dict)
     """Share of a computed step's block work that is still done by each granularity."""
     corrects: bool = False
-    """True where a step cached by `step` is taken again once the next computed one is known (`mixcache.corrector`)."""
+    """True where a step cached by `step` will most likely be taken again once the next computed one is known
+    (`mixcache.corrector`)."""
 
     @property
     def distance(self) -> float:

@@ -73,8 +73,6 @@ class Engine:
         self._span_input: Streams = ()
         self._generation = self._told_non_finite = -1
         self.span_mode = SpanMode.RUN
-        self.sees_solver = False
-        """True where the host tells of the solver's steps."""
         self.peak_bytes = 0
         """Most that histories and the values set aside for them ever took."""
 
@@ -230,7 +228,7 @@ class Engine:
             sigmas=info.sigmas,
             guidance=self._guidance() if self.policy.looks_back else None,
             costs=self._costs,
-            corrects=self._corrector is not None and self.sees_solver,
+            corrects=self._corrector is not None and self._corrector.is_at_work(info.step),
         )
         self._seen_state = self._state
         decision = self.policy.decide(step, self._state)
