@@ -33,7 +33,7 @@ from mixcache.engine import Engine
 from mixcache.histories import StepRecord
 from mixcache.policies import Policy
 from mixcache.schedulers import REPEATABLE, SchedulerHook, is_repeatable
-from mixcache.trace import Trace
+from mixcache.trace import Call, Trace
 from mixcache.velocity import mixes_of, v_from_velocity
 
 NUM_STEPS = 10
@@ -158,8 +158,9 @@ def test_nothing_is_changed_where_nothing_was_cached(name: str) -> None:
     assert not any(entry.num_corrected for entry in trace)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_latents_that_somebody_changed_are_left_alone(in_place: bool) -> None:
+def test_latents_that_somebody_changed_are_left_alone(in_place: bool, mode: Callable[[], Any]) -> None:
     """A callback's changes would be lost if the steps before them were taken again."""
 
     def change(index: int, latents: torch.Tensor) -> torch.Tensor:
@@ -168,14 +169,33 @@ def test_latents_that_somebody_changed_are_left_alone(in_place: bool) -> None:
         return latents.add_(0.5) if in_place else latents + 0.5
 
     make = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]
-    run, trace = denoised(make(), "...sss..s.", degree=2, order=1, change=change)
-    # of the three cached steps the last alone is after the change
-    assert [entry.num_corrected for entry in trace] == [0] * 6 + [1, 0, 0, 1]
-    assert distance(run, denoised(make(), "...sss..s.", degree=2, order=1, corrector=False, change=change)[0]) > 0
+    with mode():
+        run, trace = denoised(make(), "....s.....", degree=2, order=1, change=change)
+        assert torch.equal(run, denoised(make(), "....s.....", degree=2, order=1, corrector=False, change=change)[0])
+        assert not any(entry.num_corrected for entry in trace)
+        run, trace = denoised(make(), "...sss..s.", degree=2, order=1, change=change)
+        # of the three cached steps the last alone is after the change
+        assert [entry.num_corrected for entry in trace] == [0] * 6 + [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)])
+def test_latents_that_the_pipeline_rounds_are_corrected_all_the_same(dtypes: tuple[torch.dtype, ...]) -> None:
+    """Mochi keeps bfloat16 between steps of float32, and CogVideoX goes on with the rounded ones."""
+
+    def rounded(index: int, latents: torch.Tensor) -> torch.Tensor:
+        for dtype in dtypes:
+            latents = latents.to(dtype)
+        return latents
+
+    make = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]
+    run, trace = denoised(make(), "..s.ss.ss.", degree=2, order=1, change=rounded)
+    assert sum(entry.num_corrected for entry in trace) == 5
+    assert run.dtype is dtypes[-1]
+    assert distance(run, denoised(make(), "." * NUM_STEPS, degree=2, order=1)[0]) < 0.05
 
 
 def test_policies_are_told_whether_steps_are_corrected() -> None:
-    """Not before the solver was seen, not after a run that was disturbed, and again after one that was not."""
+    """Not before the solver was seen, and not where the latents were changed before the last step."""
     make = SCHEDULERS["FlowMatchEulerDiscreteScheduler"]
     policy = Scripted(script="..ss.ss.s.", order=1)
     denoised(make(), policy.script, degree=2, order=1, policy=policy)
@@ -184,13 +204,11 @@ def test_policies_are_told_whether_steps_are_corrected() -> None:
     denoised(
         make(), policy.script, degree=2, order=1, policy=policy, change=lambda index, x: x + 0.5 if index == 2 else x
     )
-    # the change shows at step 3, which is taken again before step 4
+    # the change shows at step 3
     assert policy.told == [False, True, True, True, False, True, True, True, True, True]
     policy = Scripted(script="..s.ss.s..", order=1)
-    denoised(
-        make(), policy.script, degree=2, order=1, policy=policy, change=lambda index, x: x + 0.5 if index == 2 else x
-    )
-    assert policy.told == [False, True, True, True, False, False, False, True, True, True]
+    denoised(make(), policy.script, degree=2, order=1, policy=policy, change=lambda index, x: x + 0.5)
+    assert policy.told == [False, True] + [False] * 8
     policy = Scripted(script="." * NUM_STEPS, order=1, corrector=False)
     denoised(make(), policy.script, degree=2, order=1, policy=policy)
     assert not any(policy.told)
@@ -271,6 +289,20 @@ def test_what_was_computed_in_part_is_kept() -> None:
     assert corrected_steps([C, G, C], [1, 2.5, 9]) == pytest.approx([1, 2.5, 9])
 
 
+def test_outputs_of_other_guidance_are_not_interpolated() -> None:
+    """Guidance ends after the cached step: what was computed before it is of another kind."""
+    corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
+    branches = [("cond", "uncond"), ("cond", "uncond"), ("cond",), ("cond",), ("cond",)]
+    for index, granularity in enumerate([C, S, C, S, C]):
+        info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
+        calls = [Call(branch=name, computed=granularity is C, num_blocks=0) for name in branches[index]]
+        record = StepRecord(info=info, decision=Decision(granularity=granularity), calls=calls)
+        value, sample = corrector.before(record, solver, torch.tensor([5.0, 5.0, 1.0, 1.0, 3.0][index]), index, sample)
+        sample = solver.advance(value, index, sample)
+        corrector.after(sample)
+    assert solver.taken == pytest.approx([5, 5, 1, 2, 3])
+
+
 def test_what_is_cached_before_anything_was_computed_is_kept() -> None:
     assert corrected_steps([S, C, S, C], [7, 1, 1, 3]) == pytest.approx([7, 1, 2, 3])
 
@@ -279,7 +311,7 @@ def test_a_second_stage_of_the_same_step_ends_it() -> None:
     corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
     info = CallInfo(branch="cond", step=0, num_steps=9, sigma=1.0, signature=())
     record = StepRecord(info=info, decision=Decision(granularity=C))
-    for _ in range(2):
+    for _ in range(3):
         assert corrector.before(record, solver, torch.tensor(2.0), 0, sample) == (torch.tensor(2.0), sample)
     assert corrector.num_bytes == 0
     later = StepRecord(info=replace(info, step=1, sigma=0.9), decision=Decision(granularity=S))
@@ -291,13 +323,13 @@ def test_bytes() -> None:
     """Two values at most for order 0, and the latents before the run; the order decides."""
     corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
     seen = []
-    for index, granularity in enumerate([C, C, C, S, G]):
-        info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
+    for index, granularity in enumerate([C, C, C, S, G, S]):
+        info = CallInfo(branch="cond", step=index, num_steps=6, sigma=1 - index / 10, signature=())
         record = StepRecord(info=info, decision=Decision(granularity=granularity))
         _, sample = corrector.before(record, solver, torch.tensor(1.0), index, sample)
         corrector.after(sample)
         seen.append(corrector.num_bytes // 4)
-    assert seen == [1, 2, 2, 3, 4]
+    assert seen == [1, 2, 2, 3, 4, 0]  # nothing after the last step
 
 
 # ------------------------------------------------------------------------------------------------------- the scheduler
@@ -320,6 +352,18 @@ def test_what_covered_the_step_before_is_put_back() -> None:
     hook.put_on()
     hook.take_off()
     assert scheduler.step is covering
+
+
+def test_two_hooks_on_one_scheduler_leave_nothing_in_either_order() -> None:
+    for order in (0, 1), (1, 0):
+        scheduler = SCHEDULERS["DDIMScheduler"]()
+        hooks = []
+        for _ in range(2):
+            hooks.append(SchedulerHook(scheduler))
+            hooks[-1].put_on()
+        for place in order:
+            hooks[place].take_off()
+        assert "step" not in vars(scheduler)
 
 
 def test_what_covered_it_since_stays() -> None:

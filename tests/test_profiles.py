@@ -112,7 +112,7 @@ def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
         (b'{"format": 3,\n "model": "sma', r"broken off or damaged JSON \(line 2\)"),
         (b"[1, 2]", "is no profile of mixcache"),
         (b'{"name": "small"}', "is no profile of mixcache"),
-        (b'{"format": 6, "model": "small"}', f"has format 6, newer than this mixcache, which reads {FORMAT}"),
+        (b'{"format": 7, "model": "small"}', f"has format 7, newer than this mixcache, which reads {FORMAT}"),
         (b'{"format": 1, "model": "small"}', f"has format 1, not of this mixcache, which reads {FORMAT}"),
         (b'{"format": "two"}', "has format two, not of this mixcache"),
     ],

@@ -63,8 +63,6 @@ class CachedRun:
     sample: torch.Tensor
     """Latents that the first of them began with."""
     steps: list[CachedStep] = field(default_factory=list)
-    arrived: Seen | None = None
-    """Latents after the last of them."""
 
     @property
     def num_bytes(self) -> int:
@@ -77,10 +75,15 @@ class Corrector:
     def __init__(self, max_order: int) -> None:
         self._history = History(max_order + 2)
         """Of computed outputs, as the scheduler is given them: after guidance."""
+        self._branches: frozenset[str] = frozenset()
+        """That these were guided from."""
         self._run: CachedRun | None = None
         self._record: StepRecord | None = None
+        """Of the last step that was seen."""
+        self._arrived: Seen | None = None
+        """The latents after it."""
         self._is_disturbed = False
-        """True from a run that could not be taken again to the next one that could."""
+        """True if the last step did not begin where the one before it had arrived."""
 
     @property
     def num_bytes(self) -> int:
@@ -88,8 +91,8 @@ class Corrector:
         return self._history.num_bytes + (self._run.num_bytes if self._run is not None else 0)
 
     def is_at_work(self, step: int) -> bool:
-        """True if a run of cached steps that begins at this one is likely to be taken again: the solver's last step was
-        seen here, and nobody has changed the latents in the last run."""
+        """True if a cached step, this one, is likely to be taken again: the solver's last step was seen here, and
+        nobody had changed the latents before it."""
         return self._record is not None and self._record.info.step == step - 1 and not self._is_disturbed
 
     def before(
@@ -98,31 +101,47 @@ class Corrector:
         """Output and sample that the pipeline's next step of the solver is to be taken with, in place of these."""
         if record is self._record:  # a solver with several stages in a step
             self.clear()
+            self._record = record
             return output, sample
         self._record = record
-        run, info = self._run, record.info
-        if run is not None and not (run.arrived is not None and run.arrived.is_same(sample)):
-            run = self._run = None  # somebody changed the latents meanwhile
-            self._is_disturbed = True
+        self._is_disturbed = self._arrived is not None and not is_same(sample, self._arrived)
+        if self._is_disturbed:
+            self._run = None
         if record.decision.granularity is not Granularity.COMPUTE:
-            if len(self._history):
-                run = self._run = run or CachedRun(solver.state(), sample)
-                known = None if record.decision.granularity is Granularity.STEP else output
-                run.steps.append(CachedStep(info, record.decision.order, timestep, known))
+            self._remember(record, solver, output, timestep, sample)
             return output, sample
-        kept = velocity_from_v(output, sample, info.mix)
-        self._history.push(info.step, info.sigma, kept)
-        self._run = None
+        branches = frozenset(call.branch for call in record.calls)
+        if branches != self._branches:  # guidance has begun or ended: the outputs before are of another kind
+            self._run = None
+            self._history.clear()
+            self._branches = branches
+        kept = velocity_from_v(output, sample, record.info.mix)
+        # the pipeline may write to its output, and graphs that were captured do
+        self._history.push(record.info.step, record.info.sigma, kept.detach().clone() if kept is output else kept)
+        run, self._run = self._run, None
         if run is None or all(step.output is not None for step in run.steps):
             return output, sample
-        record.num_corrected, self._is_disturbed = len(run.steps), False
-        sample = self._taken_again(run, solver, output.dtype)
-        return v_from_velocity(kept, sample, info.mix).to(output.dtype), sample
+        record.num_corrected = len(run.steps)
+        sample = self._taken_again(run, solver, output.dtype).to(sample.dtype)
+        return v_from_velocity(kept, sample, record.info.mix).to(output.dtype), sample
 
     def after(self, sample: torch.Tensor) -> None:
         """Told where the step arrived."""
-        if self._run is not None:
-            self._run.arrived = Seen.of(sample)
+        if self._record is None or self._record.info.is_last:
+            self.clear()
+        else:
+            # what is written to a tensor of inference mode leaves no mark but the values
+            self._arrived = Seen.of(sample.clone() if sample.is_inference() else sample)
+
+    def _remember(
+        self, record: StepRecord, solver: Solver, output: torch.Tensor, timestep: Any, sample: torch.Tensor
+    ) -> None:
+        if not len(self._history):
+            return
+        if self._run is None:
+            self._run = CachedRun(solver.state(), sample)
+        known = None if record.decision.granularity is Granularity.STEP else output.detach().clone()
+        self._run.steps.append(CachedStep(record.info, record.decision.order, timestep, known))
 
     def _taken_again(self, run: CachedRun, solver: Solver, dtype: torch.dtype) -> torch.Tensor:
         """The sample behind the run, with what is known of its outputs by now."""
@@ -138,5 +157,18 @@ class Corrector:
 
     def clear(self) -> None:
         """Ends the trajectory."""
-        self._run = self._record = None
+        self._run = self._record = self._arrived = None
+        self._is_disturbed = False
         self._history.clear()
+
+
+def is_same(sample: torch.Tensor, arrived: Seen) -> bool:
+    """True if a step begins where the one before it arrived, but for the rounding of a pipeline that keeps its latents
+    in low precision."""
+    if arrived.is_same(sample):
+        return True
+    value = arrived.value
+    if value.shape != sample.shape or value.device != sample.device or not arrived.is_same(value):
+        return False
+    roundings = {sample.dtype, torch.bfloat16, torch.float16} - {value.dtype}
+    return any(torch.equal(value.to(dtype).to(sample.dtype), sample) for dtype in roundings)

@@ -326,29 +326,29 @@ class Planner:
         none = np.empty(1, dtype=object)
         width = trajectory.guided.shape[1]
         first = _Batch(np.full(1, spent[0]), np.zeros((1, width)), np.zeros(1), none, np.zeros(1, dtype=int))
-        arrived: list[dict[Nodes, list[_Batch]]] = [{} for _ in range(num_steps)]
-        arrived[0][(0,)] = [first]
+
+        def longer(batch: _Batch, nodes: Nodes, number: int) -> _Batch:
+            segment = segments[number]
+            moved, alone = trajectory.harm_of(segment, nodes) if segment != (COMPUTE,) else (0.0, 0.0)
+            last = np.full(len(batch.cost), number)
+            return _Batch(batch.cost + spent[number], batch.moved + moved, batch.alone + alone, batch.paths, last)
+
+        # made longer only when their turn has come: most of them are then pruned
+        arrived: list[dict[Nodes, list[tuple[_Batch, Nodes, int]]]] = [{} for _ in range(num_steps)]
+        arrived[0][(0,)] = []
         ended = [first] if num_steps == 1 else list[_Batch]()
         for index in range(num_steps):
-            for nodes, batches in arrived[index].items():
-                batch = _joined(batches).pruned(segments)
+            for nodes, parents in arrived[index].items():
+                batch = (_joined([longer(*parent) for parent in parents]) if parents else first).pruned(segments)
                 for number, segment in enumerate(segments):
                     end = index + len(segment)  # of the steps that it is of, the last one
                     is_computed = segment[-1] == COMPUTE
                     if end >= num_steps or not (is_computed or end == num_steps - 1) or segment[0][1] >= len(nodes):
                         continue
-                    moved, alone = trajectory.harm_of(segment, nodes) if len(segment) > is_computed else (0.0, 0.0)
-                    longer = _Batch(
-                        batch.cost + spent[number],
-                        batch.moved + moved,
-                        batch.alone + alone,
-                        batch.paths,
-                        np.full(len(batch.cost), number),
-                    )
-                    if is_computed:
-                        arrived[end].setdefault((*nodes, end)[-self.order - 1 :], []).append(longer)
                     if end == num_steps - 1:
-                        ended.append(longer)
+                        ended.append(longer(batch, nodes, number))
+                    else:
+                        arrived[end].setdefault((*nodes, end)[-self.order - 1 :], []).append((batch, nodes, number))
             arrived[index].clear()
         return self._plans(_joined(ended).pruned(segments), trajectory)
 

@@ -56,8 +56,11 @@ class SchedulerHook:
         self.engine = None
         if vars(self.scheduler).get("step") is self:
             del self.scheduler.step
-            if self._covered is not None:
-                self.scheduler.step = self._covered
+            covered = self._covered
+            while isinstance(covered, SchedulerHook) and covered.engine is None:  # of another handle, disabled since
+                covered = covered._covered
+            if covered is not None:
+                self.scheduler.step = covered
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the scheduler steps by itself."""

@@ -25,7 +25,7 @@ class Seen:
             return False
         if other is value:
             return True
-        if other.shape != value.shape or other.device != value.device:
+        if (other.shape, other.dtype, other.device) != (value.shape, value.dtype, value.device):
             return False
         is_same_memory = other.data_ptr() == value.data_ptr() and other.stride() == value.stride()
         return is_same_memory or torch.equal(other, value)

@@ -51,7 +51,7 @@ class Replay(Policy):
 
     @property
     def corrects(self) -> bool:
-        return any(entry.num_corrected for entry in self.trace)
+        return any(entry.num_corrected for entry in self.trace.generation(0))
 
     def init(self) -> dict[tuple[int, int], Decision]:
         return self._choices()

@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-FORMAT = 5
+FORMAT = 6
 GRANULARITIES = ("step", "cfg", "block")
 
 
