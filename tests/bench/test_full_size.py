@@ -108,9 +108,10 @@ def test_peers_leave_out_as_much_as_the_schedule(measured: Path) -> None:
     found = entries(measured)
     # two steps, half of one (cfg) and 2 of 4 blocks of one: 3 of 8 steps; FirstBlockCache saves 3 of 4 blocks in each
     assert found["eager/schedule_by_place"]["ways"]["schedule"]["ideal_speedup"] == pytest.approx(8 / 5)
-    first_block = found["eager/first_block_cache"]["ways"]["peer"]
-    assert first_block["choices"].count("s") == 4
-    assert first_block["ideal_speedup"] == pytest.approx(8 / 5)
+    for mode in ("first_block_cache", "db_cache"):
+        but_for_a_block = found[f"eager/{mode}"]["ways"]["peer"]
+        assert but_for_a_block["choices"].count("s") == 4
+        assert but_for_a_block["ideal_speedup"] == pytest.approx(8 / 5)
     for mode in ("taylorseer", "taylorseer_lite"):
         assert found[f"eager/{mode}"]["ways"]["peer"]["choices"] == "###s#s#s"
 
@@ -118,7 +119,7 @@ def test_peers_leave_out_as_much_as_the_schedule(measured: Path) -> None:
 def test_the_page_has_a_row_for_every_model_and_cache(measured: Path) -> None:
     text = (measured / "gpu.md").read_text()
     for name in FAMILY_NAMES:
-        assert text.count(f"| tiny-{name} | eager | ") == 1 + 3 + 5
+        assert text.count(f"| tiny-{name} | eager | ") == 1 + 3 + 6
     assert "| FirstBlockCache (diffusers), forced |" in text
     assert "What failed" not in text
 
@@ -292,8 +293,9 @@ def test_noise_levels_are_read_without_computing() -> None:
     assert not calls
 
 
+@pytest.mark.parametrize("cache", [peers.first_block_cache, peers.db_cache])
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-def test_first_block_cache_skips_the_steps_it_is_told_and_leaves_nothing(name: str) -> None:
+def test_a_cache_skips_the_steps_it_is_told_and_leaves_nothing(name: str, cache: Any) -> None:
     subject = tiny_subject(name)
     arguments = subject.arguments
     generator = torch.Generator()
@@ -303,7 +305,7 @@ def test_first_block_cache_skips_the_steps_it_is_told_and_leaves_nothing(name: s
     )
     calls: list[Any] = []
     watching = blocks[1].norm1.register_forward_hook(lambda *seen: calls.append(seen))
-    with peers.first_block_cache(subject) as account:
+    with cache(subject) as account:
         subject.pipeline(generator=generator.manual_seed(0), **arguments)
         num_computed = account()["choices"].count("#")
     watching.remove()

@@ -15,6 +15,7 @@ COLUMNS = {
     "identical_inputs": "block at equal inputs",
     "nothing_for_the_next": "nothing left over",
 }
+CORRECTED = {"corrected": "cached steps corrected"}
 BESIDE = {
     "first_block_cache_runs": "FirstBlockCache runs",
     "first_block_cache_right": "FirstBlockCache is right",
@@ -32,6 +33,9 @@ What the columns mean:
 - *step*, *cfg*, *block*: the granularity leaves out exactly the runs that its definition says; for step and cfg the
   clip is that of an independent slow implementation of the definition;
 - *block at equal inputs*: a span left out at the inputs at which it was computed gives the computed output;
+- *cached steps corrected*: the scheduler takes cached steps again once the next computed one is known, all of them
+  between two computed ones, and leaves nothing of that behind; or why not, such as a class of schedulers that draws
+  noise;
 - *nothing left over*: runs with another prompt and size, and a run broken off half way, change nothing in the next;
 - "–": there is nothing to leave out here: no unconditional branch, because guidance is embedded or off;
 - "computed": calls of this variant do not say enough to tell them apart, so that such steps are computed in full.
@@ -79,16 +83,17 @@ class SupportTable:
             self.refused[said["pipeline"]] = said["refused"]
         elif "variant" in said and (report.when == "call" or report.outcome != "passed"):
             row = self.cells.setdefault((said["pipeline"], said["variant"]), {})
-            row.update((key, said[key]) for key in BESIDE if key in said)
+            row.update((key, said[key]) for key in (*CORRECTED, *BESIDE) if key in said)
             for key, title in COLUMNS.items():
                 if key in report.nodeid:
                     row[title] = MARKS[report.outcome]
 
     def pytest_sessionfinish(self) -> None:
-        titles = [*COLUMNS.values(), *BESIDE.values()]
+        titles = [*COLUMNS.values(), *CORRECTED.values(), *BESIDE.values()]
         lines = [f"| pipeline | variant | {' | '.join(titles)} |", f"|{' --- |' * (len(titles) + 2)}"]
         for (pipeline, variant), row in self.cells.items():
-            cells = [row.get(title, "computed") for title in COLUMNS.values()] + [row.get(key, "") for key in BESIDE]
+            cells = [row.get(title, "computed") for title in COLUMNS.values()]
+            cells += [row.get(key, "") for key in (*CORRECTED, *BESIDE)]
             lines.append(f"| {pipeline} | {variant} | {' | '.join(cells)} |")
         refused = [f"- `{name}`: {reason}" for name, reason in sorted(self.refused.items())]
         text = (

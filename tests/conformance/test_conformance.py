@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from mixcache.attachment import blocks_of, experts_of
 from mixcache.calls import CallInfo, Span
 from mixcache.decision import Granularity
 from mixcache.models import row_for
+from mixcache.schedulers import is_repeatable
 from mixcache.trace import TraceEntry
 
 FAMILIES = (
@@ -54,6 +56,24 @@ ALWAYS_FIRST = {
 }
 """Variants whose every step looks like the first of a new loop, so that it is computed, and why."""
 CACHED = [name for name in SAFE if name not in IN_FULL and name not in ALWAYS_FIRST]
+PER_TOKEN = "a noise level for each token"
+UNCORRECTED = {
+    **dict.fromkeys(
+        (
+            "skyreels-forcing-t2v",
+            "skyreels-forcing-t2v-no-guidance",
+            "skyreels-forcing-t2v-long",
+            "skyreels-forcing-i2v",
+            "skyreels-forcing-v2v",
+            "skyreels-forcing-v2v-long",
+        ),
+        "a copy of the scheduler for each frame",
+    ),
+    **dict.fromkeys(("ltx-condition", "ltx-condition-text", "sana-wm", "sana-wm-no-guidance"), PER_TOKEN),
+    **dict.fromkeys(("ltx-long", "ltx-long-late-start"), "given tokens are put back at every step"),
+    "kandinsky6-ti2va": "the given frame is put back at every step",
+}
+"""Variants whose cached steps are not taken again although the scheduler could, and why."""
 SCHEDULE = {"period": 2, "num_warmup_steps": 1, "num_cooldown_steps": 0}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -348,6 +368,33 @@ def repeat_every_call(denoiser: Any, has_skip_layers: bool) -> Callable[[], None
         transformer.forward = attached
 
     return undo
+
+
+def num_between(entries: list[TraceEntry]) -> int:
+    """Cached steps between two computed ones of the same denoiser in the same trajectory."""
+    found = 0
+    for _, trajectory in itertools.groupby(entries, key=lambda entry: (entry.generation, entry.num_steps)):
+        num_cached, begun = 0, False
+        for entry in trajectory:
+            if entry.granularity is Granularity.COMPUTE:
+                found, num_cached, begun = found + num_cached * begun, 0, True
+            else:
+                num_cached += 1
+    return found
+
+
+@of_variants(CACHED)
+def test_cached_steps_are_corrected(
+    variant: Variant, pipeline: Any, plain: Any, record_property: Callable[[str, object], None]
+) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="step", corrector=True, **SCHEDULE) as handle:
+        corrected = generate(variant, pipeline)
+    scheduler = getattr(pipeline, "scheduler", None)
+    reason = UNCORRECTED.get(variant.name, "") if is_repeatable(scheduler) else type(scheduler).__name__
+    record_property("corrected", f"no: {reason}" if reason else "yes")
+    assert all(bool(torch.as_tensor(part).isfinite().all()) for part in corrected)
+    assert handle.summary()["num_corrected"] == (0 if reason else num_between(list(handle.trace)))
+    assert_equal(generate(variant, pipeline), plain)
 
 
 @of_variants([name for name in VARIANTS if name not in SAFE])

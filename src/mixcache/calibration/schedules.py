@@ -12,21 +12,27 @@ COMPUTED, AFTER_COMPUTED = "computed", "step after a computed one"
 Schedule = Sequence[Choice]
 
 
-def trace_of(schedule: Schedule, trust: float = 1.0) -> Trace:
-    """A schedule that extrapolates with one trust as a trace, for policy `replay`."""
-    return Trace(
-        TraceEntry(
-            generation=0,
-            step=step,
-            num_steps=len(schedule),
-            sigma=0.0,
-            granularity=granularity,
-            order=order,
-            trust=trust,
-            reason="",
+def trace_of(schedule: Schedule, trust: float = 1.0, *, corrects: bool = False) -> Trace:
+    """A schedule that extrapolates with one trust as a trace, for policy `replay`, which corrects cached steps or does
+    not."""
+    trace, num_cached = Trace(), 0
+    for step, (granularity, order) in enumerate(schedule):
+        is_computed = granularity is Granularity.COMPUTE
+        trace.append(
+            TraceEntry(
+                generation=0,
+                step=step,
+                num_steps=len(schedule),
+                sigma=0.0,
+                granularity=granularity,
+                order=order,
+                trust=trust,
+                reason="",
+                num_corrected=num_cached if corrects and is_computed else 0,
+            )
         )
-        for step, (granularity, order) in enumerate(schedule)
-    )
+        num_cached = 0 if is_computed else num_cached + 1
+    return trace
 
 
 class FixedPlanner:

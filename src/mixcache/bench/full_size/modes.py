@@ -50,8 +50,8 @@ def attached(subject: Subject, policy: Any, **settings: Any) -> Iterator[Account
 
 @contextlib.contextmanager
 def forced(subject: Subject, schedule: Forced) -> Iterator[Account]:
-    """Policy `replay` of a schedule."""
-    with attached(subject, Replay(trace=trace_of(schedule(subject)))) as account:
+    """Policy `replay` of a schedule; cached steps are corrected, as under the policies that make schedules."""
+    with attached(subject, Replay(trace=trace_of(schedule(subject), corrects=True))) as account:
         yield account
 
 
@@ -99,6 +99,7 @@ MODES: dict[str, Sequence[Way]] = {
     "first_block_cache": _peer(peers.first_block_cache),
     "taylorseer_lite": _peer(partial(peers.taylorseer, is_lite=True)),
     "taylorseer": _peer(partial(peers.taylorseer, is_lite=False)),
+    "db_cache": _peer(peers.db_cache),
 }
 """In the order in which they are measured."""
 ENOUGH_STEPS = {"steps": 11, "overhead": 6}

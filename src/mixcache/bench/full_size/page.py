@@ -18,6 +18,7 @@ METHODS = {
     "first_block_cache": "FirstBlockCache (diffusers), forced",
     "taylorseer_lite": "TaylorSeer lite (diffusers)",
     "taylorseer": "TaylorSeer (diffusers)",
+    "db_cache": "DBCache (cache-dit), masked",
 }
 INTRODUCTION = """# Models of full size
 
@@ -40,9 +41,9 @@ SCHEDULES = """## A whole schedule
 
 Ours is the schedule of policy `planned` at a speed-up of 2 on the built-in model, or the one that was given: carried
 over by noise level, the nearest one, which on a scheduler with other noise levels caches fewer or more steps; and by
-place in the loop, which does not. *ideal*: if only the blocks that run took time. The caches of diffusers are made to
-leave out as much block work as the schedule by place (TaylorSeer as nearly as an interval can). Compiled blocks are one
-graph each under mixcache; under the caches of diffusers they may break, since their hooks stand inside. *added*: peak
+place in the loop, which does not. *ideal*: if only the blocks that run took time. The other caches are made to leave
+out as much block work as the schedule by place (TaylorSeer as nearly as an interval can). Compiled blocks are one
+graph each under mixcache; under the other caches they may break, since their hooks stand inside. *added*: peak
 memory over the plain one's; without a GPU what our cache held. *choices*: a letter a step, # computed, s step, g cfg,
 b block, capitals where extrapolated.
 """

@@ -1,7 +1,8 @@
-"""Caches of diffusers with a schedule forced on them, so that they leave out as much as ours and cost what they cost.
+"""Caches of diffusers and cache-dit with a schedule forced on them, so that they leave out as much as ours and cost
+what they cost.
 
 FirstBlockCache decides by a threshold; what it measures for that is measured all the same, and its answer replaced.
-TaylorSeer has a fixed interval already.
+TaylorSeer has a fixed interval already, and DBCache takes a mask of steps.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from mixcache.bench.full_size.compiling import compiled_blocks
 from mixcache.bench.full_size.medians import step_names
 from mixcache.bench.full_size.runs import Account, Subject
 from mixcache.bench.full_size.schedules import share_left_out
+from mixcache.bench.methods import Case
+from mixcache.bench.peers.cache_dit import enabled
 from mixcache.models import row_for
 
 TAYLORSEER_WARM_UP = 3
 """Steps that are computed first: the class's default."""
+FIRST_BLOCK_ALONE = {
+    "Fn_compute_blocks": 1,
+    "Bn_compute_blocks": 0,
+    "max_warmup_steps": 1,
+    "steps_computation_policy": "static",
+}
+"""Of cache-dit's DBCache, beside the mask."""
 
 
 def num_blocks_of(pipeline: Any) -> int:
@@ -75,16 +85,40 @@ def force_first_block_cache(transformer: Any, skipped: Collection[int]) -> None:
     hook._should_compute_remaining_blocks = torch.compiler.disable(answer)
 
 
+def share_but_for_a_block(subject: Subject) -> float:
+    """Block work that a step leaves out in which the first block alone runs."""
+    return 1 - 1 / num_blocks_of(subject.pipeline)
+
+
+def steps_but_for_a_block(subject: Subject) -> list[int]:
+    """As many of such steps as leave out what the schedule does."""
+    return spread(subject.num_steps, round(wanted_share(subject) * subject.num_steps / share_but_for_a_block(subject)))
+
+
 @contextlib.contextmanager
 def first_block_cache(subject: Subject) -> Iterator[Account]:
     """FirstBlockCache that leaves out as much block work as the schedule: all blocks but the first in some steps."""
-    num_blocks, num_steps = num_blocks_of(subject.pipeline), subject.num_steps
-    num_skipped = round(wanted_share(subject) * num_steps * num_blocks / (num_blocks - 1))
-    skipped = spread(num_steps, num_skipped)
-    transformer = subject.pipeline.transformer
+    skipped = steps_but_for_a_block(subject)
     with _enabled(subject, FirstBlockCacheConfig(threshold=0.05)):
-        force_first_block_cache(transformer, skipped)
-        yield lambda: _account(subject, skipped, (num_blocks - 1) / num_blocks)
+        force_first_block_cache(subject.pipeline.transformer, skipped)
+        yield lambda: _account(subject, skipped, share_but_for_a_block(subject))
+
+
+@contextlib.contextmanager
+def db_cache(subject: Subject) -> Iterator[Account]:
+    """DBCache of cache-dit under a mask that leaves out as much: all blocks but the first in some steps.
+
+    MissingExtraError where its package is not installed.
+    """
+    skipped = steps_but_for_a_block(subject)
+    mask = [int(step not in skipped) for step in range(subject.num_steps)]
+    options = FIRST_BLOCK_ALONE | {"steps_computation_mask": mask}
+    case = Case(pipeline=subject.pipeline, arguments=subject.arguments)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(enabled(options, 0, case))
+        if subject.is_compiled:
+            stack.enter_context(compiled_blocks(subject.pipeline, fullgraph=False, backend=subject.backend))
+        yield lambda: _account(subject, skipped, share_but_for_a_block(subject))
 
 
 @contextlib.contextmanager
