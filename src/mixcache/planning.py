@@ -81,8 +81,7 @@ class Trajectory:
         """Of d in the guided output: v = c + (1 - g) d."""
         self.guided = outputs + self._weight * differences
         self._differences, self._residuals = differences, residuals
-        way = np.asarray(self.sigmas[:-1]) - np.asarray(self.sigmas[1:])
-        self._carries = _carry(profile, "step", levels)
+        self._ways = way = np.asarray(self.sigmas[:-1]) - np.asarray(self.sigmas[1:])
         self._moves = {name: way * _carry(profile, name, levels) for name in ("step", "block")}
         self._harms: dict[Hashable, tuple[np.ndarray, float]] = {}
 
@@ -132,11 +131,11 @@ class Trajectory:
         later = steps.stop
         nodes = (*nodes[-order - 1 :], later)
         levels = [self.sigmas[node] for node in nodes]
-        moves, seen = [], self._moves["step"][later] / self._carries[later]
+        moves, seen = [], self._ways[later]
         for index in steps:
             weights = np.asarray(lagrange_weights(levels, self.sigmas[index]))
             moves.append(self._moves["step"][index] * (weights @ self.guided[list(nodes)] - self.guided[index]))
-            seen += (self.sigmas[index] - self.sigmas[index + 1]) * weights[-1]
+            seen += self._ways[index] * weights[-1]
         moves.append(-min(1.0, SHOWN * seen / self.sigmas[later]) * drift)
         return moves
 

@@ -22,18 +22,11 @@ from mixcache.bench.full_size.medians import step_names
 from mixcache.bench.full_size.runs import Account, Subject
 from mixcache.bench.full_size.schedules import share_left_out
 from mixcache.bench.methods import Case
-from mixcache.bench.peers.cache_dit import enabled
+from mixcache.bench.peers.cache_dit import enabled, masked_options
 from mixcache.models import row_for
 
 TAYLORSEER_WARM_UP = 3
 """Steps that are computed first: the class's default."""
-FIRST_BLOCK_ALONE = {
-    "Fn_compute_blocks": 1,
-    "Bn_compute_blocks": 0,
-    "max_warmup_steps": 1,
-    "steps_computation_policy": "static",
-}
-"""Of cache-dit's DBCache, beside the mask."""
 
 
 def num_blocks_of(pipeline: Any) -> int:
@@ -112,7 +105,7 @@ def db_cache(subject: Subject) -> Iterator[Account]:
     """
     skipped = steps_but_for_a_block(subject)
     mask = [int(step not in skipped) for step in range(subject.num_steps)]
-    options = FIRST_BLOCK_ALONE | {"steps_computation_mask": mask}
+    options = masked_options(mask, num_warmup_steps=1)
     case = Case(pipeline=subject.pipeline, arguments=subject.arguments)
     with contextlib.ExitStack() as stack:
         stack.enter_context(enabled(options, 0, case))
