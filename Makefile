@@ -61,7 +61,7 @@ $(RUNS:%=bench-%): bench-%: .venv/installed-bench
 		--methods all --num-prompts 4 --force --out docs/results/$*
 
 bench-quick: .venv/installed-bench
-	$(BIN)/mixcache bench --methods quick --num-prompts 8 --force --out docs/results/quick
+	$(BIN)/mixcache bench --methods quick --num-prompts 6 --force --out docs/results/quick
 
 comma := ,
 space := $(subst ,, )

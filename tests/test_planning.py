@@ -15,8 +15,9 @@ import pytest
 
 from mixcache.decision import Choice, Granularity
 from mixcache.history import lagrange_weights
-from mixcache.planning import COMPUTE, DOUBT, MAX_AGE, SHOWN, Plan, Planner, Trajectory, noise_levels
+from mixcache.planning import MAX_AGE, Plan, Planner
 from mixcache.profiles import FORMAT, Profile
+from mixcache.trajectory import COMPUTE, DOUBT, SHOWN, Trajectory, noise_levels
 
 STEP, CFG, BLOCK = Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 REUSE, EXTRAPOLATE = (STEP, 0), (STEP, 1)

@@ -477,8 +477,8 @@ def plan(
     quiet()
     from mixcache.attachment import enable
     from mixcache.generation import open_model
-    from mixcache.planning import noise_levels
     from mixcache.report.frontier import draw_frontier, frontier_rows, letters
+    from mixcache.trajectory import noise_levels
 
     try:
         pipeline, arguments = open_model(model)

@@ -57,12 +57,12 @@ def ask(
 def test_computes_until_two_errors_were_seen() -> None:
     policy = Hindsight(error=1e9)
     state = policy.init()
-    assert ask(policy, state, 0).granularity is COMPUTE
+    assert ask(policy, state, 0, num_steps=50).granularity is COMPUTE
     policy.observe(Measurement(step=0, sigma=1.0, deviation=None), state)
     expected = Decision(granularity=COMPUTE, reason="too little seen, or the error rises")
-    assert ask(policy, state, 1) == expected
+    assert ask(policy, state, 1, num_steps=50) == expected
     policy.observe(measured(1, 0.9, {(STEP, 0): 0.1}), state)
-    assert ask(policy, state, 2) == expected
+    assert ask(policy, state, 2, num_steps=50) == expected
     policy.observe(measured(2, 0.8, {(STEP, 0): 0.1}), state)
     assert ask(policy, state, 3).granularity is STEP
     assert ask(policy, state, 3, usable=()) == Decision(granularity=COMPUTE, reason="nothing seen yet")
@@ -74,9 +74,9 @@ def test_what_is_not_finite_ends_no_warm_up(broken: float) -> None:
     state = policy.init()
     for index, error in enumerate([broken, 0.1, broken]):
         policy.observe(measured(index, SIGMAS[index], {(STEP, 0): error}), state)
-        assert ask(policy, state, index + 1).granularity is COMPUTE
+        assert ask(policy, state, index + 1, num_steps=50).granularity is COMPUTE
     policy.observe(measured(3, SIGMAS[3], {(STEP, 0): 0.1}), state)
-    assert ask(policy, state, 4).granularity is STEP
+    assert ask(policy, state, 4, num_steps=50).granularity is STEP
 
 
 def test_computes_while_the_error_rises_by_more_than_a_third() -> None:
@@ -85,7 +85,7 @@ def test_computes_while_the_error_rises_by_more_than_a_third() -> None:
     chosen = []
     for index, error in enumerate([0.1, 0.15, 0.25, 0.32, 0.9]):
         policy.observe(measured(index, SIGMAS[index], {(STEP, 0): error, (STEP, 1): 9.0, (CFG, 0): error / 2}), state)
-        chosen.append(ask(policy, state, index + 1).granularity)
+        chosen.append(ask(policy, state, index + 1, num_steps=50).granularity)
     assert chosen == [
         COMPUTE,
         COMPUTE,
@@ -93,6 +93,17 @@ def test_computes_while_the_error_rises_by_more_than_a_third() -> None:
         STEP,
         STEP,
     ]  # 0.32 is less than 4 / 3 of 0.25; what comes then may rise
+
+
+def test_a_rising_error_is_waited_for_during_a_tenth_of_the_steps() -> None:
+    policy = Hindsight(error=1e9)
+    for num_steps, num_computed in ((10, 2), (20, 2), (30, 3), (50, 5)):
+        state = policy.init()
+        chosen = []
+        for index in range(6):
+            policy.observe(measured(index, SIGMAS[index], {(STEP, 0): 2.0**index} if index else {}), state)
+            chosen.append(ask(policy, state, index + 1, num_steps=num_steps).granularity)
+        assert chosen == [COMPUTE] * (num_computed - 1) + [STEP] * (7 - num_computed)
 
 
 @pytest.mark.parametrize(("error", "num_cached"), [(0.0199, 0), (0.0201, 1), (0.0999, 1), (0.1001, 2), (0.2801, 3)])
@@ -163,8 +174,8 @@ def test_an_early_step_counts_for_an_even_share_of_the_way() -> None:
     assert policy.decide(step, state).granularity is COMPUTE
 
 
-@pytest.mark.parametrize(("choice", "harm"), [((STEP, 0), 0.2), ((CFG, 0), 0.4)])
-def test_the_age_does_not_count_where_the_step_is_corrected(choice: Choice, harm: float) -> None:
+@pytest.mark.parametrize(("choice", "harm"), [((STEP, 0), 0.8), ((CFG, 0), 0.4)])
+def test_reuse_counts_by_the_square_of_its_age_where_it_is_corrected(choice: Choice, harm: float) -> None:
     """An error of 1 at a distance of 0.1 is 2 at 0.2, times a way of 0.1; `cfg` steps are not corrected."""
     policy = Hindsight(error=10.0, choices=("step", "cfg"))
     state = seen(policy, {choice: 1.0})
@@ -173,6 +184,15 @@ def test_the_age_does_not_count_where_the_step_is_corrected(choice: Choice, harm
     state.spent = 0.0
     ask(policy, state, 3, usable=(choice[0],))
     assert state.spent == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("corrects", "harm"), [(True, 0.03), (False, 0.06)])
+def test_an_extrapolation_counts_once_where_it_is_corrected(corrects: bool, harm: float) -> None:
+    """An error of 0.1 where the distances are 0.1 and 0.2 is 0.3 where they are 0.2 and 0.3, times a way of 0.1."""
+    policy = Hindsight(error=10.0)
+    state = seen(policy, {(STEP, 0): 9.0}, {(STEP, 0): 9.0, (STEP, 1): 0.1})
+    assert ask(policy, state, 4, usable=(STEP,), corrects=corrects).order == 1
+    assert state.spent == pytest.approx(harm)
 
 
 def test_what_is_not_finite_teaches_nothing() -> None:

@@ -11,18 +11,18 @@ from mixcache.bench.peers.peer import FALLBACK
 from mixcache.config import MixCacheConfig, parse_settings, unknown_name
 
 HINDSIGHT_ERRORS = {
-    True: (0.0005, 0.001, 0.0017, 0.003, 0.008, 0.012, 0.018),
-    False: (0.02, 0.03, 0.05, 0.08, 0.15),
+    True: (0.0005, 0.001, 0.0017, 0.003, 0.008, 0.012, 0.018, 0.027),
+    False: (0.02, 0.04, 0.08, 0.15, 0.3),
 }
 """Beside the default, for many steps and for few."""
 PLANNED_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5)
-MIXCACHE_INTERVALS = ((1, 1), (2, 2), (6, 6))
+MIXCACHE_INTERVALS = ((2, 2), (6, 6))
 """`first_interval` and `max_interval`, beside the defaults."""
 NEAR_2X = {"step": 2.25, "cfg": 12, "block": 3}
 """Periods; cfg cannot reach 2x with anything else computed, so it is caught at its longest."""
 CADENCES = (("step", 0), ("step", 1), ("block", 0), ("cfg", 0))
-PERIODS = {"step": (1.5, 2, 2.5, 3.5), "cfg": (12,), "block": (2, 4)}
-SHARES = (0.66, 0.5, 0.4, 0.33, 0.28)
+PERIODS = {"step": (1.5, 2, 3), "cfg": (12,), "block": (2, 4)}
+SHARES = (0.66, 0.5, 0.4, 0.3)
 """Of the steps, for fewer of them."""
 
 

@@ -71,7 +71,18 @@ def key_of(identity: Any) -> str:
 def code_hash() -> str:
     """Of the source that decides, predicts and measures, and of the peers."""
     root = Path(mixcache.__file__).parent
-    deciding = ("attachment", "hooks", "host", "models", "calls", "config", "decision", "engine", "planning")
+    deciding = (
+        "attachment",
+        "hooks",
+        "host",
+        "models",
+        "calls",
+        "config",
+        "decision",
+        "engine",
+        "planning",
+        "trajectory",
+    )
     keeping = ("corrector", "histories", "history", "measuring", "schedulers", "seen", "signals", "trace", "velocity")
     measuring = ("generation", "metrics", "profiles/__init__", "bench/meter")
     files = [root / f"{name}.py" for name in (*deciding, *keeping, *measuring)]

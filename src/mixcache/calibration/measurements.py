@@ -29,11 +29,12 @@ from mixcache.decision import CACHED, Granularity
 from mixcache.engine import Engine
 from mixcache.metrics import video_psnr
 from mixcache.models import row_for
-from mixcache.planning import DOUBT, KEPT_PER_LEVEL, Plan, Planner
+from mixcache.planning import KEPT_PER_LEVEL, Plan, Planner
 from mixcache.policies import MixCache, Planned, Replay
 from mixcache.policies.base import check_count
 from mixcache.profiles import FORMAT, Profile, fingerprint, weights_hash
 from mixcache.schedulers import is_repeatable
+from mixcache.trajectory import DOUBT
 
 logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242

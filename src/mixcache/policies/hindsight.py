@@ -9,7 +9,8 @@ the distances to them, so an error once seen tells the next one:
 A cached step moves the latents by its error times its way in sigma. That counts for at least an even share of the
 whole way: early steps go a short way, but what they settle is carried on. Where it is not corrected afterwards, it
 counts as often as there are steps since the last computed one, for a run of cached steps strays further than the error
-of each of them tells. A cycle of one computed step and the cached ones after it may move the latents by `error`.
+of each of them tells; where it is, an extrapolation counts once, and reuse as often as the square of that (`_weight`).
+A cycle of one computed step and the cached ones after it may move the latents by `error`.
 docs/method.md says what was tried.
 """
 
@@ -25,6 +26,8 @@ from mixcache.policies.base import Policy, check_choices, check_count, check_ord
 
 HARM = 0.25
 """What a cycle may do by default, times the number of steps: fewer steps are each a longer way."""
+WARM_UP = 0.1
+"""Share of the steps after which caching begins, even where the errors still rise."""
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Lessons:
     """Seen errors over the products of their distances, the newest last."""
     spent: float = 0.0
     """Predicted harm of the cached steps of this cycle."""
+    num_computed: int = 0
     is_warm: bool = False
     """True from the first error on that had not risen much."""
     last_error: float | None = None
@@ -57,9 +61,8 @@ class Hindsight(Policy):
     }
 
     error: float | None = None
-    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, and, where
-    cached steps are not corrected, times the steps since the last computed one. More is faster; None is HARM over the
-    number of steps."""
+    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, times what
+    the steps since the last computed one make of it. More is faster; None is HARM over the number of steps."""
     choices: tuple[str, ...] = ("step",)
     """Granularities that may be chosen. "cfg" and "block" may be added; "block" keeps token-sized tensors."""
     order: int = 1
@@ -100,7 +103,7 @@ class Hindsight(Policy):
         return Lessons()
 
     def decide(self, step: Step, state: Lessons) -> Decision:
-        if not state.is_warm:
+        if not state.is_warm and state.num_computed < WARM_UP * step.num_steps:
             return Decision(granularity=Granularity.COMPUTE, reason="too little seen, or the error rises")
         way = max(step.distance, 1 / step.num_steps)
         error = HARM / step.num_steps if self.error is None else self.error
@@ -109,8 +112,8 @@ class Hindsight(Policy):
             if granularity not in step.ages or order >= step.history_lengths[granularity]:
                 continue
             is_corrected = step.corrects and granularity is Granularity.STEP
-            age = 1 if is_corrected else step.ages[granularity]
-            harm = age * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
+            weight = _weight(step.ages[granularity], order, is_corrected)
+            harm = weight * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
             if granularity not in best or harm < best[granularity][0]:
                 best[granularity] = (harm, order)
         fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= error]
@@ -138,9 +141,21 @@ class Hindsight(Policy):
         if errors and all(map(math.isfinite, errors)) and not state.is_warm:
             state.is_warm = not is_rising(max(errors), state.last_error)
             state.last_error = max(errors)
+        state.num_computed += 1
         state.sigmas.append(measurement.sigma)
         del state.sigmas[: -self.order - 1]
         state.spent = 0.0
+
+
+def _weight(age: int, order: int, is_corrected: bool) -> int:
+    """How often an error counts that many steps after the last computed one.
+
+    What corrects reuse is a line, the error of which grows with the square of the distance; what corrects an
+    extrapolation is a curve of a higher degree.
+    """
+    if not is_corrected:
+        return age
+    return age**2 if order == 0 else 1
 
 
 def _remoteness(sigma: float, computed: Sequence[float], order: int) -> float:
