@@ -18,8 +18,8 @@ def test_a_family_gives_methods_of_different_names(name: str, num_steps: int) ->
 
 
 def test_fewer_steps_are_shares_of_the_benchmarks() -> None:
-    assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](50)] == [33, 25, 20, 16, 14]
-    assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](20)] == [13, 10, 8, 7, 6]
+    assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](50)] == [33, 25, 20, 15]
+    assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](20)] == [13, 10, 8, 6]
     assert [method.num_inference_steps for method in FAMILIES["fewer-steps"](4)] == [3, 2]
 
 
@@ -37,7 +37,7 @@ def test_groups_are_made_of_families() -> None:
 def test_a_group_and_its_families_give_each_method_once() -> None:
     names = [method.name for method in select(["mixcache", "ours", "quick"], 50)]
     assert len(set(names)) == len(names)
-    assert names[:2] == ["mixcache, defaults", "mixcache, first_interval 1, max_interval 1"]
+    assert names[:2] == ["mixcache, defaults", "mixcache, first_interval 2, max_interval 2"]
     assert select(["ours"], 50) == select([*GROUPS["ours"]], 50)
 
 
