@@ -64,7 +64,7 @@ def test_computes_until_two_errors_were_seen() -> None:
     policy.observe(measured(1, 0.9, {(STEP, 0): 0.1}), state)
     assert ask(policy, state, 2, num_steps=50) == expected
     policy.observe(measured(2, 0.8, {(STEP, 0): 0.1}), state)
-    assert ask(policy, state, 3).granularity is STEP
+    assert ask(policy, state, 3, num_steps=50).granularity is STEP
     assert ask(policy, state, 3, usable=()) == Decision(granularity=COMPUTE, reason="nothing seen yet")
 
 
@@ -95,15 +95,16 @@ def test_computes_while_the_error_rises_by_more_than_a_third() -> None:
     ]  # 0.32 is less than 4 / 3 of 0.25; what comes then may rise
 
 
-def test_a_rising_error_is_waited_for_during_a_tenth_of_the_steps() -> None:
+@pytest.mark.parametrize(("num_steps", "num_computed"), [(10, 2), (20, 2), (30, 3), (50, 5)])
+def test_a_rising_error_is_waited_for_during_a_tenth_of_the_steps(num_steps: int, num_computed: int) -> None:
+    """With 10 steps the tenth is one, which has seen no error yet."""
     policy = Hindsight(error=1e9)
-    for num_steps, num_computed in ((10, 2), (20, 2), (30, 3), (50, 5)):
-        state = policy.init()
-        chosen = []
-        for index in range(6):
-            policy.observe(measured(index, SIGMAS[index], {(STEP, 0): 2.0**index} if index else {}), state)
-            chosen.append(ask(policy, state, index + 1, num_steps=num_steps).granularity)
-        assert chosen == [COMPUTE] * (num_computed - 1) + [STEP] * (7 - num_computed)
+    state = policy.init()
+    chosen = []
+    for index in range(6):
+        policy.observe(measured(index, SIGMAS[index], {(STEP, 0): 2.0**index} if index else {}), state)
+        chosen.append(ask(policy, state, index + 1, num_steps=num_steps).granularity)
+    assert chosen == [COMPUTE] * (num_computed - 1) + [STEP] * (7 - num_computed)
 
 
 @pytest.mark.parametrize(("error", "num_cached"), [(0.0199, 0), (0.0201, 1), (0.0999, 1), (0.1001, 2), (0.2801, 3)])
@@ -176,7 +177,8 @@ def test_an_early_step_counts_for_an_even_share_of_the_way() -> None:
 
 @pytest.mark.parametrize(("choice", "harm"), [((STEP, 0), 0.8), ((CFG, 0), 0.4)])
 def test_reuse_counts_by_the_square_of_its_age_where_it_is_corrected(choice: Choice, harm: float) -> None:
-    """An error of 1 at a distance of 0.1 is 2 at 0.2, times a way of 0.1; `cfg` steps are not corrected."""
+    """An error of 1 at a distance of 0.1 is 2 at 0.2, times a way of 0.1, times 4; `cfg` steps are not corrected and count
+    twice."""
     policy = Hindsight(error=10.0, choices=("step", "cfg"))
     state = seen(policy, {choice: 1.0})
     assert ask(policy, state, 3, usable=(choice[0],), corrects=True).reason.startswith(f"harm {harm:.2g},")
