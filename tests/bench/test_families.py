@@ -37,7 +37,7 @@ def test_groups_are_made_of_families() -> None:
 def test_a_group_and_its_families_give_each_method_once() -> None:
     names = [method.name for method in select(["mixcache", "ours", "quick"], 50)]
     assert len(set(names)) == len(names)
-    assert names[:2] == ["mixcache, defaults", "mixcache, first_interval 2, max_interval 2"]
+    assert names[:2] == ["mixcache, defaults", "mixcache, first_interval 6, max_interval 6"]
     assert select(["ours"], 50) == select([*GROUPS["ours"]], 50)
 
 

@@ -11,17 +11,15 @@ from mixcache.bench.peers.peer import FALLBACK
 from mixcache.config import MixCacheConfig, parse_settings, unknown_name
 
 HINDSIGHT_ERRORS = {
-    True: (0.0005, 0.001, 0.0017, 0.003, 0.008, 0.012, 0.018, 0.027),
+    True: (0.0005, 0.001, 0.002, 0.008, 0.012, 0.018),
     False: (0.02, 0.04, 0.08, 0.15, 0.3),
 }
 """Beside the default, for many steps and for few."""
 PLANNED_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5)
-MIXCACHE_INTERVALS = ((2, 2), (6, 6))
-"""`first_interval` and `max_interval`, beside the defaults."""
 NEAR_2X = {"step": 2.25, "cfg": 12, "block": 3}
 """Periods; cfg cannot reach 2x with anything else computed, so it is caught at its longest."""
 CADENCES = (("step", 0), ("step", 1), ("block", 0), ("cfg", 0))
-PERIODS = {"step": (1.5, 2, 3), "cfg": (12,), "block": (2, 4)}
+PERIODS = {"step": (2, 3), "cfg": (12,), "block": (3,)}
 SHARES = (0.66, 0.5, 0.4, 0.3)
 """Of the steps, for fewer of them."""
 
@@ -38,9 +36,9 @@ def planned(num_steps: int) -> list[Method]:
 
 
 def mixcache(num_steps: int) -> list[Method]:
-    """The paper's policy, and with values extrapolated that it reuses."""
-    others = [policy_method("mixcache", first_interval=n, max_interval=most) for n, most in MIXCACHE_INTERVALS]
-    return [policy_method("mixcache"), *others, policy_method("mixcache", order=1, first_interval=1)]
+    """The paper's policy, at its defaults and with longer intervals, and with values extrapolated that it reuses."""
+    settings: list[dict[str, int]] = [{}, {"first_interval": 6, "max_interval": 6}, {"order": 1, "first_interval": 1}]
+    return [policy_method("mixcache", **setting) for setting in settings]
 
 
 def every_nth(num_steps: int) -> list[Method]:
