@@ -38,7 +38,7 @@ class Step:
     index: int
     """Position in the denoising loop, from 0."""
     num_steps: int
-    """Steps of the whole loop."""
+    """Steps that this denoiser does."""
     sigma: float
     """Noise level, as the scheduler gives it."""
     offset: int = 0

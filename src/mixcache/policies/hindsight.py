@@ -9,7 +9,7 @@ the distances to them, so an error once seen tells the next one:
 A cached step moves the latents by its error times its way in sigma. That counts for at least an even share of the
 whole way: early steps go a short way, but what they settle is carried on. Where it is not corrected afterwards, it
 counts as often as there are steps since the last computed one, for a run of cached steps strays further than the error
-of each of them tells; where it is, an extrapolation counts once, and reuse as often as the square of that (`_weight`).
+of each of them tells; where it is, an extrapolation counts once, and reuse by the square of these steps (`_weight`).
 A cycle of one computed step and the cached ones after it may move the latents by `error`.
 docs/method.md says what was tried.
 """
@@ -27,7 +27,7 @@ from mixcache.policies.base import Policy, check_choices, check_count, check_ord
 HARM = 0.25
 """What a cycle may do by default, times the number of steps: fewer steps are each a longer way."""
 WARM_UP = 0.1
-"""Share of the steps after which caching begins, even where the errors still rise."""
+"""Share of the denoiser's steps after which caching begins, even where the errors still rise."""
 
 
 @dataclass
@@ -41,8 +41,9 @@ class Lessons:
     spent: float = 0.0
     """Predicted harm of the cached steps of this cycle."""
     num_computed: int = 0
+    """Steps."""
     is_warm: bool = False
-    """True from the first error on that had not risen much."""
+    """True from the first error on that had not risen much; caching may begin before (`WARM_UP`)."""
     last_error: float | None = None
     """The largest of order 0 at the last computed step, during the warm-up."""
 
@@ -61,12 +62,12 @@ class Hindsight(Policy):
     }
 
     error: float | None = None
-    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, times what
-    the steps since the last computed one make of it. More is faster; None is HARM over the number of steps."""
+    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, times how
+    often it counts that far from the last computed one. More is faster; None is HARM over the number of steps."""
     choices: tuple[str, ...] = ("step",)
     """Granularities that may be chosen. "cfg" and "block" may be added; "block" keeps token-sized tensors."""
     order: int = 1
-    """Highest order of predictor tried, 0 to 2; the better one is taken at each step."""
+    """Highest order of predictor tried, 0 to 2; at each step the one of the lesser harm is taken."""
     memory: int = 1
     """Computed steps whose errors are remembered; the worst of them counts."""
     corrector: bool = True
@@ -150,8 +151,7 @@ class Hindsight(Policy):
 def _weight(age: int, order: int, is_corrected: bool) -> int:
     """How often an error counts that many steps after the last computed one.
 
-    What corrects reuse is a line, the error of which grows with the square of the distance; what corrects an
-    extrapolation is a curve of a higher degree.
+    What counts where the step is corrected was found by trials (docs/method.md, "Few steps").
     """
     if not is_corrected:
         return age
