@@ -71,20 +71,10 @@ def key_of(identity: Any) -> str:
 def code_hash() -> str:
     """Of the source that decides, predicts and measures, and of the peers."""
     root = Path(mixcache.__file__).parent
-    deciding = (
-        "attachment",
-        "hooks",
-        "host",
-        "models",
-        "calls",
-        "config",
-        "decision",
-        "engine",
-        "planning",
-        "trajectory",
-    )
+    deciding = ("attachment", "hooks", "host", "models", "calls", "config", "decision", "engine")
+    planning = ("planning", "trajectory", "profiles/__init__")
     keeping = ("corrector", "histories", "history", "measuring", "schedulers", "seen", "signals", "trace", "velocity")
-    measuring = ("generation", "metrics", "profiles/__init__", "bench/meter")
-    files = [root / f"{name}.py" for name in (*deciding, *keeping, *measuring)]
+    measuring = ("generation", "metrics", "bench/meter")
+    files = [root / f"{name}.py" for name in (*deciding, *planning, *keeping, *measuring)]
     files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
