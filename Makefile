@@ -7,8 +7,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 # the longest first, since two run at a time
 RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
+# beyond these
+FEW_STEPS := shapes-cogvideox-20 shapes-hunyuan-20
+ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 
-.PHONY: demo test test-all check lint format support bench $(RUNS:%=bench-%) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
+.PHONY: demo test test-all check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -50,15 +53,19 @@ support: .venv/installed-test
 	touch $@
 
 # one thread is as fast as two on so small a model, and two runs of one thread each did not slow each other down
-bench $(RUNS:%=bench-%) bench-quick asked cadences cliff overhead guard: export OMP_NUM_THREADS = 1
+bench bench-few-steps $(ALL_RUNS) bench-quick asked cadences cliff overhead guard: export OMP_NUM_THREADS = 1
 
+# with RESUME=1 a run that was cut off goes on
 bench: .venv/installed-bench
 	$(MAKE) --jobs 2 $(RUNS:%=bench-%)
 
+bench-few-steps: .venv/installed-bench
+	$(MAKE) --jobs 2 $(FEW_STEPS:%=bench-%)
+
 # bench-MODEL-STEPS
-$(RUNS:%=bench-%): bench-%: .venv/installed-bench
+$(ALL_RUNS): bench-%: .venv/installed-bench
 	$(BIN)/mixcache bench --model $(word 1,$(subst -, ,$*))-$(word 2,$(subst -, ,$*)) --steps $(lastword $(subst -, ,$*)) \
-		--methods all --num-prompts 4 --force --out docs/results/$*
+		--methods all --num-prompts 4 $(if $(RESUME),--resume) --force --out docs/results/$*
 
 bench-quick: .venv/installed-bench
 	$(BIN)/mixcache bench --methods quick --num-prompts 6 --force --out docs/results/quick

@@ -389,7 +389,8 @@ def test_a_block_step_refreshes_nothing() -> None:
 
 
 def test_a_granularity_the_policy_cannot_choose_keeps_nothing() -> None:
-    for kept, num_tensors in (((S,), 2), ((G,), 1), ((B,), 2), ((S, G, B), 5), ((), 0)):
+    # of the step under way cond is computed, so the residual of cond that it will replace is gone
+    for kept, num_tensors in (((S,), 2), ((G,), 1), ((B,), 1), ((S, G, B), 4), ((), 0)):
         policy = scripted(C, C, kept=kept, measuring=False)
         host = Host(policy)
         host.both(0, 10, 4)
@@ -628,6 +629,15 @@ def test_a_residual_is_not_cached_with_an_output_that_is_not_finite() -> None:
     host.spanned(0, "cond", 1, 5)
     host.spanned(1, "cond", 1, float("nan"))
     assert host.spanned(2, "cond", 2, 99) == pytest.approx(27)
+
+
+def test_without_a_measurement_the_residual_before_one_that_is_not_finite_is_gone() -> None:
+    host = Host(scripted(C, C, B, measuring=False))
+    host.spanned(0, "cond", 1, 5)
+    host.spanned(1, "cond", 1, float("nan"))
+    assert host.spanned(2, "cond", 2, 30) == pytest.approx(host.blocks(2, 30))
+    host.engine.reset()
+    assert [(entry.granularity, entry.reason) for entry in host.trace][2] == (C, "no history")
 
 
 def test_a_block_step_that_is_not_finite_is_counted() -> None:

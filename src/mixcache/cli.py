@@ -363,7 +363,9 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first clip.")] = 9000,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Clips of each method and prompt.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder; with --force, unless it is another's.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Measures caching methods side by side: ours, the real peers, and fewer plain steps."""
@@ -412,6 +414,8 @@ def bench(
             typer.echo(f"failed    {name}: {fact['failure']}", err=True)
     typer.echo(f"results   {out / 'results.json'}")
     typer.echo(f"report    {out / 'report.html'}")
+    if all(fact["failure"] for fact in result["methods"].values()):
+        raise typer.Exit(1)
 
 
 @app.command()

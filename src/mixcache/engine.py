@@ -179,7 +179,10 @@ class Engine:
             return streams
         if self.span_mode is SpanMode.RECORD:
             for index, (begin, end) in enumerate(zip(before, streams, strict=True)):
-                record.residuals[self._call, index] = (end - begin).detach()
+                key = self._call, index
+                if not self.policy.measures:  # a measurement compares with what was kept
+                    self._histories.make_room(key)
+                record.residuals[key] = (end - begin).detach()
         if self.span_mode is SpanMode.SKIP:
             sigma, order, trust = record.info.sigma, record.decision.order, record.decision.trust
             streams = tuple(

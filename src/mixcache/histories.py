@@ -125,6 +125,11 @@ class Histories:
         if record.difference is not None:
             self.difference.push(step, sigma, record.difference)
 
+    def make_room(self, key: StreamKey) -> None:
+        """Drops the residual that the next one of this key would push out."""
+        if key in self._residuals:
+            self._residuals[key].make_room()
+
     def forget_residuals(self) -> None:
         self._residuals.clear()
 

@@ -66,6 +66,11 @@ class History:
         self._values.append(Computed(step, sigma, value))
         self.num_bytes = sum(entry.value.nbytes for entry in self._values)
 
+    def make_room(self) -> None:
+        """Drops the oldest value where the next one would push it out."""
+        if len(self._values) == self._values.maxlen:
+            self.num_bytes -= self._values.popleft().value.nbytes
+
     def clear(self) -> None:
         self._values.clear()
         self.num_bytes = 0

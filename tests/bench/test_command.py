@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,7 +114,6 @@ def test_a_config_that_cannot_be(settings: dict[str, Any], message: str) -> None
         (["--calibration-prompts", "none.txt"], "the prompts none.txt cannot be read"),
         (["--model", "folder"], "--prompts FILE is missing: only the built-in models bring captions of their own"),
         (["--model", "shapes-won"], "unknown model or folder 'shapes-won'; did you mean 'shapes-wan'?"),
-        (["--resume", "--force"], "--resume goes on with a run, and --force begins anew: give one of them"),
         (["--out", "empty.txt"], "the folder empty.txt cannot be made: File exists"),
     ],
 )
@@ -254,6 +254,19 @@ def test_a_bench_writes_results_that_can_be_read_again(
     assert "| broken |" in (out / "results.md").read_text()
 
 
+def test_a_missing_extra_is_told_and_where_nothing_is_left_to_measure_it_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cache_dit", None)  # as if it were not installed
+    ended = runner.invoke(
+        cli.app, ["bench", "--out", str(tmp_path), "--methods", "db-cache", "--steps", "4", "--num-prompts", "1"]
+    )
+    assert ended.exit_code == 1, ended.output
+    assert "cache-dit" in ended.stderr
+    assert "mixcache[bench]" in ended.stderr
+    assert results.load(tmp_path / "results.json")["summary"] == []
+
+
 def test_an_interrupted_bench_is_resumed(tmp_path: Path, cut_off: Callable[[int], None]) -> None:
     arguments = ["bench", "--out", str(tmp_path), *FEW]
     cut_off(6)  # in the survey: a warm-up, plain, the first method with a look after it; then a warm-up and plain
@@ -262,7 +275,7 @@ def test_an_interrupted_bench_is_resumed(tmp_path: Path, cut_off: Callable[[int]
     assert "Interrupted; the same command with --resume goes on." in ended.stderr
     assert not (tmp_path / "results.json").exists()
     kept = (tmp_path / "work" / "records.jsonl").read_text()
-    assert [json.loads(line)["identity"][0] for line in kept.splitlines()] == ["case", "survey"]
+    assert [json.loads(line)["identity"][0] for line in kept.splitlines()] == ["case", "tokens", "survey"]
     assert "holds a run; --resume goes on with it" in refused(*arguments[1:])
     resumed = runner.invoke(cli.app, [*arguments, "--resume"])
     assert resumed.exit_code == 0, resumed.output
@@ -272,6 +285,23 @@ def test_an_interrupted_bench_is_resumed(tmp_path: Path, cut_off: Callable[[int]
     before = (tmp_path / "results.json").read_text()
     assert runner.invoke(cli.app, [*arguments, "--resume"]).exit_code == 0
     assert json.loads((tmp_path / "results.json").read_text())["records"] == json.loads(before)["records"]
+
+
+def test_with_force_a_run_of_the_same_case_is_resumed_and_another_begins_anew(
+    tmp_path: Path, cut_off: Callable[[int], None]
+) -> None:
+    (tmp_path / "results.json").write_text("of another day")
+    arguments = ["bench", "--out", str(tmp_path), *FEW, "--force"]
+    cut_off(6)
+    assert runner.invoke(cli.app, arguments).exit_code == 130
+    kept = (tmp_path / "work" / "records.jsonl").read_text()
+    resumed = runner.invoke(cli.app, [*arguments, "--resume"])
+    assert resumed.exit_code == 0, resumed.output
+    assert (tmp_path / "work" / "records.jsonl").read_text().startswith(kept)
+    changed = runner.invoke(cli.app, [*arguments, "--resume", "--seed", "1"])
+    assert changed.exit_code == 0, changed.output
+    assert results.load(tmp_path / "results.json")["seed"] == 1
+    assert not (tmp_path / "work" / "records.jsonl").read_text().startswith(kept)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from mixcache.bench.methods import policy_method
 from mixcache.bench.page import (
     BY_WORK,
+    NEVER_FIRES,
     case_line,
     draw,
     html,
@@ -22,6 +24,7 @@ from mixcache.bench.page import (
     noise_line,
     pace_line,
     rows_of,
+    side_by_side,
     write,
 )
 
@@ -46,6 +49,19 @@ def result(make_result: Make, make_record: Make, made_up: Any) -> dict[str, Any]
 
 def rows_by_method(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in rows_of(result)}
+
+
+def test_a_method_that_never_fires_says_why(make_result: Make, make_record: Make) -> None:
+    idle = replace(NEVER, when_idle="nobody tells it the noise level")
+    result = make_result([idle], [make_record(idle, 0.98, None, ideal_speedup=1.0)])
+    assert rows_by_method(result)[idle.name]["note"] == f"{NEVER_FIRES} (nobody tells it the noise level)"
+
+
+def test_the_page_names_the_families_without_a_setting_near_2x(result: dict[str, Any], tmp_path: Path) -> None:
+    strips, too_far = side_by_side(result, lambda name: tmp_path / name)
+    assert strips == []  # no frames are there
+    assert too_far == ["fewer steps", "mixcache"]
+    assert f"Without such a one: {', '.join(too_far)}." in html(result, strips, too_far)
 
 
 def test_the_table_has_a_row_for_every_method(result: dict[str, Any], made_up: Any) -> None:

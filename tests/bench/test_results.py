@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mixcache.bench.methods import PLAIN, cadence, policy_method
-from mixcache.bench.results import FIRST_BLOCK, FORMAT, ResultsError, assemble, load
+from mixcache.bench.results import FIRST_BLOCK, FORMAT, ResultsError, assemble, bars, load
 
 Make = Callable[..., Any]
 MIXCACHE = policy_method("mixcache")
@@ -98,6 +98,16 @@ def test_memory_is_the_most_over_a_familys_settings(make_result: Make, make_reco
         seen = next(bar["measured"] for bar in result["bars"] if "memory" in bar["bar"])
         assert seen == f"every_nth step, order 1 {second / 1024:.0f} KiB, {FIRST_BLOCK} 4 KiB"
     assert bars_of(make_result(methods, records, failures={made_up["peer"].name: "no"}, added=added), "memory") == {}
+
+
+def test_block_may_hold_a_tensor_of_tokens_for_each_branch_and_entry(make_result: Make, make_record: Make) -> None:
+    methods = [cadence("block", 2, order) for order in (0, 1)]
+    added = dict(zip([method.name for method in methods], (1000, 2010), strict=True))
+    result = make_result(methods, [make_record(method) for method in methods], added=added)
+    assert bars_of(result, "memory") == {}  # in results of before, without the size of such a tensor
+    found = [bar for bar in bars(result | {"token_bytes": 1000}) if "token" in bar["bar"]]
+    assert [bar["met"] for bar in found] == [True, False]
+    assert found[1]["measured"] == "every_nth block, order 1 2 KiB, such tensors 2 KiB"
 
 
 @pytest.mark.parametrize(

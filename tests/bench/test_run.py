@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,6 +253,41 @@ def test_one_setting_of_each_family_is_surveyed(make_benchmark: MakeBenchmark) -
     survey = make_benchmark(PROMPTS[:1]).survey([STEP, cadence("step", 3, 0), FEWER])
     assert [fact["failure"] for fact in survey.values()] == [None, None, None]
     assert [fact["memory_added_bytes"] is None for fact in survey.values()] == [False, True, False]
+
+
+def test_what_a_failed_method_leaves_behind_is_not_the_next_ones(
+    make_benchmark: MakeBenchmark, loads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs_on(transformer: Any) -> None:
+        loads.clear()
+        cycle: list[Any] = [torch.zeros(2**20)]
+        cycle.append(cycle)
+        transformer.__dict__["cycle"] = cycle
+        raise NotImplementedError("needs a U-Net")
+
+    def large(device: torch.device) -> int:
+        found = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+        return sum(thing.nbytes for thing in found if thing.nbytes >= 2**20)
+
+    monkeypatch.setattr(meter, "live_tensor_bytes", large)
+    gc.disable()
+    try:
+        survey = make_benchmark(PROMPTS[:1]).survey([peer("hangs", hangs_on, unused), FEWER])
+    finally:
+        gc.enable()
+    assert survey["hangs"]["failure"] == "NotImplementedError: needs a U-Net"
+    assert survey[FEWER.name]["memory_added_bytes"] == 0
+
+
+def test_the_size_of_a_tensor_of_tokens_is_known_from_the_survey_on(make_benchmark: MakeBenchmark) -> None:
+    benchmark = make_benchmark(PROMPTS[:1])
+    assert benchmark.token_bytes() is None
+    benchmark.survey([FEWER])
+    # 2 branches of 3 x 4 x 4 latents for 5 frames of 16 x 16, in patches of 1 x 2 x 2; 24 floats a token
+    size = benchmark.token_bytes()
+    assert size is not None
+    assert size % (2 * 24 * 4) == 0
+    assert size > 0
 
 
 def test_memory_that_a_method_holds_is_seen(make_benchmark: MakeBenchmark, memory: list[torch.Tensor]) -> None:

@@ -175,10 +175,10 @@ def test_an_early_step_counts_for_an_even_share_of_the_way() -> None:
     assert policy.decide(step, state).granularity is COMPUTE
 
 
-@pytest.mark.parametrize(("choice", "harm"), [((STEP, 0), 0.8), ((CFG, 0), 0.4)])
-def test_reuse_counts_by_the_square_of_its_age_where_it_is_corrected(choice: Choice, harm: float) -> None:
-    """An error of 1 at a distance of 0.1 is 2 at 0.2, times a way of 0.1, times 4; `cfg` steps are not corrected
-    and count twice."""
+@pytest.mark.parametrize(("choice", "harm"), [((STEP, 0), 0.2), ((CFG, 0), 0.4)])
+def test_reuse_counts_once_where_it_is_corrected(choice: Choice, harm: float) -> None:
+    """An error of 1 at a distance of 0.1 is 2 at 0.2, times a way of 0.1; `cfg` steps are not corrected and count
+    twice."""
     policy = Hindsight(error=10.0, choices=("step", "cfg"))
     state = seen(policy, {choice: 1.0})
     assert ask(policy, state, 3, usable=(choice[0],), corrects=True).reason.startswith(f"harm {harm:.2g},")

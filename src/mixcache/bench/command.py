@@ -78,13 +78,13 @@ class Bench:
         transformer = type(pipeline.transformer).__name__
         self.methods: list[Method] = select(config.methods, num_steps, transformer)
         self.case = self._case(pipeline)
-        self.store = self._opened(force)
+        self.store = self._opened(resume, force)
 
     def _check_folder(self, resume: bool, force: bool) -> None:
-        if resume and force:
-            raise ValueError("--resume goes on with a run, and --force begins anew: give one of them")
+        if force:
+            return
         has_run = (self.work / RECORDS).exists()
-        if not (resume or force) and (has_run or (self.out / RESULTS).exists()):
+        if not resume and (has_run or (self.out / RESULTS).exists()):
             raise ValueError(
                 f"{self.out} holds a run; --resume goes on with it, --force begins anew, --out names another"
             )
@@ -119,21 +119,29 @@ class Bench:
             "machine": generation.machine(pipeline._execution_device),
         }
 
-    def _opened(self, force: bool) -> Store:
+    def _opened(self, resume: bool, force: bool) -> Store:
+        """The records to go on with. With `force` those of another case are deleted, and without `resume` all."""
         path = self.work / RECORDS
-        if force and path.exists():
+        if force and path.exists() and not (resume and self._other(Store(path)) is None):
             shutil.rmtree(self.work)
         store = Store(path)
+        if other := self._other(store):
+            name, before, value = other
+            raise ValueError(
+                f"{self.out} holds a run of another {name} ({_short(before)}, not {_short(value)}): "
+                "its records cannot stand in one table with these; --force begins anew, --out names another"
+            )
         if not store.has(["case"]):
             store.keep(["case"], self.case)
-        before = store.get(["case"])
-        for name, value in json.loads(json.dumps(self.case)).items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{self.out} holds a run of another {name} ({_short(before.get(name))}, not {_short(value)}): "
-                    "its records cannot stand in one table with these; --force begins anew, --out names another"
-                )
         return store
+
+    def _other(self, store: Store) -> tuple[str, Any, Any] | None:
+        """In what the store's run is another one: a name, its value there, and its value here."""
+        if not store.has(["case"]):
+            return None
+        before = store.get(["case"])
+        now = json.loads(json.dumps(self.case))
+        return next(((name, before.get(name), now[name]) for name in now if before.get(name) != now[name]), None)
 
     def run(self, watch: Callable[[str], Progress] | None = None) -> dict[str, Any]:
         """Measures what is missing, writes results.json, results.md, quality.png and report.html, and returns what is
@@ -157,7 +165,8 @@ class Bench:
         records = benchmark.run(sound, progress("clips"))
         survey = benchmark.survey(self.methods)
         floor = benchmark.noise_floor()
-        case = {"command": self.config.command, "num_repeats": self.config.num_repeats, **self.case}
+        told = {"command": self.config.command, "num_repeats": self.config.num_repeats}
+        case = {**told, "token_bytes": benchmark.token_bytes(), **self.case}
         result = assemble(case, self.methods, survey, records, floor, benchmark.pace())
         write_whole(self.out / RESULTS, json.dumps(result, indent=1) + "\n")
         write(result, self.out, benchmark.frames_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,27 @@ def work_digits(steps: Sequence[int], plain: Sequence[int]) -> str:
     """One character a step: `#` all of a plain step's work, `.` none, a digit the tenths between."""
     full = max(plain)
     return "".join("#" if s >= FULL * full else "." if not s else str(max(1, int(10 * s / full))) for s in steps)
+
+
+@contextlib.contextmanager
+def counting_tokens(pipeline: Any) -> Iterator[Callable[[], int]]:
+    """Gives the bytes that the transformers' last blocks handed on while it was open: a token-sized tensor for each
+    branch and step, with the text's where that runs through the blocks too."""
+    count = 0
+
+    def after(block: torch.nn.Module, args: Any, output: Any) -> None:
+        nonlocal count
+        streams = output if isinstance(output, tuple) else (output,)
+        count += sum(stream.nbytes for stream in streams if isinstance(stream, torch.Tensor))
+
+    experts = experts_of(pipeline).values()
+    last_blocks = [list(blocks_of(expert, row_for(expert, pipeline)))[-1] for expert in experts]
+    handles = [block.register_forward_hook(after) for block in last_blocks]
+    try:
+        yield lambda: count
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class MemoryGauge:

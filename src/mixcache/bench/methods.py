@@ -44,6 +44,8 @@ class Method:
     """True for methods that are not ours."""
     is_calibrated: bool = False
     """True if it was told something that was measured on this model beforehand."""
+    when_idle: str = ""
+    """Why it would compute everything, for the row of a method that does."""
     num_inference_steps: int | None = None
     """Steps of the pipeline, where they are fewer than the benchmark's."""
 

@@ -17,8 +17,8 @@ from mixcache.report.filmstrip import Strip, data_uri, image_uris
 from mixcache.report.markdown import table
 
 TEMPLATE, STYLE = "results.html.j2", "style.css.j2"
-SIDE_BY_SIDE = 2.0
-"""Speed-up at which frames are shown."""
+SIDE_BY_SIDE, NEAR = 2.0, 0.25
+"""Speed-up at which frames are shown, and how far from it, as a share, they may be."""
 COLUMNS = {
     "method": "method",
     "seconds": "seconds",
@@ -63,11 +63,17 @@ def never_fires(row: Mapping[str, Any]) -> bool:
     return row["family"] != "plain" and row["ideal"] <= 1.0
 
 
+def idle_reason(fact: Mapping[str, Any]) -> str:
+    """What is said of a method that never fires."""
+    why = fact.get("when_idle")
+    return f"{NEVER_FIRES} ({why})" if why else NEVER_FIRES
+
+
 def note(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> str:
     """What a reader must know of a row besides its figures."""
     told = []
     if fact and never_fires(row):
-        told.append(NEVER_FIRES)
+        told.append(idle_reason(fact))
     if fact and fact["origin"].startswith("re-implementation"):
         told.append(fact["origin"])
     return "; ".join(told)
@@ -225,27 +231,29 @@ def kind_of(fact: Mapping[str, Any]) -> str:
     return "calibrated" if fact["is_calibrated"] else "ours"
 
 
-def side_by_side(result: Mapping[str, Any], frames_path: Any) -> list[Strip]:
-    """A strip of frames of the first prompt for each family, at its setting nearest to `SIDE_BY_SIDE`."""
-    strips = []
+def side_by_side(result: Mapping[str, Any], frames_path: Any) -> tuple[list[Strip], list[str]]:
+    """A strip of frames of the first prompt for each family, at its setting nearest to `SIDE_BY_SIDE`; and the families
+    that have none near it."""
+    strips, too_far = [], []
     rows = [row for row in result["summary"] if row["family"] != "plain"]
     chosen = [row for row in result["summary"] if row["family"] == "plain"]
     for family in dict.fromkeys(row["family"] for row in rows):
         of_family = [row for row in rows if row["family"] == family and row["psnr_db"] is not None]
-        if of_family:
-            nearest = min(of_family, key=lambda row: abs(row["speedup"] - SIDE_BY_SIDE))
-            if abs(nearest["speedup"] / SIDE_BY_SIDE - 1) < 0.25:
-                chosen.append(nearest)
+        near = [row for row in of_family if abs(row["speedup"] / SIDE_BY_SIDE - 1) < NEAR]
+        if near:
+            chosen.append(min(near, key=lambda row: abs(row["speedup"] - SIDE_BY_SIDE)))
+        else:
+            too_far.append(family)
     for row in chosen:
         path = frames_path(row["method"])
         if path.exists():
             psnr = f", {row['psnr_db']:.1f} dB" if row["psnr_db"] is not None else ""
             label = row["method"] if row["family"] == "plain" else f"{row['method']} ({row['speedup']:.2f}x{psnr})"
             strips.append(Strip(label=label, uris=image_uris(np.load(path) / np.float32(255))))
-    return strips
+    return strips, too_far
 
 
-def html(result: Mapping[str, Any], strips: Sequence[Strip]) -> str:
+def html(result: Mapping[str, Any], strips: Sequence[Strip], too_far: Sequence[str] = ()) -> str:
     """report.html; no request leaves it."""
     import jinja2
 
@@ -269,6 +277,7 @@ def html(result: Mapping[str, Any], strips: Sequence[Strip]) -> str:
         levels=level_tables(result),
         speedups=[f"{s:g}x" for s in SPEEDUPS],
         strips=strips,
+        too_far=too_far,
         columns=list(dict.fromkeys(label for row in rows for label in row)),
         rows=rows,
         text=lambda value: value if isinstance(value, str) else "–" if value is None else significant(value),
@@ -279,4 +288,4 @@ def write(result: Mapping[str, Any], out: Path, frames_path: Any) -> None:
     """results.md, quality.png and report.html into the folder `out`."""
     (out / "results.md").write_text(markdown(result), encoding="utf-8")
     draw(result).savefig(out / "quality.png", dpi=110)
-    (out / "report.html").write_text(html(result, side_by_side(result, frames_path)), encoding="utf-8")
+    (out / "report.html").write_text(html(result, *side_by_side(result, frames_path)), encoding="utf-8")

@@ -11,6 +11,7 @@ store, and is not done again.
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from mixcache import generation
-from mixcache.bench.meter import MemoryGauge, WorkMeter, work_digits, work_share
+from mixcache.bench.meter import MemoryGauge, WorkMeter, counting_tokens, work_digits, work_share
 from mixcache.bench.methods import PLAIN, Case, Method
 from mixcache.bench.records import Progress, Record
 from mixcache.bench.store import Store
@@ -31,7 +32,7 @@ from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
 from mixcache.signals import relative_l1
 
 WARM_UP_STEPS = 4
-GROUP = 8
+GROUP = 10
 """Methods between two plain clips."""
 SAME_DB = 80.0
 """PSNR from which two plain clips are the same, on devices that do not repeat themselves to the bit."""
@@ -70,6 +71,7 @@ class Benchmark:
 
     def _reload(self) -> None:
         self.pipeline: Any = None  # two may be more than the device holds
+        gc.collect()  # a pipeline that a method has spoilt hangs in cycles
         self.pipeline = self.load()
 
     @property
@@ -110,7 +112,10 @@ class Benchmark:
         firsts = {method.family: method for method in reversed(methods)}.values()
         asked = [m for m in methods if m in firsts and not self.store.has(["survey", m.name])]
         if asked:
-            reference = self._warm_up()
+            with counting_tokens(self.pipeline) as counted:
+                reference = self._warm_up()
+            if not self.store.has(["tokens"]):
+                self.store.keep(["tokens"], counted() // WARM_UP_STEPS)
             plain = self._gauged(PLAIN)
         for index, method in enumerate(asked):
             found: dict[str, Any] = {"memory_added_bytes": None, "failure": None}
@@ -127,6 +132,10 @@ class Benchmark:
                 on_clip(index + 1, len(asked))
         return {method.name: self._surveyed(method) for method in methods}
 
+    def token_bytes(self) -> int | None:
+        """Size of a tensor of all tokens for every branch, as blocks hand it on; None before the survey."""
+        return int(self.store.get(["tokens"])) if self.store.has(["tokens"]) else None
+
     def _surveyed(self, method: Method) -> dict[str, Any]:
         key = ["survey", method.name]
         return self.store.get(key) if self.store.has(key) else {"memory_added_bytes": None, "failure": None}
@@ -135,12 +144,14 @@ class Benchmark:
         """From here on the method counts as one that cannot be measured."""
         self.store.keep(["survey", method.name], {"memory_added_bytes": None, "failure": reason})
         self._reload()
+        self._warm_up()
 
     def _has_failed(self, method: Method) -> bool:
         key = ["survey", method.name]
         return self.store.has(key) and self.store.get(key)["failure"] is not None
 
     def _gauged(self, method: Method) -> MemoryGauge:
+        gc.collect()  # what the method before has left, which is not this one's
         gauge = MemoryGauge(self.pipeline._execution_device)
         arguments = self._arguments_of(method)
         with method.attached(self.case):
@@ -241,6 +252,7 @@ class Benchmark:
     def _spoils(self, method: Method, prompt: str, seed: int, reference: Generated) -> bool:
         """True, and the method has failed, if a plain clip after it is another one, or none."""
         self._reload()
+        self._warm_up()
         try:
             self.generate(method, prompt, seed)
             if same(self.generate(PLAIN, prompt, seed).made, reference):

@@ -9,9 +9,8 @@ the distances to them, so an error once seen tells the next one:
 A cached step moves the latents by its error times its way in sigma. That counts for at least an even share of the
 whole way: early steps go a short way, but what they settle is carried on. Where it is not corrected afterwards, it
 counts as often as there are steps since the last computed one, for a run of cached steps strays further than the error
-of each of them tells; where it is, an extrapolation counts once, and reuse by the square of these steps (`_weight`).
-A cycle of one computed step and the cached ones after it may move the latents by `error`.
-docs/method.md says what was tried.
+of each of them tells; where it is, it counts once. A cycle of one computed step and the cached ones after it may move
+the latents by `error`. docs/method.md says what was tried.
 """
 
 from __future__ import annotations
@@ -62,8 +61,9 @@ class Hindsight(Policy):
     }
 
     error: float | None = None
-    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, times how
-    often it counts that far from the last computed one. More is faster; None is HARM over the number of steps."""
+    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, and, where
+    cached steps are not corrected, times the steps since the last computed one. More is faster; None is HARM over the
+    number of steps."""
     choices: tuple[str, ...] = ("step",)
     """Granularities that may be chosen. "cfg" and "block" may be added; "block" keeps token-sized tensors."""
     order: int = 1
@@ -113,8 +113,8 @@ class Hindsight(Policy):
             if granularity not in step.ages or order >= step.history_lengths[granularity]:
                 continue
             is_corrected = step.corrects and granularity is Granularity.STEP
-            weight = _weight(step.ages[granularity], order, is_corrected)
-            harm = weight * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
+            age = 1 if is_corrected else step.ages[granularity]
+            harm = age * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
             if granularity not in best or harm < best[granularity][0]:
                 best[granularity] = (harm, order)
         fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= error]
@@ -146,16 +146,6 @@ class Hindsight(Policy):
         state.sigmas.append(measurement.sigma)
         del state.sigmas[: -self.order - 1]
         state.spent = 0.0
-
-
-def _weight(age: int, order: int, is_corrected: bool) -> int:
-    """How often an error counts that many steps after the last computed one.
-
-    What counts where the step is corrected was found by trials (docs/method.md, "Few steps").
-    """
-    if not is_corrected:
-        return age
-    return age**2 if order == 0 else 1
 
 
 def _remoteness(sigma: float, computed: Sequence[float], order: int) -> float:

@@ -32,8 +32,6 @@ class Family:
     """Components that are not built."""
     text: Callable[[FullSizeModel, Draw], dict[str, Any]]
     """Arguments of the pipeline's call in place of a prompt."""
-    modules: tuple[str, ...]
-    """Names, as regular expressions, of the parts of a block whose outputs TaylorSeer predicts one by one."""
     has_two_branches: bool = True
     """False where guidance is a number that the model is given."""
 
@@ -63,7 +61,6 @@ FAMILIES: dict[str, Family] = {
         scheduler="UniPCMultistepScheduler",
         without=("tokenizer", "text_encoder", "vae"),
         text=_two_texts("text_dim"),
-        modules=(r"blocks\.\d+\.(attn1|attn2|ffn)",),
     ),
     "hunyuan": Family(
         pipeline="HunyuanVideoPipeline",
@@ -71,10 +68,6 @@ FAMILIES: dict[str, Family] = {
         scheduler="FlowMatchEulerDiscreteScheduler",
         without=("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "vae"),
         text=_hunyuan_text,
-        modules=(
-            r"transformer_blocks\.\d+\.(attn|ff|ff_context)",
-            r"single_transformer_blocks\.\d+\.(attn|proj_mlp|proj_out)",
-        ),
         has_two_branches=False,
     ),
     "cogvideox": Family(
@@ -83,7 +76,6 @@ FAMILIES: dict[str, Family] = {
         scheduler="CogVideoXDPMScheduler",
         without=("tokenizer", "text_encoder", "vae"),
         text=_two_texts("text_embed_dim"),
-        modules=(r"transformer_blocks\.\d+\.(attn1|ff)",),
     ),
 }
 

@@ -23,6 +23,7 @@ from mixcache.bench.full_size.runs import Account, Subject
 from mixcache.bench.full_size.schedules import share_left_out
 from mixcache.bench.methods import Case
 from mixcache.bench.peers.cache_dit import enabled, masked_options
+from mixcache.bench.peers.diffusers_caches import PARTS
 from mixcache.models import row_for
 
 TAYLORSEER_WARM_UP = 3
@@ -120,7 +121,7 @@ def taylorseer(subject: Subject, *, is_lite: bool) -> Iterator[Account]:
     interval = nearest_interval(subject.num_steps, wanted_share(subject))
     skipped = interval_steps(subject.num_steps, interval)
     settings: dict[str, Any] = (
-        {"use_lite_mode": True} if is_lite else {"cache_identifiers": list(subject.family.modules)}
+        {"use_lite_mode": True} if is_lite else {"cache_identifiers": list(PARTS[subject.family.transformer])}
     )
     config = TaylorSeerCacheConfig(
         cache_interval=interval, disable_cache_before_step=TAYLORSEER_WARM_UP, max_order=1, **settings

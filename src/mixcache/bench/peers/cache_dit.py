@@ -110,9 +110,16 @@ DB_CACHE_TAYLORSEER = Peer(
 DB_CACHE_MASK = Peer(
     family="db-cache-mask",
     make=_masked,
-    grid=lambda: every(
-        num_first_steps=(2, 4, 6), num_cached_in_a_row=(1, 2, 3, 4, 5), num_last_steps=(1, 3), taylor_order=(0, 1, 2)
-    ),
+    grid=lambda: [
+        *every(
+            num_first_steps=(2, 4, 6),
+            num_cached_in_a_row=(1, 2, 3, 4, 5),
+            num_last_steps=(1, 3),
+            taylor_order=(0, 1, 2),
+        ),
+        *every(num_first_steps=(4, 12), num_cached_in_a_row=(1,), num_last_steps=(5, 8, 16), taylor_order=(1, 2)),
+        *every(num_first_steps=(12, 20), num_cached_in_a_row=(1,), num_last_steps=(3,), taylor_order=(1, 2)),
+    ],
 )
 """A mask fixed beforehand tells which steps to compute: first and last ones, and one between runs of cached ones.
 

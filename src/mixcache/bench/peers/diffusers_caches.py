@@ -31,7 +31,9 @@ def enabled(make_config: MakeConfig, case: Case) -> Iterator[Account]:
         yield dict
 
 
-def diffusers_method(family: str, setting: str, make_config: MakeConfig, *, is_calibrated: bool = False) -> Method:
+def diffusers_method(
+    family: str, setting: str, make_config: MakeConfig, *, is_calibrated: bool = False, when_idle: str = ""
+) -> Method:
     return Method(
         family=family,
         setting=setting,
@@ -39,6 +41,7 @@ def diffusers_method(family: str, setting: str, make_config: MakeConfig, *, is_c
         origin=f"diffusers {metadata.version('diffusers')}",
         is_peer=True,
         is_calibrated=is_calibrated,
+        when_idle=when_idle,
     )
 
 
@@ -65,7 +68,12 @@ TeaCache, arXiv 2411.19108)."""
 
 
 def _sea_cache(num_steps: int, **options: Any) -> Method:
-    return diffusers_method("sea-cache", words(**options), lambda case: diffusers.SeaCacheConfig(**options))
+    return diffusers_method(
+        "sea-cache",
+        words(**options),
+        lambda case: diffusers.SeaCacheConfig(**options),
+        when_idle="its hook needs the noise level, which this pipeline does not tell",
+    )
 
 
 SEA_CACHE = Peer(
@@ -82,8 +90,25 @@ SEA_CACHE = Peer(
 2602.18993). Where a pipeline does not tell the noise level it never fires."""
 
 
+PARTS = {
+    "WanTransformer3DModel": (r"blocks\.\d+\.(attn1|attn2|ffn)",),
+    "HunyuanVideoTransformer3DModel": (
+        r"transformer_blocks\.\d+\.(attn|ff|ff_context)",
+        r"single_transformer_blocks\.\d+\.(attn|proj_mlp|proj_out)",
+    ),
+    "CogVideoXTransformer3DModel": (r"transformer_blocks\.\d+\.(attn1|ff)",),
+}
+"""By class of transformer the names, as regular expressions, of the parts of a block that TaylorSeer forecasts one by
+one outside of its lite mode."""
+
+
 def _taylorseer(
-    num_steps: int, cache_interval: int, max_order: int, num_first_steps: int, num_last_steps: int
+    num_steps: int,
+    cache_interval: int,
+    max_order: int,
+    num_first_steps: int,
+    num_last_steps: int,
+    is_lite: bool = True,
 ) -> Method:
     before, after = num_first_steps, num_steps - num_last_steps
     options = {
@@ -91,25 +116,31 @@ def _taylorseer(
         "max_order": max_order,
         "disable_cache_before_step": before,
         "disable_cache_after_step": after,
-        "use_lite_mode": True,
     }
 
     def make_config(case: Case) -> Any:
-        return diffusers.TaylorSeerCacheConfig(**options, taylor_factors_dtype=torch.float32)
+        name = type(case.pipeline.transformer).__name__
+        if not is_lite and name not in PARTS:
+            raise ValueError(f"the parts of {name} to forecast are not known")
+        forecast = {"use_lite_mode": True} if is_lite else {"cache_identifiers": list(PARTS[name])}
+        return diffusers.TaylorSeerCacheConfig(**options, **forecast, taylor_factors_dtype=torch.float32)
 
-    setting = words(cache_interval=cache_interval, max_order=max_order, steps=f"{before}-{after}") + ", lite"
+    mode = "lite" if is_lite else "every part"
+    setting = words(cache_interval=cache_interval, max_order=max_order, steps=f"{before}-{after}") + f", {mode}"
     return diffusers_method("taylorseer", setting, make_config)
 
 
 TAYLORSEER = Peer(
     family="taylorseer",
     make=_taylorseer,
-    grid=lambda: every(
-        cache_interval=(2, 3, 4, 5, 6), max_order=(0, 1, 2), num_first_steps=(3, 4, 6), num_last_steps=(1, 3)
-    ),
+    grid=lambda: [
+        *every(cache_interval=(2, 3, 4, 5, 6), max_order=(0, 1, 2), num_first_steps=(3, 4, 6), num_last_steps=(1, 3)),
+        *every(cache_interval=(2,), max_order=(0, 1, 2), num_first_steps=(3, 12), num_last_steps=(5, 8, 16)),
+        *every(cache_interval=(2,), max_order=(1, 2), num_first_steps=(12, 20), num_last_steps=(3,)),
+    ],
 )
 """Between full steps at a fixed interval, outputs are forecast by their differences (TaylorSeer, arXiv 2503.06923).
 
-In lite mode, which forecasts the model's output alone: as good here as the forecast of every attention and
-feed-forward output, and far quicker. The library's default patterns match no module of a Wan transformer. The last
-steps are computed, since the end of a schedule decides much of the quality."""
+Mostly in lite mode, which forecasts the model's output alone; a few settings forecast every attention and
+feed-forward output, by names of ours, since the library's default patterns are not these models'. The last steps are
+computed, since the end of a schedule decides much of the quality."""
