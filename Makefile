@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 # the longest first, since two run at a time
 RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
-# beyond these
+# on models that are in RUNS with many steps
 FEW_STEPS := shapes-cogvideox-20 shapes-hunyuan-20
 ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 

@@ -364,7 +364,10 @@ def bench(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first clip.")] = 9000,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Clips of each method and prompt.")] = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder; with --force, unless it is another's.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in the folder; with --force, begin anew if it is of another case."
+        ),
     ] = False,
     force: Force = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers import PEERS, MissingExtraError, teacache
 from mixcache.bench.peers.easycache import RootHook
 from mixcache.bench.peers.leftovers import quiet, restored
+from mixcache.bench.peers.peer import SETTINGS
 from mixcache.calibration import built_in_prompts
 from mixcache.generation import final_latents
 from mixcache.zoo import call_defaults, load
@@ -42,6 +44,19 @@ def latents_and_work(case: Case) -> tuple[torch.Tensor, int]:
 @pytest.fixture(scope="module")
 def plain(case: Case) -> tuple[torch.Tensor, int]:
     return latents_and_work(case)
+
+
+@pytest.fixture(scope="module", params=["shapes-hunyuan", "shapes-cogvideox"])
+def other_case(request: pytest.FixtureRequest) -> Case:
+    torch.set_num_threads(1)
+    small = call_defaults(request.param) | {name: SMALL[name] for name in ("height", "width", "num_frames")}
+    arguments = small | {"num_inference_steps": NUM_STEPS}
+    return Case(pipeline=load(request.param), arguments=arguments, calibration_prompts=tuple(CALIBRATION_PROMPTS))
+
+
+@pytest.fixture(scope="module")
+def other_plain(other_case: Case) -> tuple[torch.Tensor, int]:
+    return latents_and_work(other_case)
 
 
 def boldest(name: str) -> Method:
@@ -87,6 +102,65 @@ def test_a_peer_fires_and_leaves_nothing_behind(
     assert torch.equal(again, plain[0])
     assert full_work == plain[1]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # faster-cache
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_fires_on_the_other_architectures_and_leaves_nothing_behind(
+    name: str, other_case: Case, other_plain: tuple[torch.Tensor, int]
+) -> None:
+    before = footprint(other_case)
+    method = PEERS[name](NUM_STEPS, type(other_case.pipeline.transformer).__name__)[-1]
+    with method.attached(other_case):
+        latents, work = latents_and_work(other_case)
+    assert latents.isfinite().all()
+    if name == "sea-cache":  # these pipelines do not tell it the noise level
+        assert torch.equal(latents, other_plain[0])
+        assert method.when_idle
+    else:
+        assert not torch.equal(latents, other_plain[0])
+        assert 0 < work < other_plain[1]
+    assert footprint(other_case) == before
+    assert torch.equal(latents_and_work(other_case)[0], other_plain[0])
+
+
+def every_part() -> Method:
+    """TaylorSeer outside of its lite mode."""
+    options = {"cache_interval": 3, "max_order": 1, "num_first_steps": 3, "num_last_steps": 1}
+    return PEERS["taylorseer"].make(NUM_STEPS, **options, is_lite=False)
+
+
+def test_taylorseer_forecasts_every_part(case: Case, plain: tuple[torch.Tensor, int]) -> None:
+    with every_part().attached(case):
+        latents, work = latents_and_work(case)
+    assert not torch.equal(latents, plain[0])
+    # of the 12 steps 0 to 3, 6, 9 and 11 are computed
+    assert work == pytest.approx(7 / 12 * plain[1])
+    assert torch.equal(latents_and_work(case)[0], plain[0])
+
+
+def test_taylorseer_forecasts_every_part_of_the_other_architectures(
+    other_case: Case, other_plain: tuple[torch.Tensor, int]
+) -> None:
+    with every_part().attached(other_case):
+        latents, work = latents_and_work(other_case)
+    assert not torch.equal(latents, other_plain[0])
+    # the modulation by time, of one token, is no part that is forecast
+    assert 7 / 12 * other_plain[1] < work < 0.7 * other_plain[1]
+
+
+def test_taylorseer_forecasts_every_part_of_the_classes_it_is_told_of(case: Case) -> None:
+    unknown = Case(pipeline=SimpleNamespace(transformer=torch.nn.Linear(1, 1)), arguments=SMALL)
+    with pytest.raises(ValueError, match="the parts of Linear to forecast are not known"):
+        every_part().attached(unknown).__enter__()
+
+
+@pytest.mark.parametrize("length", ["many", "few"])
+def test_every_family_has_settings_for_every_class(length: str) -> None:
+    settings = json.loads(SETTINGS.read_text())
+    assert len(settings) == 3
+    for of_class in settings.values():
+        assert set(of_class[length]) == set(PEERS)
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -107,7 +107,8 @@ def test_block_may_hold_a_tensor_of_tokens_for_each_branch_and_entry(make_result
     assert bars_of(result, "memory") == {}  # in results of before, without the size of such a tensor
     found = [bar for bar in bars(result | {"token_bytes": 1000}) if "token" in bar["bar"]]
     assert [bar["met"] for bar in found] == [True, False]
-    assert found[1]["measured"] == "every_nth block, order 1 2 KiB, such tensors 2 KiB"
+    assert found[1]["measured"] == "added 2 KiB, such tensors 2 KiB"
+    assert found[1]["bar"].startswith("memory added by every_nth block, order 1 at most")
 
 
 @pytest.mark.parametrize(

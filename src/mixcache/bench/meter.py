@@ -19,9 +19,10 @@ FULL = 0.995
 class WorkMeter:
     """Counts the multiplications of all linear layers in the transformer's blocks, step by step.
 
-    Attention's own products are left out: they go with the projections before them, but where a method leaves out the
-    products alone, as Pyramid Attention Broadcast does, it saves more than is counted. The counting costs the same
-    for every layer that runs, so it shortens no method's ratio of times.
+    They are counted where they are done, in `torch.nn.functional.linear`, so that a layer that a cache answers for is
+    not. Attention's own products are left out: they go with the projections before them, but where a method leaves
+    out the products alone, as Pyramid Attention Broadcast does, it saves more than is counted. The counting costs the
+    same for every layer that runs, so it shortens no method's ratio of times.
     """
 
     def __init__(self) -> None:
@@ -40,22 +41,25 @@ class WorkMeter:
     @contextlib.contextmanager
     def on(self, pipeline: Any) -> Iterator[WorkMeter]:
         """Counts while it is open."""
-        layers = {
-            id(layer): layer
+        weights = {
+            id(layer.weight)
             for transformer in experts_of(pipeline).values()
             for block in blocks_of(transformer, row_for(transformer, pipeline))
             for layer in block.modules()
             if isinstance(layer, torch.nn.Linear)
         }
-        handles = [layer.register_forward_pre_hook(self._before) for layer in layers.values()]
+        linear = torch.nn.functional.linear
+
+        def counted(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            if id(weight) in weights:
+                self._count += values.numel() * weight.shape[0]
+            return linear(values, weight, bias)
+
+        torch.nn.functional.linear = counted
         try:
             yield self
         finally:
-            for handle in handles:
-                handle.remove()
-
-    def _before(self, layer: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        self._count += args[0].numel() * layer.out_features
+            torch.nn.functional.linear = linear
 
 
 def work_share(steps: Sequence[int], plain: Sequence[int]) -> float:
@@ -72,7 +76,7 @@ def work_digits(steps: Sequence[int], plain: Sequence[int]) -> str:
 @contextlib.contextmanager
 def counting_tokens(pipeline: Any) -> Iterator[Callable[[], int]]:
     """Gives the bytes that the transformers' last blocks handed on while it was open: a token-sized tensor for each
-    branch and step, with the text's where that runs through the blocks too."""
+    branch and step, with the text's where the last block hands that on too."""
     count = 0
 
     def after(block: torch.nn.Module, args: Any, output: Any) -> None:

@@ -182,9 +182,9 @@ def _memory_bars(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, size in added.items():
         if tokens and (order := re.fullmatch(r"every_nth block, order (\d)", name)):
             allowed = (int(order[1]) + 1) * tokens
-            told = _kib({name: size, "such tensors": allowed})
+            told = _kib({"added": size, "such tensors": allowed})
             met = size <= SCALARS * allowed
-            found.append(_bar("memory added by block at most a token-sized tensor per branch and entry", told, met))
+            found.append(_bar(f"memory added by {name} at most a token-sized tensor per branch and entry", told, met))
     return found
 
 

@@ -74,6 +74,11 @@ class Benchmark:
         gc.collect()  # a pipeline that a method has spoilt hangs in cycles
         self.pipeline = self.load()
 
+    def _renew(self) -> None:
+        """A fresh pipeline that is warm, in place of one that a method may have spoilt."""
+        self._reload()
+        self._warm_up()
+
     @property
     def case(self) -> Case:
         return Case(pipeline=self.pipeline, arguments=self.arguments, calibration_prompts=self._calibration_prompts)
@@ -125,8 +130,7 @@ class Benchmark:
                 found["failure"] = reason_of(error)
             found["failure"] = found["failure"] or self._spoilt(reference)
             if found["failure"]:
-                self._reload()
-                self._warm_up()
+                self._renew()
             self.store.keep(["survey", method.name], found)
             if on_clip:
                 on_clip(index + 1, len(asked))
@@ -143,8 +147,7 @@ class Benchmark:
     def _fail(self, method: Method, reason: str) -> None:
         """From here on the method counts as one that cannot be measured."""
         self.store.keep(["survey", method.name], {"memory_added_bytes": None, "failure": reason})
-        self._reload()
-        self._warm_up()
+        self._renew()
 
     def _has_failed(self, method: Method) -> bool:
         key = ["survey", method.name]
@@ -223,10 +226,13 @@ class Benchmark:
         before = before or self.generate(PLAIN, prompt, seed)
         records: list[tuple[Method, Record]] = []
         for method in methods:
+            reason = None
             try:
                 made = self.generate(method, prompt, seed)
             except Exception as error:  # as in the survey
-                self._fail(method, f"{reason_of(error)} (seed {seed})")
+                reason = reason_of(error)
+            if reason:  # only now, since the error holds on to the pipeline
+                self._fail(method, f"{reason} (seed {seed})")
             else:
                 records.append((method, self._record(method, prompt, seed, repeat, made, before)))
         after = self.generate(PLAIN, prompt, seed)
@@ -251,8 +257,7 @@ class Benchmark:
 
     def _spoils(self, method: Method, prompt: str, seed: int, reference: Generated) -> bool:
         """True, and the method has failed, if a plain clip after it is another one, or none."""
-        self._reload()
-        self._warm_up()
+        self._renew()
         try:
             self.generate(method, prompt, seed)
             if same(self.generate(PLAIN, prompt, seed).made, reference):

@@ -137,6 +137,7 @@ TAYLORSEER = Peer(
         *every(cache_interval=(2, 3, 4, 5, 6), max_order=(0, 1, 2), num_first_steps=(3, 4, 6), num_last_steps=(1, 3)),
         *every(cache_interval=(2,), max_order=(0, 1, 2), num_first_steps=(3, 12), num_last_steps=(5, 8, 16)),
         *every(cache_interval=(2,), max_order=(1, 2), num_first_steps=(12, 20), num_last_steps=(3,)),
+        *every(cache_interval=(3, 5), max_order=(1, 2), num_first_steps=(4,), num_last_steps=(3,), is_lite=(False,)),
     ],
 )
 """Between full steps at a fixed interval, outputs are forecast by their differences (TaylorSeer, arXiv 2503.06923).
