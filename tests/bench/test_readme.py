@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mixcache.bench.readme import BEGIN, END, failures, filled, machine_of, measured
+from mixcache.bench.families import GROUPS, methods_of
+from mixcache.bench.readme import BEGIN, END, RUNS, failures, filled, machine_of, measured
+from mixcache.bench.results import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +26,7 @@ def test_a_reason_is_said_once_for_all_settings_of_a_family() -> None:
             "a, 1": {"family": "a", "failure": "ValueError: no"},
             "a, 2": {"family": "a", "failure": "ValueError: no"},
             "a, 3": {"family": "a", "failure": None},
-            "b, 1": {"family": "b", "failure": None},
+            "b, 1": {"family": "b", "failure": None, "when_idle": "nobody tells it"},
         },
         "summary": [
             {"family": "plain", "ideal": 1.0, "speedup": 1.0},
@@ -36,7 +38,7 @@ def test_a_reason_is_said_once_for_all_settings_of_a_family() -> None:
     }
     assert failures(run) == [
         "",
-        "- b, 1 of 1 settings: never fires: everything is computed",
+        "- b, 1 of 1 settings: never fires: everything is computed (nobody tells it)",
         "- a, 2 of 3 settings: cannot be run: ValueError: no",
         "- c: at most 1.25x",
     ]
@@ -52,6 +54,16 @@ def test_runs_of_two_machines_are_not_put_side_by_side() -> None:
     )
     with pytest.raises(ValueError, match="of different machine, so they cannot stand side by side: one: "):
         machine_of({"one": run, "two": run | {"machine": machine | {"device": "another"}}})
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_method_has_a_row_in_every_run_measured_or_with_the_reason_why_not(run: str) -> None:
+    result = load(ROOT / "docs" / "results" / run / "results.json")
+    num_steps = result["arguments"]["num_inference_steps"]
+    families = {method.family for name in GROUPS["all"] for method in methods_of(name, num_steps, "")}
+    assert {fact["family"] for fact in result["methods"].values()} == families
+    measured_methods = {row["method"] for row in result["summary"]}
+    assert all(fact["failure"] for name, fact in result["methods"].items() if name not in measured_methods)
 
 
 def test_the_readme_holds_the_figures_of_the_results_folder() -> None:

@@ -12,13 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixcache.bench.page import NEVER_FIRES, kind_of, level_rows, never_fires, noise_of_time
+from mixcache.bench.page import idle_reason, kind_of, level_rows, never_fires, noise_of_time
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-RUNS = ("shapes-wan-50", "shapes-wan-20", "shapes-cogvideox-50", "shapes-hunyuan-50")
-"""Folders of docs/results that `make bench` fills."""
+RUNS = (
+    "shapes-wan-50",
+    "shapes-wan-20",
+    "shapes-cogvideox-50",
+    "shapes-hunyuan-50",
+    "shapes-cogvideox-20",
+    "shapes-hunyuan-20",
+)
+"""Folders of docs/results: `make bench` fills the first four, `make bench-few-steps` the others."""
 KINDS = {
     "ours": "ours",
     "calibrated": "ours, calibrated",
@@ -29,7 +36,7 @@ KINDS = {
 
 
 def measured(results: Path) -> str:
-    """The section's text, from the results of `make bench` and overhead.json in the folder `results`.
+    """The section's text, from the results of `RUNS` and overhead.json in the folder `results`.
 
     The first run is shown with its plot, the others are folded.
     """
@@ -38,7 +45,8 @@ def measured(results: Path) -> str:
     first, *others = runs
     case = runs[first]
     lines = [
-        f"`make bench`, two runs at a time: {len(case['prompts'])} held-out captions; {machine_of(runs)}.",
+        f"`make bench` and `make bench-few-steps`, two runs at a time: {len(case['prompts'])} held-out captions; "
+        f"{machine_of(runs)}.",
         "PSNR (dB) against the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each",
         "method's best settings. One caption's PSNR is off the mean by several dB, and the time of one clip by the",
         "noise told with each table, so that near neighbours may change places. A bar is a target of this project;",
@@ -100,7 +108,8 @@ def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 def failures(run: Mapping[str, Any]) -> list[str]:
     """One line for each reason why settings of a family are missing, or all of it."""
     families = Counter(fact["family"] for fact in run["methods"].values())
-    missing = Counter((row["family"], NEVER_FIRES) for row in run["summary"] if never_fires(row))
+    facts = {fact["family"]: fact for fact in run["methods"].values()}
+    missing = Counter((row["family"], idle_reason(facts[row["family"]])) for row in run["summary"] if never_fires(row))
     for fact in run["methods"].values():
         if fact["failure"]:
             missing[fact["family"], f"cannot be run: {fact['failure']}"] += 1
