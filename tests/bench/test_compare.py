@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mixcache import cli
+from mixcache.bench import compare as compare_module
 from mixcache.bench.compare import Change, compare
 from mixcache.bench.results import ResultsError
 
@@ -27,8 +28,8 @@ def result_of(make_result: Make, make_record: Make, made_up: Any) -> Make:
         case = {name: other.pop(name) for name in ("weights", "seed") if name in other}
         ours = made_up["ours"]
         records = [
-            make_record(ours, psnr_db=psnr, prompt=prompt, **other)
-            for prompt, psnr in zip(PROMPTS, psnrs, strict=True)
+            make_record(ours, psnr_db=psnr, prompt=prompt, seed=seed, **other)
+            for seed, (prompt, psnr) in enumerate(zip(PROMPTS, psnrs, strict=True))
             if failure is None
         ]
         return make_result([ours], records, failures={ours.name: failure}, **case)
@@ -89,9 +90,14 @@ def test_other_decisions_are_a_loss(result_of: Make) -> None:
     after = result_of()
     after["records"][2]["schedule"] = "#s##"
     change = only_change(result_of(), after)
-    assert change.what == "decisions of 1 of 4 clips"
+    assert change.what == "decisions of 1 of 4 clips (seed 1)"
     assert (change.before, change.after, change.is_loss) == ("##s#", "#s##", True)
-    assert only_change(result_of(), result_of(work="##5#")).what == "decisions of 4 of 4 clips"
+    assert only_change(result_of(), result_of(work="##5#")).what == "decisions of 4 of 4 clips (seed 0, 1, 2, 3)"
+
+
+def test_not_all_of_many_clips_are_named(result_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_module, "MAX_SEEDS", 2)
+    assert only_change(result_of(), result_of(work="##5#")).what == "decisions of 4 of 4 clips (seed 0, 1, ...)"
 
 
 def test_a_cache_that_fires_less_is_a_loss_and_one_that_fires_more_is_not(result_of: Make) -> None:
@@ -143,10 +149,15 @@ def test_clips_that_are_gone_are_a_loss_and_new_ones_are_left_out(result_of: Mak
     other = result_of()
     other["records"][-1] |= {"prompt": "another", "psnr_db": 5.0}
     change = only_change(result_of(), other)
-    assert (change.what, change.before, change.after, change.is_loss) == ("clips", "4 clips", "3 of them", True)
+    assert (change.what, change.before, change.after, change.is_loss) == (
+        "clips",
+        "4 clips",
+        "3 of them (without seed 3)",
+        True,
+    )
     fewer = result_of()
     del fewer["records"][2:]  # the plain clip and one of four are left
-    assert only_change(result_of(), fewer).after == "1 of them"
+    assert only_change(result_of(), fewer).after == "1 of them (without seed 1, 2, 3)"
     assert compare(fewer, result_of()) == []
 
 

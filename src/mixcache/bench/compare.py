@@ -18,6 +18,8 @@ PSNR_NOISE_DB, WORK_NOISE = 0.1, 0.005
 """Changes under these are none, however sure."""
 SURE = 2.0
 """Standard errors from which a mean of differences is beyond noise."""
+MAX_SEEDS = 6
+"""Told of the clips that changed."""
 SAME = ("model", "weights", "arguments", "scheduler", "seed")
 """What two results must share to be compared."""
 
@@ -53,11 +55,13 @@ def _method_changes(name: str, before: Mapping[str, Any], after: Mapping[str, An
     if states[0] != states[1]:
         return [Change(method=name, what="state", before=states[0], after=states[1], is_loss=states[1] != "measured")]
     pairs = _pairs(name, before, after)
-    num_before = sum(record["method"] == name for record in before["records"])
+    of_method = [record for record in before["records"] if record["method"] == name]
+    there = {_key(record) for record, _ in pairs}
+    gone = [record for record in of_method if _key(record) not in there]
     found: list[Change | None] = []
-    if len(pairs) < num_before:
-        gone = {"before": f"{num_before} clips", "after": f"{len(pairs)} of them"}
-        found.append(Change(method=name, what="clips", **gone, is_loss=True))
+    if gone:
+        told = {"before": f"{len(of_method)} clips", "after": f"{len(pairs)} of them (without {_seeds(gone)})"}
+        found.append(Change(method=name, what="clips", **told, is_loss=True))
     if pairs:
         found += [_decisions(name, pairs), _psnr(name, pairs), _work(name, pairs), _speedup(name, pairs)]
     return [change for change in found if change is not None]
@@ -90,13 +94,20 @@ def _pairs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> li
 
 def _decisions(name: str, pairs: Sequence[Pair]) -> Change | None:
     """Schedule and work of every clip, which must be the same to the letter."""
-    for a, b in pairs:
-        for what in ("schedule", "work"):
-            if a[what] != b[what]:
-                number = sum(x["schedule"] != y["schedule"] or x["work"] != y["work"] for x, y in pairs)
-                what_of = f"decisions of {number} of {len(pairs)} clips"
-                return Change(method=name, what=what_of, before=a[what], after=b[what], is_loss=True)
-    return None
+    changed = [(a, b) for a, b in pairs if a["schedule"] != b["schedule"] or a["work"] != b["work"]]
+    if not changed:
+        return None
+    before, after = changed[0]
+    shown = "schedule" if before["schedule"] != after["schedule"] else "work"
+    what = f"decisions of {len(changed)} of {len(pairs)} clips ({_seeds([a for a, _ in changed])})"
+    return Change(method=name, what=what, before=before[shown], after=after[shown], is_loss=True)
+
+
+def _seeds(records: Sequence[Mapping[str, Any]]) -> str:
+    """Which clips these are, in a few words."""
+    seeds = [str(seed) for seed in dict.fromkeys(record["seed"] for record in records)]
+    told = seeds if len(seeds) <= MAX_SEEDS else [*seeds[:MAX_SEEDS], "..."]
+    return f"seed {', '.join(told)}"
 
 
 def _psnr(name: str, pairs: Sequence[Pair]) -> Change | None:
