@@ -243,18 +243,15 @@ def test_restored_takes_away_what_was_added() -> None:
     assert not hasattr(model, "_diffusers_hook")
 
 
-@pytest.mark.parametrize("model", ["shapes-hunyuan", "shapes-cogvideox"])
 @pytest.mark.parametrize("name", ["teacache", "easycache"])
-def test_our_versions_of_papers_run_on_the_other_architectures(name: str, model: str) -> None:
-    size = {"height": 48, "width": 48, "num_frames": 5, "num_inference_steps": NUM_STEPS}
-    case = Case(
-        pipeline=load(model), arguments=call_defaults(model) | size, calibration_prompts=tuple(CALIBRATION_PROMPTS)
-    )
-    plain, plain_work = latents_and_work(case)
-    before = footprint(case)
-    with boldest(name).attached(case):
-        first, second = latents_and_work(case), latents_and_work(case)
-    assert footprint(case) == before
+def test_our_versions_of_papers_run_on_the_other_architectures(
+    name: str, other_case: Case, other_plain: tuple[torch.Tensor, int]
+) -> None:
+    plain, plain_work = other_plain
+    before = footprint(other_case)
+    with boldest(name).attached(other_case):
+        first, second = latents_and_work(other_case), latents_and_work(other_case)
+    assert footprint(other_case) == before
     assert first[0].isfinite().all()
     assert not torch.equal(first[0], plain)
     assert plain_work / NUM_STEPS * 2 <= first[1] < 0.95 * plain_work

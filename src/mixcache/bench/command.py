@@ -165,8 +165,12 @@ class Bench:
         records = benchmark.run(sound, progress("clips"))
         survey = benchmark.survey(self.methods)
         floor = benchmark.noise_floor()
-        told = {"command": self.config.command, "num_repeats": self.config.num_repeats}
-        case = {**told, "token_bytes": benchmark.token_bytes(), **self.case}
+        case = {
+            "command": self.config.command,
+            "num_repeats": self.config.num_repeats,
+            "token_bytes": benchmark.token_bytes(),
+            **self.case,
+        }
         result = assemble(case, self.methods, survey, records, floor, benchmark.pace())
         write_whole(self.out / RESULTS, json.dumps(result, indent=1) + "\n")
         write(result, self.out, benchmark.frames_path)

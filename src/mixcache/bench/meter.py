@@ -43,8 +43,8 @@ class WorkMeter:
         """Counts while it is open."""
         weights = {
             id(layer.weight)
-            for transformer in experts_of(pipeline).values()
-            for block in blocks_of(transformer, row_for(transformer, pipeline))
+            for blocks in _blocks_of_experts(pipeline)
+            for block in blocks
             for layer in block.modules()
             if isinstance(layer, torch.nn.Linear)
         }
@@ -60,6 +60,10 @@ class WorkMeter:
             yield self
         finally:
             torch.nn.functional.linear = linear
+
+
+def _blocks_of_experts(pipeline: Any) -> list[list[torch.nn.Module]]:
+    return [list(blocks_of(expert, row_for(expert, pipeline))) for expert in experts_of(pipeline).values()]
 
 
 def work_share(steps: Sequence[int], plain: Sequence[int]) -> float:
@@ -84,9 +88,7 @@ def counting_tokens(pipeline: Any) -> Iterator[Callable[[], int]]:
         streams = output if isinstance(output, tuple) else (output,)
         count += sum(stream.nbytes for stream in streams if isinstance(stream, torch.Tensor))
 
-    experts = experts_of(pipeline).values()
-    last_blocks = [list(blocks_of(expert, row_for(expert, pipeline)))[-1] for expert in experts]
-    handles = [block.register_forward_hook(after) for block in last_blocks]
+    handles = [blocks[-1].register_forward_hook(after) for blocks in _blocks_of_experts(pipeline)]
     try:
         yield lambda: count
     finally:

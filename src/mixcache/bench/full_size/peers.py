@@ -23,7 +23,7 @@ from mixcache.bench.full_size.runs import Account, Subject
 from mixcache.bench.full_size.schedules import share_left_out
 from mixcache.bench.methods import Case
 from mixcache.bench.peers.cache_dit import enabled, masked_options
-from mixcache.bench.peers.diffusers_caches import PARTS
+from mixcache.bench.peers.diffusers_caches import forecast_by_taylorseer
 from mixcache.models import row_for
 
 TAYLORSEER_WARM_UP = 3
@@ -120,11 +120,9 @@ def taylorseer(subject: Subject, *, is_lite: bool) -> Iterator[Account]:
     """TaylorSeer at the interval nearest to the schedule: of the model's output (lite), or of all parts of blocks."""
     interval = nearest_interval(subject.num_steps, wanted_share(subject))
     skipped = interval_steps(subject.num_steps, interval)
-    settings: dict[str, Any] = (
-        {"use_lite_mode": True} if is_lite else {"cache_identifiers": list(PARTS[subject.family.transformer])}
-    )
+    forecast = forecast_by_taylorseer(subject.family.transformer, is_lite=is_lite)
     config = TaylorSeerCacheConfig(
-        cache_interval=interval, disable_cache_before_step=TAYLORSEER_WARM_UP, max_order=1, **settings
+        cache_interval=interval, disable_cache_before_step=TAYLORSEER_WARM_UP, max_order=1, **forecast
     )
     with _enabled(subject, config):
         yield lambda: _account(subject, skipped, 1.0) | {"interval": interval}

@@ -102,6 +102,16 @@ PARTS = {
 one outside of its lite mode."""
 
 
+def forecast_by_taylorseer(transformer: str, *, is_lite: bool) -> dict[str, Any]:
+    """What TaylorSeer's config says of what it forecasts: the output alone (lite), or `PARTS`; ValueError where the
+    class has none there."""
+    if is_lite:
+        return {"use_lite_mode": True}
+    if transformer not in PARTS:
+        raise ValueError(f"the parts of {transformer} to forecast are not known")
+    return {"cache_identifiers": list(PARTS[transformer])}
+
+
 def _taylorseer(
     num_steps: int,
     cache_interval: int,
@@ -119,10 +129,7 @@ def _taylorseer(
     }
 
     def make_config(case: Case) -> Any:
-        name = type(case.pipeline.transformer).__name__
-        if not is_lite and name not in PARTS:
-            raise ValueError(f"the parts of {name} to forecast are not known")
-        forecast = {"use_lite_mode": True} if is_lite else {"cache_identifiers": list(PARTS[name])}
+        forecast = forecast_by_taylorseer(type(case.pipeline.transformer).__name__, is_lite=is_lite)
         return diffusers.TaylorSeerCacheConfig(**options, **forecast, taylor_factors_dtype=torch.float32)
 
     mode = "lite" if is_lite else "every part"
