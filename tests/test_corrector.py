@@ -26,14 +26,14 @@ from diffusers import (
 from traces import letters
 
 import mixcache
-from mixcache.calls import CallInfo, Span
+from mixcache.calls import CallInfo, End, Span
 from mixcache.corrector import Corrector
 from mixcache.decision import Decision, Granularity, Step
 from mixcache.engine import Engine
 from mixcache.histories import StepRecord
 from mixcache.policies import Policy
 from mixcache.schedulers import REPEATABLE, SchedulerHook, is_repeatable
-from mixcache.trace import Call, Trace
+from mixcache.trace import Call, Trace, TraceWriter
 from mixcache.velocity import mixes_of, v_from_velocity
 
 NUM_STEPS = 10
@@ -82,6 +82,17 @@ class Scripted(Policy):
         return Decision(granularity=Granularity.STEP if is_cached else Granularity.COMPUTE, order=order)
 
 
+@dataclass
+class ModelRun:
+    """A call of a model without blocks."""
+
+    latents: torch.Tensor
+    output: torch.Tensor
+
+    def full(self, *, records: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        return self.output, ()
+
+
 def denoised(
     scheduler: Any,
     script: str,
@@ -101,7 +112,7 @@ def denoised(
     levels = [mix.level for mix in mixes] or scheduler.sigmas.tolist()
     trace = Trace(num_blocks=4)
     policy = policy or Scripted(script=script, order=order, corrector=corrector)
-    engine = Engine(policy, Span(1, 3, 4), lambda: None, trace)
+    engine = Engine(policy, Span(1, 3, 4), lambda: None, TraceWriter(trace))
     hook = SchedulerHook(scheduler)
     hook.put_on()
     hook.engine = engine
@@ -109,11 +120,11 @@ def denoised(
         for index, timestep in enumerate(scheduler.timesteps):
             level, mix = levels[index], mixes[index] if mixes else None
             info = CallInfo(branch="cond", step=index, num_steps=NUM_STEPS, sigma=level, signature=(), mix=mix)
-            kept = engine.call(info, lambda: sum(level**n * term for n, term in enumerate(terms)))  # noqa: B023
-            output = v_from_velocity(kept, latents, mix)
+            velocity = sum(level**n * term for n, term in enumerate(terms))
+            output = engine.call(info, ModelRun(latents, v_from_velocity(velocity, latents, mix)))
             latents = scheduler.step(output, timestep, latents, return_dict=False, **arguments)[0]
             latents = change(index, latents)
-        engine.reset()
+        engine.end(End.DONE)
     finally:
         hook.take_off()
     assert engine.held_bytes == 0
@@ -270,7 +281,7 @@ def corrected_steps(granularities: list[Granularity], outputs: list[float], orde
     for index, (granularity, output) in enumerate(zip(granularities, outputs, strict=True)):
         info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
         record = StepRecord(info=info, decision=Decision(granularity=granularity, order=order))
-        value, sample = corrector.before(record, solver, torch.tensor(output), index, sample)
+        value, sample = corrector.before(record, {}, solver, torch.tensor(output), index, sample)
         sample = solver.advance(value, index, sample)
         corrector.after(sample)
     assert float(sample) == pytest.approx(sum(solver.taken))
@@ -297,7 +308,9 @@ def test_outputs_of_other_guidance_are_not_interpolated() -> None:
         info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
         calls = [Call(branch=name, computed=granularity is C, num_blocks=0) for name in branches[index]]
         record = StepRecord(info=info, decision=Decision(granularity=granularity), calls=calls)
-        value, sample = corrector.before(record, solver, torch.tensor([5.0, 5.0, 1.0, 1.0, 3.0][index]), index, sample)
+        value, sample = corrector.before(
+            record, {}, solver, torch.tensor([5.0, 5.0, 1.0, 1.0, 3.0][index]), index, sample
+        )
         sample = solver.advance(value, index, sample)
         corrector.after(sample)
     assert solver.taken == pytest.approx([5, 5, 1, 2, 3])
@@ -312,24 +325,24 @@ def test_a_second_stage_of_the_same_step_ends_it() -> None:
     info = CallInfo(branch="cond", step=0, num_steps=9, sigma=1.0, signature=())
     record = StepRecord(info=info, decision=Decision(granularity=C))
     for _ in range(3):
-        assert corrector.before(record, solver, torch.tensor(2.0), 0, sample) == (torch.tensor(2.0), sample)
+        assert corrector.before(record, {}, solver, torch.tensor(2.0), 0, sample) == (torch.tensor(2.0), sample)
     assert corrector.num_bytes == 0
     later = StepRecord(info=replace(info, step=1, sigma=0.9), decision=Decision(granularity=S))
-    corrector.before(later, solver, torch.tensor(2.0), 1, sample)
+    corrector.before(later, {}, solver, torch.tensor(2.0), 1, sample)
     assert corrector.num_bytes == 0  # nothing computed is known that it could start from
 
 
 def test_bytes() -> None:
-    """Two values at most for order 0, and the latents before the run; the order decides."""
+    """One value for order 0, the latents before the run, and what was computed in part; nothing else."""
     corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
     seen = []
     for index, granularity in enumerate([C, C, C, S, G, S]):
         info = CallInfo(branch="cond", step=index, num_steps=6, sigma=1 - index / 10, signature=())
         record = StepRecord(info=info, decision=Decision(granularity=granularity))
-        _, sample = corrector.before(record, solver, torch.tensor(1.0), index, sample)
+        _, sample = corrector.before(record, {}, solver, torch.tensor(1.0), index, sample)
         corrector.after(sample)
         seen.append(corrector.num_bytes // 4)
-    assert seen == [1, 2, 2, 3, 4, 0]  # nothing after the last step
+    assert seen == [1, 1, 1, 2, 3, 0]  # nothing after the last step
 
 
 # ------------------------------------------------------------------------------------------------------- the scheduler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import mixcache.engine
-from mixcache.calls import CallInfo, Span, SpanMode
+from mixcache.calls import CallInfo, End, Span
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
 from mixcache.engine import Engine
 from mixcache.policies import Policy
-from mixcache.trace import Trace, TraceEntry
+from mixcache.trace import Trace, TraceEntry, TraceWriter
 
 C, S, G, B = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 NUM_STEPS = 10
@@ -66,19 +66,55 @@ class Scripted(Policy):
         state.measurements.append(measurement)
 
 
-class Host:
-    """Stands for the pipeline and its transformer of 4 blocks.
+@dataclass
+class ArithmeticRun:
+    """One call of a transformer of 4 blocks: block 0 doubles, the span (blocks 1 and 2) adds a residual, block 3
+    multiplies by 3."""
 
-    Block 0 doubles, the span (blocks 1 and 2) adds a residual, block 3 multiplies by 3.
-    """
+    host: Host
+    x: float
+    residual: float
+    latents: torch.Tensor = field(default_factory=lambda: torch.zeros(2, 3))
+
+    def full(self, *, records: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        self.host.num_computed += 1
+        self.host.num_spans += 1
+        residual = torch.full((2, 3), self.residual)
+        return (torch.full((2, 3), self.x) * 2 + residual) * 3, (residual,) if records else ()
+
+    def without_span(self, residuals: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        self.host.num_computed += 1
+        return (torch.full((2, 3), self.x) * 2 + residuals[0]) * 3
+
+    def conditional(self) -> None:
+        return None
+
+
+@dataclass
+class FailingRun(ArithmeticRun):
+    """Raises once its blocks have run."""
+
+    error: BaseException = field(default_factory=ZeroDivisionError)
+
+    def full(self, *, records: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        super().full(records=records)
+        raise self.error
+
+    def without_span(self, residuals: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        super().without_span(residuals)
+        raise self.error
+
+
+class Host:
+    """Stands for the pipeline."""
 
     def __init__(self, policy: Policy, guidance: float | None = 5.0) -> None:
         self.trace, self.guidance = Trace(num_blocks=4), guidance
-        self.engine = Engine(policy, Span(1, 3, 4), lambda: self.guidance, self.trace)
+        self.engine = Engine(policy, Span(1, 3, 4), lambda: self.guidance, TraceWriter(self.trace))
         self.num_computed = 0
         self.num_spans = 0
 
-    def call(self, step: int, branch: str, compute: Callable[[], torch.Tensor], **info: Any) -> float:
+    def call(self, step: int, branch: str, run: Any, **info: Any) -> float:
         settings: dict[str, Any] = {
             "branch": branch,
             "step": step,
@@ -86,12 +122,7 @@ class Host:
             "sigma": 1 - step / 10,
             "signature": ((2, 3), torch.float32),
         }
-
-        def counted() -> torch.Tensor:
-            self.num_computed += 1
-            return compute()
-
-        output = self.engine.call(CallInfo(**settings | info), counted)
+        output = self.engine.call(CallInfo(**settings | info), run)
         assert output.shape == (2, 3)
         first = float(output[0, 0])
         assert torch.equal(output, torch.full((2, 3), first)) or first != first
@@ -99,23 +130,13 @@ class Host:
 
     def out(self, step: int, branch: str, value: float, **info: Any) -> float:
         """A call that would compute `value`; the span's residual is then 0."""
-        return self.call(step, branch, lambda: self.blocks(value / 6, 0.0), **info)
+        return self.call(step, branch, ArithmeticRun(self, value / 6, 0.0), **info)
 
     def both(self, step: int, cond: float, uncond: float, **info: Any) -> tuple[float, float]:
         return self.out(step, "cond", cond, **info), self.out(step, "uncond", uncond, **info)
 
     def spanned(self, step: int, branch: str, x: float, residual: float) -> float:
-        return self.call(step, branch, lambda: self.blocks(x, residual))
-
-    def blocks(self, x: float, residual: float) -> torch.Tensor:
-        hidden = torch.full((2, 3), x) * 2
-        self.engine.span_begins((hidden,))
-        if self.engine.span_mode is SpanMode.SKIP:
-            after = hidden
-        else:
-            self.num_spans += 1
-            after = hidden + residual
-        return self.engine.span_ends((after,))[0] * 3
+        return self.call(step, branch, ArithmeticRun(self, x, residual))
 
 
 def scripted(*script: Granularity, **settings: Any) -> Scripted:
@@ -155,7 +176,7 @@ def test_half_a_trust_goes_half_the_way_of_an_extrapolation_and_is_traced() -> N
     host.both(1, 20, 12)
     assert host.both(2, 99, 99) == approx(25, 16)  # 30 and 20 all the way
     assert host.both(3, 40, 99) == approx(40, 30)  # difference -8, and -12 all the way
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.trust for entry in host.trace][2:] == [0.5, 0.5]
     assert Trace([TraceEntry.from_json(entry.to_json()) for entry in host.trace]).generation(0)[2].trust == 0.5
 
@@ -172,7 +193,7 @@ def test_trials_tell_the_error_for_any_trust() -> None:
     host = Host(policy)
     for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
         host.both(step, cond, uncond)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     trials = policy.seen.measurements[2].trials
     # guided 34 and 68: 68 + 34 trust, and 120 is true
     assert trials[S, 1].error(0.5) == pytest.approx(35 / 120, rel=1e-4)
@@ -205,7 +226,7 @@ def test_block_adds_the_last_computed_residual() -> None:
     assert (host.spanned(2, "cond", 3, 9), host.spanned(2, "uncond", 3, 4)) == approx(45, 30)
     assert (host.spanned(3, "cond", 4, 99), host.spanned(3, "uncond", 4, 99)) == approx(51, 36)
     assert (host.num_computed, host.num_spans) == (8, 4)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [[c.num_blocks for c in entry.calls] for entry in host.trace] == [[4, 4], [2, 2], [4, 4], [2, 2]]
     assert host.trace.computed_share() == (4 + 2 + 4 + 2) / 16
 
@@ -239,7 +260,7 @@ def test_errors_are_of_the_guided_output_for_each_granularity_and_order() -> Non
     host = Host(policy)
     for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
         host.both(step, cond, uncond)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     first, second, third = [errors_of(measurement) for measurement in policy.seen.measurements]
     assert first == {}
     # guided 34, then 68, then 120; differences -6, -12, -20
@@ -257,7 +278,7 @@ def test_a_step_is_measured_with_the_scale_that_is_set_after_its_calls(looking_b
     for step, scale in enumerate((2.0, 3.0)):
         host.both(step, 10.0 * (step + 1), 4.0)
         host.guidance = scale
-    host.engine.reset()
+    host.engine.end(End.DONE)
     # at scale 3: 4 + 3 * 6 = 22, then 4 + 3 * 16 = 52
     assert host.trace[1].deviation == pytest.approx(30 / 52)
     if looking_back:
@@ -269,7 +290,7 @@ def test_without_a_scale_there_are_no_trials_of_cfg() -> None:
     host = Host(policy, guidance=None)
     for step in range(2):
         host.both(step, 10.0 + step, 4.0)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert set(policy.seen.measurements[1].trials) == {(S, 0)}
 
 
@@ -280,7 +301,7 @@ def test_trials_of_all_granularities_at_once() -> None:
     for step, (x, residual) in enumerate([(8.0, 4.0), (10.0, 10.0)]):
         host.spanned(step, "cond", x, residual)
         host.spanned(step, "uncond", 4.5, 1.0)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     guided = 30 + 5 * 60
     assert errors_of(policy.seen.measurements[1]) == pytest.approx(
         {(S, 0): 5 * 30 / guided, (G, 0): 4 * 30 / guided, (B, 0): 30 / 46}
@@ -292,7 +313,7 @@ def test_a_policy_that_looks_back_gets_the_deviation_from_its_trials_and_no_dist
     host = Host(policy)
     for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
         host.both(step, cond, uncond)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.deviation for entry in host.trace] == [None, pytest.approx(34 / 68), pytest.approx(18 / 120)]
     assert not any(entry.distances for entry in host.trace)
 
@@ -302,7 +323,7 @@ def test_a_policy_that_looks_back_and_may_not_choose_step_keeps_no_outputs() -> 
     for step in range(3):
         host.both(step, 10.0 + step, 4.0)
     assert host.engine.held_bytes == 2 * TENSOR_BYTES  # of the difference
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.deviation for entry in host.trace] == [None, None, None]
 
 
@@ -312,7 +333,7 @@ def test_the_error_of_a_span_is_that_of_its_guided_residual() -> None:
     for step, (cond, uncond) in enumerate([(5.0, 2.0), (7.0, 3.0), (10.0, 4.0)]):
         host.spanned(step, "cond", 1, cond)
         host.spanned(step, "uncond", 1, uncond)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     errors = [errors_of(measurement) for measurement in policy.seen.measurements]
     # guided residuals 17, 23, 34
     assert errors[1] == pytest.approx({(B, 0): 6 / 23})
@@ -324,7 +345,7 @@ def test_nothing_is_tried_for_a_policy_that_does_not_look_back() -> None:
     host = Host(policy)
     for step in range(3):
         host.both(step, 10, 4)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [dict(measurement.trials) for measurement in policy.seen.measurements] == [{}, {}, {}]
 
 
@@ -403,7 +424,7 @@ def test_a_granularity_the_policy_cannot_choose_keeps_nothing() -> None:
 def test_a_choice_without_history_is_computed_and_traced_so(granularity: Granularity) -> None:
     host = Host(scripted(granularity, granularity))
     assert host.both(0, 10, 4) == approx(10, 4)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert (host.num_computed, host.trace[0].granularity) == (2, C)
     assert [call.computed for call in host.trace[0].calls] == [True, True]
 
@@ -411,10 +432,10 @@ def test_a_choice_without_history_is_computed_and_traced_so(granularity: Granula
 def test_the_histories_do_not_alias_what_the_host_gets() -> None:
     host = Host(scripted(C, S, S))
     info = CallInfo(branch="cond", step=0, num_steps=NUM_STEPS, sigma=1.0, signature=())
-    host.engine.call(info, lambda: torch.full((2, 3), 10.0)).zero_()
+    host.engine.call(info, ArithmeticRun(host, 10 / 6, 0.0)).zero_()
     for step in (1, 2):
         info = CallInfo(branch="cond", step=step, num_steps=NUM_STEPS, sigma=1 - step / 10, signature=())
-        predicted = host.engine.call(info, lambda: torch.full((2, 3), 99.0))
+        predicted = host.engine.call(info, ArithmeticRun(host, 99.0, 0.0))
         assert torch.equal(predicted, torch.full((2, 3), 10.0))
         predicted.zero_()
 
@@ -429,7 +450,7 @@ def test_deviation_and_distances_by_hand() -> None:
     host.spanned(0, "uncond", 1, 2)  # 12
     host.spanned(1, "cond", 3, 8)  # 42
     host.spanned(1, "uncond", 3, 4)  # 30
-    host.engine.reset()
+    host.engine.end(End.DONE)
     first, second = policy.seen.measurements
     assert (first.step, first.deviation, dict(first.distances)) == (0, None, {})
     # guided: 12 + 5 * 9 = 57, then 30 + 5 * 12 = 90
@@ -449,7 +470,7 @@ def test_deviation_uses_the_predictor_and_the_distance_does_not() -> None:
     host = Host(policy, guidance=1.0)  # guided = cond
     for step, value in enumerate((10, 20, 40)):
         host.both(step, value, 0)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     third = policy.seen.measurements[2]
     assert third.deviation == pytest.approx(10 / 40)  # the line through 10 and 20 says 30
     assert third.distances[S] == pytest.approx(20 / 40)
@@ -460,7 +481,7 @@ def test_without_a_guidance_scale_the_branches_are_measured_side_by_side() -> No
     host = Host(policy, guidance=None)
     host.both(0, 10, 4)
     host.both(1, 20, 8)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert policy.seen.measurements[1].deviation == pytest.approx(14 / 28)
 
 
@@ -471,7 +492,7 @@ def test_one_branch_alone() -> None:
         host.out(step, "cond", value)
     assert host.out(2, "cond", 99) == pytest.approx(20)
     assert host.out(3, "cond", 40) == pytest.approx(40)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert policy.seen.measurements[1].deviation == pytest.approx(10 / 20)
     assert [G in step.ages for step in policy.seen.steps] == [False] * 4
     assert [entry.granularity for entry in host.trace] == [C, C, S, C]
@@ -482,7 +503,7 @@ def test_only_computed_steps_are_measured() -> None:
     host = Host(policy)
     for step in range(5):
         host.both(step, 10 + step, 4)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [measurement.step for measurement in policy.seen.measurements] == [0, 4]
 
 
@@ -500,14 +521,14 @@ def test_at_most_one_transfer_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         before = len(sizes)
         host.both(step, 10 + step, 4)
         assert len(sizes) - before == (step > 0)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     # totals x 2; then also step, deviation, cfg, block; nothing; total of cond; totals x 2; all again
     assert sizes == [2, 6, 0, 1, 2, 6]
     sizes.clear()
     host = Host(LookingBack(script=(C, C, S, C), order=1))
     for step in range(4):
         host.both(step, 10 + step, 4)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     # totals x 2 and the guided output; also the guided residual, and what reuse would have missed by each granularity;
     # nothing; then also what order 1 would have missed, its overlap and its reach
     assert sizes == [3, 7, 0, 16]
@@ -543,7 +564,7 @@ def test_a_new_trajectory_drops_every_history(change: dict[str, Any]) -> None:
     assert policy.seen.steps[-1].ages == {}
     assert policy.seen.num_trajectories == 3  # at the start, at the first call, now
     assert host.engine.held_bytes == 0
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.generation for entry in host.trace] == [0, 0, 0, 1]
 
 
@@ -562,21 +583,17 @@ def test_an_exception_drops_everything_and_the_next_call_starts_afresh() -> None
     policy = scripted(C, C, C, S)
     host = Host(policy)
 
-    def fail() -> torch.Tensor:
-        host.blocks(1.0, 2.0)
-        raise KeyboardInterrupt
-
     for step in range(2):
         host.both(step, 10, 4)
     host.out(2, "cond", 10)
     assert host.engine.held_bytes == 5 * TENSOR_BYTES
     with pytest.raises(KeyboardInterrupt):
-        host.call(2, "uncond", fail)
-    assert (host.engine.held_bytes, host.engine.span_mode) == (0, SpanMode.RUN)
+        host.call(2, "uncond", FailingRun(host, 1.0, 2.0, error=KeyboardInterrupt()))
+    assert host.engine.held_bytes == 0
     # even where the next step would have followed
     assert host.both(3, 50, 20) == approx(50, 20)
     assert policy.seen.steps[-1].ages == {}
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [(entry.generation, entry.step) for entry in host.trace] == [(0, 0), (0, 1), (1, 3)]
 
 
@@ -584,13 +601,9 @@ def test_an_exception_in_a_skipped_span() -> None:
     host = Host(scripted(C, B))
     host.spanned(0, "cond", 1, 5)
 
-    def fail() -> torch.Tensor:
-        assert host.engine.span_mode is SpanMode.SKIP
-        raise ValueError("out of luck")
-
     with pytest.raises(ValueError, match="out of luck"):
-        host.call(1, "cond", fail)
-    assert host.engine.span_mode is SpanMode.RUN
+        host.call(1, "cond", FailingRun(host, 1.0, 2.0, error=ValueError("out of luck")))
+    assert host.num_spans == 1
     assert host.spanned(0, "cond", 1, 7) == pytest.approx(27)
 
 
@@ -607,7 +620,7 @@ def test_what_is_not_finite_is_never_cached(bad: float) -> None:
     assert host.out(2, "uncond", 99) in (pytest.approx(4), pytest.approx(8))
     host.both(3, 40, 16)
     assert host.both(4, 99, 99) == approx(40, 16)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.non_finite for entry in host.trace] == [0, 1, 0, 0, 0]
     # nothing is learnt from a step that no history holds
     assert [m.step for m in policy.seen.measurements] == [0, 3]
@@ -620,7 +633,7 @@ def test_a_difference_of_two_that_are_not_finite_is_not_cached() -> None:
     host.both(0, 10, 4)
     host.both(1, float("nan"), float("inf"))
     assert host.both(2, 20, 99) == approx(20, 14)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.non_finite for entry in host.trace] == [0, 2, 0]
 
 
@@ -635,8 +648,8 @@ def test_without_a_measurement_the_residual_before_one_that_is_not_finite_is_gon
     host = Host(scripted(C, C, B, measuring=False))
     host.spanned(0, "cond", 1, 5)
     host.spanned(1, "cond", 1, float("nan"))
-    assert host.spanned(2, "cond", 2, 30) == pytest.approx(host.blocks(2, 30))
-    host.engine.reset()
+    assert host.spanned(2, "cond", 2, 30) == pytest.approx((2 * 2 + 30) * 3)
+    host.engine.end(End.DONE)
     assert [(entry.granularity, entry.reason) for entry in host.trace][2] == (C, "no history")
 
 
@@ -645,7 +658,7 @@ def test_a_block_step_that_is_not_finite_is_counted() -> None:
     host.spanned(0, "cond", 1, 5)
     host.spanned(1, "cond", float("nan"), 5)
     host.spanned(2, "cond", 1, 5)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.non_finite for entry in host.trace] == [0, 1, 0]
 
 
@@ -656,7 +669,7 @@ def test_the_trace_says_what_ran() -> None:
     host = Host(scripted(C, S, G, B, C))
     for step in range(5):
         host.both(step, 10, 4)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [(e.step, e.granularity) for e in host.trace] == [(0, C), (1, S), (2, G), (3, B), (4, C)]
     assert [[c.branch for c in e.calls] for e in host.trace] == [["cond", "uncond"]] * 5
     assert [[c.num_blocks for c in e.calls] for e in host.trace] == [[4, 4], [0, 0], [4, 0], [2, 2], [4, 4]]
@@ -669,7 +682,7 @@ def test_held_bytes() -> None:
     host = Host(scripted(C, C, C, G, S, order=1))
     for step in range(5):
         host.both(step, 10, 4)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     # outputs and residuals of two branches and one difference: 5 tensors; two of each; no more with order 1
     assert [entry.held_bytes for entry in host.trace] == [n * TENSOR_BYTES for n in (5, 10, 10, 10, 10)]
     # at its peak a computed step has two outputs and two residuals set aside
@@ -679,20 +692,20 @@ def test_held_bytes() -> None:
 def test_reset_twice_traces_once() -> None:
     host = Host(scripted(C))
     host.both(0, 10, 4)
-    host.engine.reset()
-    host.engine.reset()
+    host.engine.end(End.DONE)
+    host.engine.end(End.DONE)
     assert len(host.trace) == 1
 
 
 def test_the_trace_of_a_server_stays_bounded() -> None:
     policy = scripted(C, C)
     trace = Trace(num_blocks=4)
-    engine = Engine(policy, Span(1, 3, 4), lambda: None, trace, max_traced_generations=3)
+    engine = Engine(policy, Span(1, 3, 4), lambda: None, TraceWriter(trace), max_traced_generations=3)
     for _ in range(7):
         for step in range(2):
             info = CallInfo(branch="cond", step=step, num_steps=2, sigma=1.0 - step, signature=())
-            engine.call(info, lambda: torch.ones(2, 3))
-    engine.reset()
+            engine.call(info, ArithmeticRun(Host(policy), 1 / 6, 0.0))
+    engine.end(End.DONE)
     assert [entry.generation for entry in trace] == [4, 4, 5, 5, 6, 6]
 
 
@@ -703,7 +716,7 @@ def test_a_step_after_a_cfg_step_keeps_cond_and_uncond_of_one_age() -> None:
     assert host.both(1, 20, -99) == (20, 14)
     assert host.both(2, -99, -99) == (20, 14)
     host.both(3, 40, 34)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     # guided: 14 + 5 * 6 = 44 against 34 + 5 * 6 = 64
     assert host.trace[3].deviation == pytest.approx(20 / 64)
     assert host.trace[3].distances[S] == pytest.approx(20 / 64)
@@ -712,9 +725,9 @@ def test_a_step_after_a_cfg_step_keeps_cond_and_uncond_of_one_age() -> None:
 def test_a_granularity_that_the_model_does_not_allow_is_never_offered() -> None:
     policy = Scripted(script=[C, S, G, B])
     host = Host(policy)
-    host.engine = Engine(policy, Span(1, 3, 4), lambda: 5.0, host.trace, granularities=("step",))
+    host.engine = Engine(policy, Span(1, 3, 4), lambda: 5.0, TraceWriter(host.trace), granularities=("step",))
     for step in range(4):
         host.both(step, 10.0 + step, 4.0)
-    host.engine.reset()
+    host.engine.end(End.DONE)
     assert [entry.granularity for entry in host.trace] == [C, S, C, C]
     assert all(set(told.ages) <= {S} for told in policy.seen.steps)

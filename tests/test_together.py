@@ -22,6 +22,7 @@ from torch._dynamo.testing import CompileCounter
 from traces import letters
 
 import mixcache
+from mixcache import overlay
 from mixcache.attachment import experts_of
 
 PATTERNS = {"step": ".....s.s.s..", "cfg": ".....c.c.c..", "block": ".....b.b.b.."}
@@ -136,8 +137,6 @@ def test_an_extra_changes_neither_what_is_left_out_nor_the_clip(
     granularity: str,
 ) -> None:
     """Two clips, since offloading is set up anew after each; and what is there after `disable` still works."""
-    if (extra, order) == ("model offload", "before"):
-        pytest.skip("refused, see the next test")
     expected = alone[granularity]
     tolerance = 1e-5 if extra in ROUNDED_ANEW else 0.0
     handle = enabled(pipeline, EXTRAS[extra], order, granularity)
@@ -152,14 +151,6 @@ def test_an_extra_changes_neither_what_is_left_out_nor_the_clip(
     with counted(pipeline.transformer) as work:
         torch.testing.assert_close(generate(pipeline), alone["plain"], rtol=0.0, atol=tolerance)
     assert (work.num_blocks, len(handle.trace)) == (96, 24)
-
-
-def test_a_pipeline_that_offloads_its_models_already_is_refused(pipeline: Any, generate: Generate) -> None:
-    plain = generate(pipeline)
-    offload_model(pipeline)
-    with pytest.raises(ValueError, match=r"call mixcache.enable before pipe.enable_model_cpu_offload"):
-        mixcache.enable(pipeline)
-    assert torch.equal(generate(pipeline), plain)
 
 
 @orders
@@ -273,7 +264,9 @@ def test_a_lora_that_comes_and_is_switched_leaves_nothing_old(
 # -------------------------------------------------------------------------------------------------------- compilation
 
 
-@pytest.mark.parametrize(("granularity", "order", "fullgraph"), [("step", "before", True), ("cfg", "after", False)])
+@pytest.mark.parametrize(
+    ("granularity", "order", "fullgraph"), [("step", "before", True), ("cfg", "after", False), ("step", "after", True)]
+)
 def test_a_transformer_compiled_in_place_is_cached_as_one_graph(
     alone: dict[str, torch.Tensor], pipeline: Any, generate: Generate, granularity: str, order: str, fullgraph: bool
 ) -> None:
@@ -287,7 +280,7 @@ def test_a_transformer_compiled_in_place_is_cached_as_one_graph(
     assert (letters(handle.trace), counter.frame_count) == (PATTERNS[granularity], 1)
     handle.disable()
     assert pipeline.transformer._compiled_call_impl.__name__ == "_call_impl"
-    assert not hasattr(pipeline.transformer, "_diffusers_hook")
+    assert not overlay.hooks_on(pipeline.transformer)
 
 
 def test_blocks_of_a_transformer_compiled_as_a_whole_are_all_computed_and_it_is_said_once(
@@ -303,18 +296,7 @@ def test_blocks_of_a_transformer_compiled_as_a_whole_are_all_computed_and_it_is_
     assert len(messages) == 1
     assert messages[0].startswith("the transformer is compiled as a whole: no blocks are left out; compile its blocks")
     handle.disable()
-    assert not any("forward" in block.__dict__ for block in pipeline.transformer.blocks)
-
-
-def test_compiling_the_whole_as_one_graph_after_enable_says_what_to_do(pipeline: Any, generate: Generate) -> None:
-    """torch would put the decision into the graph, and refuses."""
-    torch._dynamo.reset()
-    mixcache.enable(pipeline, "every_nth", granularity="step")
-    pipeline.transformer.compile(backend="eager", fullgraph=True)
-    with pytest.raises(
-        torch._dynamo.exc.Unsupported, match=r"compile in place, transformer\.compile\(\), before enable"
-    ):
-        generate(pipeline)
+    assert not any(overlay.hooks_on(block) for block in pipeline.transformer.blocks)
 
 
 def test_torch_compile_around_an_enabled_transformer_is_cached_and_it_is_said_that_nothing_is_compiled(
@@ -387,21 +369,21 @@ def test_a_pipeline_that_shares_the_transformer_is_cached_with_it(
     assert torch.equal(from_video(second), plain)
 
 
-def test_a_pipeline_with_the_transformer_and_a_scheduler_of_its_own_is_computed(
-    make_pipeline: Make, generate: Generate, caplog: pytest.LogCaptureFixture
+def test_a_pipeline_with_the_transformer_and_a_scheduler_of_its_own_has_a_run_of_its_own(
+    make_pipeline: Make, generate: Generate
 ) -> None:
-    """Its calls do not say their step, and the scheduler of the enabled pipeline says that of another run."""
+    """Its calls reach the same transformer, and its steps are those of its own scheduler."""
     pipeline, stranger = make_pipeline(), make_pipeline()
     second = WanVideoToVideoPipeline.from_pipe(pipeline, scheduler=stranger.scheduler)
     second.set_progress_bar_config(disable=True)
-    plain = from_video(second)
+    with mixcache.enable(second, "every_nth", granularity="step", period=2):
+        expected = from_video(second)
     handle = mixcache.enable(pipeline, "every_nth", granularity="step", period=2)
     clip = generate(pipeline)
-    assert torch.equal(from_video(second), plain)
+    assert torch.equal(from_video(second), expected)
     assert torch.equal(generate(pipeline), clip)
-    assert letters(handle.trace) == PATTERNS["step"] * 2
-    assert handle.summary()["num_calls_in_full"] == 24
-    assert "is computed in full" in caplog.text
+    assert letters(handle.trace) == PATTERNS["step"] * 3
+    assert (handle.summary()["num_calls_in_full"], handle.summary()["held_bytes"]) == (0, 0)
 
 
 # --------------------------------------------------------------------------------------- on the pipelines of all models
@@ -512,6 +494,7 @@ def test_two_videos_for_a_prompt(name: str, granularity: str) -> None:
         together = clip([0, 1])
         single = [clip([seed]) for seed in (0, 1)]
     assert len(together) == 2
-    torch.testing.assert_close(together, torch.cat(single), rtol=1e-3, atol=1e-4)
+    # two at once round otherwise than one, and random weights carry that far: Sana's to 4e-4 of the largest value
+    torch.testing.assert_close(together, torch.cat(single), rtol=1e-3, atol=1e-3 * float(together.abs().max()))
     assert letters(handle.trace.generation(0)) == letters(handle.trace.generation(1))
     assert handle.trace.counts()[granularity] >= 6

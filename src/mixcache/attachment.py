@@ -1,141 +1,109 @@
-"""enable() and disable(): puts the engine behind diffusers' hooks (`hooks.py`) and takes it away again, leaving
-nothing."""
+"""enable() and disable(): puts the engine behind a pipeline's transformers (`hooks.py`) and takes it away again,
+leaving nothing."""
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
-from diffusers import HookRegistry
 
-from mixcache.calls import Span
+from mixcache.callers import calling_pipeline
+from mixcache.calls import End, Span
 from mixcache.config import BOUNDS, MixCacheConfig, default_policy, setting_names
 from mixcache.decision import Granularity
 from mixcache.engine import Engine
-from mixcache.hooks import HOOK, RootHook, SpanHook, remove_hook
+from mixcache.hooks import BlockHook, Cell, PipelineHook, TransformerHook
 from mixcache.host import Reader
 from mixcache.models import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
+from mixcache.overlay import hooks_on, put_on, take_off
 from mixcache.planning import Planner
 from mixcache.policies import Policy
 from mixcache.profiles import Profile, ProfileError, profile_for
-from mixcache.schedulers import SchedulerHook, is_repeatable
-from mixcache.trace import Trace
+from mixcache.schedulers import is_repeatable
+from mixcache.sessions import Session, Sessions
+from mixcache.trace import Trace, TraceWriter
 
 logger = logging.getLogger("mixcache")
 EXPERTS = ("transformer", "transformer_2")
 """Attributes under which pipelines keep their denoisers."""
-# The hook on the transformer keeps its handle alive; this table keeps neither, or no enabled model would ever be freed.
-_HANDLES: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
+NO_BLOCKS = f"the transformer is compiled as a whole: no blocks are left out; {COMPILE_BLOCKS}"
+SHORT_OF = 0.9
+"""Share of a wished speed-up under which, by work, it counts as not delivered."""
 
 
 class Denoiser:
-    """One transformer of a pipeline with the cache attached: its engine, its root hook and the hooks of its blocks.
+    """One transformer of a pipeline with the cache attached.
 
     Modules own their hooks, and the hooks own the handle; nothing here keeps a module, so that a stage that is over can
     be freed.
     """
 
-    def __init__(
-        self,
-        pipeline: weakref.ref[Any],
-        attribute: str,
-        row: ModelRow,
-        config: MixCacheConfig,
-        trace: Trace,
-        engine_class: type[Engine],
-    ) -> None:
-        transformer: torch.nn.Module = getattr(pipeline(), attribute)
-        self._pipeline, self._attribute = pipeline, attribute
+    def __init__(self, handle: Handle, attribute: str, transformer: torch.nn.Module) -> None:
+        self._handle = handle
+        self.attribute = attribute
         self._transformer: Callable[[], torch.nn.Module | None] = weakref.ref(transformer)
-        self.row, self.policy = row, config.build()
-        num_blocks = len(blocks_of(transformer, row))
-        trace.num_blocks = num_blocks
-        self.reader = reader = Reader(row, pipeline, attribute)
-        self.engine = engine_class(
-            self.policy,
-            _span(row, config, self.policy, transformer, num_blocks),
-            lambda: reader.guidance,
-            trace,
-            granularities=row.granularities,
-        )
-        self._hooked: list[tuple[weakref.ref[torch.nn.Module], weakref.ref[SpanHook]]] = []
-        self._root: Callable[[], RootHook | None] = lambda: None
-        self._has_told_wrapped = False
+        num_blocks = len(blocks_of(transformer, handle.row))
+        handle.trace.num_blocks = num_blocks
+        self.span = _span(handle.row, handle.config, handle.policy, transformer, num_blocks)
+        self._hooked: list[tuple[weakref.ref[torch.nn.Module], TransformerHook | BlockHook]] = []
 
     @property
     def transformer(self) -> torch.nn.Module | None:
         """The module while it is attached and alive."""
         return self._transformer()
 
-    def attach(self, owner: Handle) -> None:
+    @property
+    def _cell(self) -> Cell:
+        return self._handle.sessions.latest.cells[self.attribute]
+
+    @property
+    def engine(self) -> Engine:
+        """Of the run that began last."""
+        return self._cell.engine
+
+    @property
+    def reader(self) -> Reader:
+        """Of the run that began last."""
+        return self._cell.reader
+
+    def attach(self) -> None:
         transformer = self._transformer()
         if transformer is None:
             return
-        registry = HookRegistry.check_if_exists_or_initialize(transformer)
-        root = RootHook(self.engine, self.reader, transformer)
-        root.owner = owner
-        registry.register_hook(root, HOOK)
-        root.installed_forward = registry._module_ref.forward
-        self._root = weakref.ref(root)
-        if self.engine.keeps(Granularity.BLOCK):
-            span, blocks = self.engine.span, blocks_of(transformer, self.row)
-            for index, block in enumerate(blocks[span.first : span.end + 1], start=span.first):
-                hook = SpanHook(self.engine, self.row.streams, block, index=index, has_next=span.end < len(blocks))
-                hook.put_on(block)
-                self._hooked.append((weakref.ref(block), weakref.ref(hook)))
-        self.follow_compilation()
-        registry.invalidate_child_registries_cache()
+        root = TransformerHook(self._handle, self.attribute, transformer, self.span)
+        self._put_on(transformer, root)
+        if self._handle.keeps_block and transformer._compiled_call_impl is None:
+            span, blocks = self.span, blocks_of(transformer, self._handle.row)
+            for index, block in enumerate(blocks):
+                has_next = span.end < len(blocks)
+                self._put_on(block, BlockHook(root, self._handle.row.streams, block, index=index, has_next=has_next))
 
-    def _hooks(self) -> list[tuple[torch.nn.Module, SpanHook]]:
-        """Blocks and their hooks, those that are alive."""
-        pairs = ((block(), hook()) for block, hook in self._hooked)
-        return [(block, hook) for block, hook in pairs if block is not None and hook is not None]
+    def _put_on(self, module: torch.nn.Module, hook: TransformerHook | BlockHook) -> None:
+        put_on(module, hook)
+        self._hooked.append((weakref.ref(module), hook))
 
-    def follow_compilation(self) -> None:
-        """Moves the hooks of what was compiled since out of what is compiled."""
-        transformer, root = self._transformer(), self._root()
-        if transformer is None or root is None:
-            return
-        root.follow_compilation(transformer)
-        if root.compiled is not None and self.engine.keeps(Granularity.BLOCK):
-            self._leave_block_out()
-        present = getattr(self._pipeline(), self._attribute, None)
-        if present is not transformer and hasattr(present, "_orig_mod") and not self._has_told_wrapped:
-            self._has_told_wrapped = True
-            logger.warning("torch.compile(transformer) came after mixcache.enable and compiles nothing; %s", COMPILE)
-        for block, hook in self._hooks():
-            if not hook.is_outermost(block):
-                hook.take_off(block)
-                hook.put_on(block)
-
-    def _leave_block_out(self) -> None:
-        """Computes in full what the policy would do by `block`: blocks of one graph cannot be left out."""
-        logger.warning("the transformer is compiled as a whole: no blocks are left out; %s", COMPILE_BLOCKS)
-        self.engine.leave_out(Granularity.BLOCK)
-        for block, hook in self._hooks():
-            hook.take_off(block)
-        self._hooked.clear()
+    def leave_blocks(self) -> None:
+        """Takes the hooks off the blocks, which then all run."""
+        for module, hook in list(self._hooked):
+            if isinstance(hook, BlockHook):
+                self._take_off(module(), hook)
+        self._hooked = [(module, hook) for module, hook in self._hooked if not isinstance(hook, BlockHook)]
 
     def detach(self) -> None:
-        transformer, self._transformer = self._transformer(), lambda: None
-        if transformer is None:
-            return
-        try:
-            self.engine.reset()
-        finally:
-            for block, hook in self._hooks():
-                hook.take_off(block)
-            if (root := self._root()) is not None:
-                root.step_back(transformer)
-            remove_hook(transformer)
-            transformer_registry = getattr(transformer, "_diffusers_hook", None)
-            if transformer_registry is not None:
-                transformer_registry.invalidate_child_registries_cache()
-            _HANDLES.pop(transformer, None)
+        for module, hook in reversed(self._hooked):
+            self._take_off(module(), hook)
+        self._hooked.clear()
+        self._transformer = lambda: None
+
+    def _take_off(self, module: torch.nn.Module | None, hook: TransformerHook | BlockHook) -> None:
+        if module is not None:
+            take_off(module, hook)
 
 
 class Handle:
@@ -144,52 +112,171 @@ class Handle:
     def __init__(
         self, pipeline: Any, config: MixCacheConfig, row: ModelRow, engine_class: type[Engine] = Engine
     ) -> None:
-        self.config, self.row = config, row
+        self.config, self.row, self.policy = config, row, config.build()
         self.trace = Trace()
-        self._pipeline = reference = weakref.ref(pipeline)
-        self._scheduler_hook: SchedulerHook | None = None
-        self.denoisers = [
-            Denoiser(reference, attribute, row, config, self.trace, engine_class) for attribute in experts_of(pipeline)
-        ]
-        self.engine, self.policy = self.denoisers[0].engine, self.denoisers[0].policy
+        self._pipeline: Callable[[], Any] = weakref.ref(pipeline)
+        self._engine_class = engine_class
+        self._leaves_blocks = False
+        self.keeps_block = Granularity.BLOCK in self.policy.granularities and "block" in row.granularities
+        self.denoisers = [Denoiser(self, name, module) for name, module in experts_of(pipeline).items()]
+        self.sessions = Sessions(self._new_session, self._row_of)
+        self._pipeline_hook = PipelineHook(self)
+        self._num_calls_in_full = 0
+        self._told: set[str] = set()
+        self.why_not: str | None = None
+        """Why the newest run was not made faster, or not as much as was asked for; None where it was."""
+
+    def _new_session(self) -> Session:
+        return Session([d.attribute for d in self.denoisers], self._new_engine, self.row, self.trace, self._run_is_over)
+
+    def _new_engine(self, attribute: str, guidance: Callable[[], float | None], trace: TraceWriter) -> Engine:
+        span = next(denoiser.span for denoiser in self.denoisers if denoiser.attribute == attribute)
+        engine = self._engine_class(self.policy, span, guidance, trace, granularities=self.row.granularities)
+        if self._leaves_blocks:
+            engine.leave_out(Granularity.BLOCK)
+        return engine
+
+    def _row_of(self, pipeline: Any) -> ModelRow:
+        if pipeline is self._pipeline():
+            return self.row
+        return row_for(next(t for d in self.denoisers if (t := d.transformer) is not None), pipeline)
 
     def _attach(self) -> None:
         for denoiser in self.denoisers:
-            denoiser.attach(self)
+            denoiser.attach()
+        try:
+            put_on(self._pipeline(), self._pipeline_hook)
+        except TypeError:  # its class has a layout of its own; runs then end with their last step
+            logger.debug("%s does not announce its runs", type(self._pipeline()).__name__)
 
-    def _follow_scheduler(self) -> None:
-        """Moves the hook to the scheduler that the pipeline has now, where policy and scheduler allow corrections."""
-        hook, scheduler = self._scheduler_hook, getattr(self._pipeline(), "scheduler", None)
-        if not self.policy.corrects or (hook is not None and hook.scheduler is scheduler):
-            return
-        if hook is not None:
-            hook.take_off()
-        self._scheduler_hook = SchedulerHook(scheduler) if is_repeatable(scheduler) else None
-        if self._scheduler_hook is not None:
-            self._scheduler_hook.put_on()
+    # ------------------------------------------------------------------------------------------------ runs and calls
 
-    def before_call(self, engine: Engine) -> None:
-        """Told of every call of one of the transformers before it is decided."""
-        self._follow_scheduler()
-        if self._scheduler_hook is not None:
-            self._scheduler_hook.engine = engine
+    @contextmanager
+    def running(self, pipeline: Any) -> Iterator[None]:
+        """A run of the pipeline, from its first line to its end."""
+        self._look_at_transformers(pipeline)
+        with self.sessions.announced(pipeline):
+            yield
+
+    def cell_for_call(self, attribute: str) -> Cell:
+        """What the run under way keeps of the transformer; UnknownCallError where the run cannot be told."""
+        session = self.sessions.of_call(calling_pipeline(), self._pipeline())
+        cell = session.cells[attribute]
+        self._follow_compilation(attribute)
+        session.before_call(cell)
+        return cell
+
+    def loop_is_over(self) -> None:
+        """Told by the pipeline that its loop is done with the transformer."""
+        self.sessions.loop_is_over(calling_pipeline(), self._pipeline())
+
+    def computed_in_full(self, reason: str) -> None:
+        """Told of a call that said too little."""
+        if not self._num_calls_in_full:
+            logger.warning("a call of the transformer is computed in full: %s", reason)
+        self._num_calls_in_full += 1
+        self.sessions.latest.in_full.append(reason)
+
+    def tell_once(self, text: str, key: str | None = None) -> None:
+        """One line of the log, the first time for each text, or each `key`."""
+        if not self._told & {text, key}:
+            self._told |= {text, key or text}
+            logger.warning("%s", text)
+
+    def _run_is_over(self, session: Session, reason: End) -> None:
+        """Says why a run was not made faster, or less than was asked for."""
+        if reason is End.DONE:
+            self.why_not = self._why_not(session)
+            if self.why_not is not None:
+                self.tell_once(self.why_not, key=self.why_not.partition(":")[0])
+
+    def _why_not(self, session: Session) -> str | None:
+        entries, policy = session.entries, self.policy
+        if not policy.granularities:
+            return None
+        wish = getattr(policy.policy, "speedup", None)
+        run = Trace(entries, num_blocks=self.trace.num_blocks)
+        share = run.computed_share()
+        is_cached = any(entry.granularity is not Granularity.COMPUTE for entry in entries)
+        if self._leaves_blocks and policy.granularities == (Granularity.BLOCK,):
+            return NO_BLOCKS
+        if is_cached and (wish is None or not share or 1 / share >= SHORT_OF * wish):
+            return None
+        if entries and policy.leaves_nothing(num_steps := max(entry.num_steps for entry in entries)):
+            return (
+                f"{num_steps} steps are no more than the {policy.num_warmup_steps} of the warm-up and the "
+                f"{policy.num_cooldown_steps} of the cool-down: everything is computed"
+            )
+        reasons = Counter(e.reason for e in entries if e.granularity is Granularity.COMPUTE and e.reason != "planned")
+        for ends in ("warm-up", "cool-down"):
+            if len(reasons) > 1:
+                reasons.pop(ends, None)
+        reasons.update(session.in_full)
+        if not reasons:
+            return None
+        most, count = reasons.most_common(1)[0]
+        what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
+        return f"{what}: {most} ({count} times)"
+
+    def _look_at_transformers(self, pipeline: Any) -> None:
+        """Says that a transformer has been put in place of one that has the cache."""
         for denoiser in self.denoisers:
-            if denoiser.engine is engine:
-                denoiser.follow_compilation()
+            present, transformer = getattr(pipeline, denoiser.attribute, None), denoiser.transformer
+            if transformer is None or present is None or present is transformer:
+                continue
+            if getattr(present, "_orig_mod", None) is transformer:
+                self.tell_once(f"torch.compile(transformer) came after mixcache.enable and compiles nothing; {COMPILE}")
             else:
-                denoiser.engine.reset()  # its range of noise levels is over
+                self.tell_once(
+                    f"pipe.{denoiser.attribute} was replaced after mixcache.enable, and is not cached; call "
+                    "mixcache.disable(pipe), then mixcache.enable(pipe, ...) again"
+                )
+
+    def _follow_compilation(self, attribute: str) -> None:
+        """Computes in full what the policy would do by `block` where the transformer was compiled as a whole: blocks of
+        one graph cannot be left out."""
+        denoiser = next(d for d in self.denoisers if d.attribute == attribute)
+        transformer = denoiser.transformer
+        if self._leaves_blocks or not self.keeps_block or transformer is None:
+            return
+        if transformer._compiled_call_impl is None:
+            return
+        self._leaves_blocks = True
+        self.tell_once(NO_BLOCKS)
+        for other in self.denoisers:
+            other.leave_blocks()
+        for session in self.sessions.all:
+            for cell in session.cells.values():
+                cell.engine.leave_out(Granularity.BLOCK)
+
+    # ------------------------------------------------------------------------------------------------ what users ask
+
+    @property
+    def engine(self) -> Engine:
+        """Of the first transformer, in the run that began last."""
+        return self.denoisers[0].engine
 
     @property
     def is_enabled(self) -> bool:
-        return any(denoiser.transformer is not None for denoiser in self.denoisers)
+        """True while one of the pipeline's transformers has the cache."""
+        return any(self._serves(denoiser) for denoiser in self.denoisers)
+
+    def _serves(self, denoiser: Denoiser) -> bool:
+        transformer, pipeline = denoiser.transformer, self._pipeline()
+        if transformer is None:
+            return False
+        present = transformer if pipeline is None else getattr(pipeline, denoiser.attribute, None)
+        return getattr(present, "_orig_mod", present) is transformer
 
     def disable(self) -> None:
-        """Detaches and frees all memory; the transformer's forward is what it was. Twice does nothing more."""
-        for denoiser in self.denoisers:
-            denoiser.detach()
-        if self._scheduler_hook is not None:
-            self._scheduler_hook.take_off()
-            self._scheduler_hook = None
+        """Detaches and frees all memory; every object is what it was. Twice does nothing more."""
+        try:
+            self.sessions.end()
+        finally:
+            for denoiser in self.denoisers:
+                denoiser.detach()
+            if (pipeline := self._pipeline()) is not None:
+                take_off(pipeline, self._pipeline_hook)
 
     @property
     def plan(self) -> Any:
@@ -204,7 +291,7 @@ class Handle:
         own = {name: getattr(self.policy.policy, name) for name in setting_names(type(self.policy.policy))}
         for name in ("trace", "planner", "profile"):
             own.pop(name, None)
-        span = self.engine.span
+        span = self.denoisers[0].span
         return own | bounds | {"span_first": span.first, "span_after": span.num_blocks - span.end}
 
     @property
@@ -218,8 +305,9 @@ class Handle:
         Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
         of the same calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls),
         num_calls_in_full (calls that said too little to cache them), num_corrected (cached steps taken again with what
-        the next computed one showed), held_bytes (of all histories now) and peak_bytes
-        (the most that histories and the values set aside for them ever took).
+        the next computed one showed), why_not (why the newest run was not made faster, or less than was asked for;
+        None where it was), held_bytes (of all histories now) and peak_bytes (the most that histories and the values
+        set aside for them ever took; of runs at the same time, the sum).
         """
         share = self.trace.computed_share()
         return {
@@ -230,13 +318,20 @@ class Handle:
             "computed_share": share,
             "ideal_speedup": 1 / share if share else None,
             "num_non_finite": sum(entry.non_finite for entry in self.trace),
-            "num_calls_in_full": sum(denoiser.reader.num_calls_in_full for denoiser in self.denoisers),
+            "num_calls_in_full": self._num_calls_in_full,
             "num_corrected": sum(entry.num_corrected for entry in self.trace),
-            "held_bytes": sum(denoiser.engine.held_bytes for denoiser in self.denoisers),
-            "peak_bytes": sum(denoiser.engine.peak_bytes for denoiser in self.denoisers),
+            "why_not": self.why_not,
+            "held_bytes": sum(engine.held_bytes for engine in self._engines),
+            "peak_bytes": sum(engine.peak_bytes for engine in self._engines),
         }
 
+    @property
+    def _engines(self) -> list[Engine]:
+        return [cell.engine for session in self.sessions.all for cell in session.cells.values()]
+
     def __enter__(self) -> Handle:
+        if not self.is_enabled:
+            raise ValueError("this handle is disabled, and nothing would be cached; call mixcache.enable(pipe) again")
         return self
 
     def __exit__(
@@ -306,11 +401,6 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     row = rows[0]
     if row.unsafe:
         raise TypeError(f"{type(pipeline).__name__} cannot be cached: {row.unsafe}")
-    if getattr(pipeline, "_all_hooks", None):
-        raise ValueError(
-            "this pipeline offloads its models already, and would drop the cache after the first clip; call "
-            "mixcache.enable before pipe.enable_model_cpu_offload"
-        )
     if any(handle_of(expert) for expert in experts):
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
@@ -321,24 +411,28 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     except BaseException:
         handle.disable()
         raise
-    for expert in experts:
-        _HANDLES[expert] = weakref.ref(handle)
     return handle
 
 
 def disable(pipeline: Any) -> None:
     """Detaches what `enable` attached to this pipeline's transformer; ValueError if nothing is."""
-    handles = [handle for expert in experts_of(pipeline).values() if (handle := handle_of(expert)) is not None]
+    handles = [hook.owner for expert in experts_of(pipeline).values() for hook in _root_hooks(expert)]
+    handles += [hook.owner for hook in hooks_on(pipeline) if isinstance(hook, PipelineHook)]
     if not handles:
         raise ValueError("mixcache is not enabled on this pipeline")
     for handle in handles:
         handle.disable()
 
 
+def _root_hooks(transformer: torch.nn.Module) -> list[TransformerHook]:
+    """Ours on a transformer, or on the one inside of `torch.compile(transformer)`."""
+    hooks = hooks_on(getattr(transformer, "_orig_mod", transformer))
+    return [hook for hook in hooks if isinstance(hook, TransformerHook)]
+
+
 def handle_of(transformer: torch.nn.Module) -> Handle | None:
     """The handle on a transformer, or on the one inside of `torch.compile(transformer)`."""
-    reference = _HANDLES.get(getattr(transformer, "_orig_mod", transformer))
-    return reference() if reference is not None else None
+    return next((hook.owner for hook in _root_hooks(transformer) if isinstance(hook.owner, Handle)), None)
 
 
 def _with_profile(config: MixCacheConfig, pipeline: Any, transformer: torch.nn.Module) -> MixCacheConfig:

@@ -1,9 +1,9 @@
-"""What the engine is told of a call of the transformer and of its span of blocks. Plain Python."""
+"""What a host and the engine say to each other about a call of the transformer. Plain Python."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from typing import Any
 
 CONDITIONAL, UNCONDITIONAL = "cond", "uncond"
@@ -44,6 +44,8 @@ class CallInfo:
     step: int
     num_steps: int
     sigma: float
+    """Noise level, falling from step to step: 0 where the latents are the clip, 1 where they are noise alone, and in
+    between of one meaning for every scheduler (`mixcache.levels`)."""
     signature: tuple[Any, ...]
     """Shape, dtype and device of the input: histories of another signature are of no use."""
     offset: int = 0
@@ -54,8 +56,12 @@ class CallInfo:
 
     sigmas: tuple[float, ...] = ()
     """Noise levels of all steps of this denoiser, and the one at which its last step arrives."""
+    scheduler_sigma: float | None = None
+    """The scheduler's own number for this step, for the trace; None where it is the noise level."""
     mix: Mix | None = None
     """Where the output is a v: what its latents are made of."""
+    is_guided_alike: bool = True
+    """False where outputs may be guided otherwise from step to step, and no scale tells how: a guider with a memory."""
 
     @property
     def is_last(self) -> bool:
@@ -66,11 +72,12 @@ class CallInfo:
         return self.parts or (self.branch,)
 
 
-class SpanMode(Enum):
-    """What the span of blocks does in the present call."""
+class End(str, Enum):
+    """Why a trajectory is over."""
 
-    RUN = auto()
-    RECORD = auto()
-    """Runs, and its residual is kept."""
-    SKIP = auto()
-    """Is replaced by its predicted residual."""
+    DONE = "done"
+    """Its last step was taken, or the pipeline has returned."""
+    INTERRUPTED = "interrupted"
+    """Another one begins, or calls follow that cannot be told."""
+    FAILED = "failed"
+    """An exception, Ctrl-C too."""

@@ -9,8 +9,14 @@ which nothing is run, and arrives at better latents:
     predicted    v_0        v_1      v_2                 through v_0 and those before it
     corrected    v_0        v_1'     v_2'      v_3       through v_3 as well
 
+What is interpolated are the outputs of each branch, which are values of one function; they are then combined as the
+pipeline combined the predicted ones at that very step (`mixcache.guidance`), whatever its scale was. Where what the
+scheduler is given is no such combination, its own values are interpolated, as long as one scale guides them all.
+
 The computed output stays what the model gave for the latents it was called with. A step of which a branch or some
 blocks ran knows more than an interpolation, and keeps its output.
+
+All that is remembered is a copy: pipelines write to their latents and outputs.
 
 Source: ours. Multistep solvers correct their last step so, UniPC (arXiv 2302.04867) among them. docs/method.md says
 what it brings.
@@ -18,6 +24,8 @@ what it brings.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,22 +33,40 @@ import torch
 
 from mixcache.calls import CallInfo
 from mixcache.decision import Granularity
+from mixcache.guidance import Combination, combination, tolerance
 from mixcache.histories import StepRecord
-from mixcache.history import History
+from mixcache.history import Computed, extrapolated
 from mixcache.seen import Seen
 from mixcache.velocity import v_from_velocity, velocity_from_v
+
+Values = Mapping[str, torch.Tensor]
+"""Outputs by branch, as they are kept (`mixcache.velocity`)."""
 
 
 class Solver(Protocol):
     """A scheduler that can go back to where it was."""
 
     def state(self) -> Any:
-        """What `restore` wants, once."""
+        """What `restore` wants, once; no tensor in it is written to by anybody else."""
 
     def restore(self, state: Any) -> None: ...
 
     def advance(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
         """The sample after a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A computed step, which later ones are interpolated from."""
+
+    step: int
+    sigma: float
+    outputs: Values
+    """Of the branches; empty where what the solver is given is no combination of them."""
+    given: torch.Tensor | None
+    """What the solver was given, as kept; None where it is a combination."""
+    scale: float | None
+    """Of the guidance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +78,9 @@ class CachedStep:
     timestep: Any
     output: torch.Tensor | None
     """None where nothing of it was computed."""
+    combination: Combination | None
+    """How its branches were combined; None where they were not, or it is not known how."""
+    scale: float | None
 
 
 @dataclass(slots=True)
@@ -64,17 +93,12 @@ class CachedRun:
     """Latents that the first of them began with."""
     steps: list[CachedStep] = field(default_factory=list)
 
-    @property
-    def num_bytes(self) -> int:
-        return self.sample.nbytes + sum(step.output.nbytes for step in self.steps if step.output is not None)
-
 
 class Corrector:
     """Watches the scheduler's steps in one trajectory."""
 
     def __init__(self, max_order: int) -> None:
-        self._history = History(max_order + 2)
-        """Of computed outputs, as the scheduler is given them: after guidance."""
+        self._nodes: deque[Node] = deque(maxlen=max_order + 1)
         self._branches: frozenset[str] = frozenset()
         """That these were guided from."""
         self._run: CachedRun | None = None
@@ -84,21 +108,68 @@ class Corrector:
         """The latents after it."""
         self._is_disturbed = False
         """True if the last step did not begin where the one before it had arrived."""
+        self._combines: bool | None = None
+        """Whether the solver is given a combination of the branches; None while that is not known."""
+        self._tolerance = 0.0
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that is held here; the solver's own state is left out."""
+        for node in self._nodes:
+            yield from node.outputs.values()
+            if node.given is not None:
+                yield node.given
+        if self._run is not None:
+            yield self._run.sample
+            yield from (step.output for step in self._run.steps if step.output is not None)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what is held here; the solver's own state is left out."""
-        return self._history.num_bytes + (self._run.num_bytes if self._run is not None else 0)
+        return sum(value.nbytes for value in self.tensors())
+
+    def is_watching(self, step: int) -> bool:
+        """True if the solver's step before this one was seen here, so that this one's is likely to be."""
+        return self._record is not None and self._record.info.step == step - 1
 
     def is_at_work(self, step: int) -> bool:
-        """True if a cached step, this one, is likely to be taken again: the solver's last step was seen here, and
-        nobody had changed the latents before it."""
-        return self._record is not None and self._record.info.step == step - 1 and not self._is_disturbed
+        """True if a cached step, this one, is likely to be taken again: the solver's last step was seen here, nobody
+        had changed the latents before it, and it is known how outputs are guided."""
+        return self.is_watching(step) and not self._is_disturbed and self._knows_guidance
+
+    @property
+    def _knows_guidance(self) -> bool:
+        if self._record is None:
+            return False
+        return self._combines is True or self._record.info.is_guided_alike
+
+    def learn(self, misfit: float) -> None:
+        """Told, once it is known on the host, how far a computed step's answer was from a combination."""
+        combines = misfit <= self._tolerance
+        if combines is not self._combines:
+            if self._combines is not None:  # guidance has become another function
+                self._nodes.clear()
+                self._run = None
+            self._combines = combines
+            kept = [
+                Node(n.step, n.sigma, n.outputs if combines else {}, None if combines else n.given, n.scale)
+                for n in self._nodes
+            ]
+            self._nodes.clear()
+            self._nodes.extend(kept)
 
     def before(
-        self, record: StepRecord, solver: Solver, output: torch.Tensor, timestep: Any, sample: torch.Tensor
+        self,
+        record: StepRecord,
+        values: Values,
+        solver: Solver,
+        output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and sample that the pipeline's next step of the solver is to be taken with, in place of these."""
+        """Output and sample that the pipeline's next step of the solver is to be taken with, in place of these.
+
+        `values` are the outputs of the step's branches, computed or predicted, from which `output` was made; empty for
+        a step of which a part was computed.
+        """
         if record is self._record:  # a solver with several stages in a step
             self.clear()
             self._record = record
@@ -108,22 +179,26 @@ class Corrector:
         if self._is_disturbed:
             self._run = None
         if record.decision.granularity is not Granularity.COMPUTE:
-            self._remember(record, solver, output, timestep, sample)
+            self._remember(record, values, solver, output, timestep, sample)
             return output, sample
         branches = frozenset(call.branch for call in record.calls)
         if branches != self._branches:  # guidance has begun or ended: the outputs before are of another kind
-            self._run = None
-            self._history.clear()
+            self._run = self._combines = None
+            self._nodes.clear()
             self._branches = branches
-        kept = velocity_from_v(output, sample, record.info.mix)
-        # the pipeline may write to its output, and graphs that were captured do
-        self._history.push(record.info.step, record.info.sigma, kept.detach().clone() if kept is output else kept)
+        combined = combination(output, in_form_of(values, sample, record)) if self._combines is not False else None
+        if combined is None:
+            self._combines = False
+        else:
+            record.misfit, self._tolerance = combined.misfit, tolerance(output.dtype)
         run, self._run = self._run, None
-        if run is None or all(step.output is not None for step in run.steps):
-            return output, sample
-        record.num_corrected = len(run.steps)
-        sample = self._taken_again(run, solver, output.dtype).to(sample.dtype)
-        return v_from_velocity(kept, sample, record.info.mix).to(output.dtype), sample
+        node = self._node(record, values, output, sample)
+        if run is not None and self._may_interpolate(run, node):
+            record.num_corrected = len(run.steps)
+            begun, sample = sample, self._taken_again(run, node, solver, output.dtype).to(sample.dtype)
+            output = self._at(sample, begun, output, values, combined, record)
+        self._nodes.append(node)
+        return output, sample
 
     def after(self, sample: torch.Tensor) -> None:
         """Told where the step arrived."""
@@ -133,33 +208,106 @@ class Corrector:
             # what is written to a tensor of inference mode leaves no mark but the values
             self._arrived = Seen.of(sample.clone() if sample.is_inference() else sample)
 
+    def _node(self, record: StepRecord, values: Values, output: torch.Tensor, sample: torch.Tensor) -> Node:
+        given = None
+        if self._combines is not True:
+            kept = velocity_from_v(output, sample, record.info.mix)
+            given = kept.detach().clone() if kept is output else kept
+        outputs = {} if self._combines is False else dict(values)
+        return Node(record.info.step, record.info.sigma, outputs, given, record.guidance)
+
     def _remember(
-        self, record: StepRecord, solver: Solver, output: torch.Tensor, timestep: Any, sample: torch.Tensor
+        self,
+        record: StepRecord,
+        values: Values,
+        solver: Solver,
+        output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
     ) -> None:
-        if not len(self._history):
+        if not self._nodes or not self._knows_guidance:
             return
         if self._run is None:
-            self._run = CachedRun(solver.state(), sample)
-        known = None if record.decision.granularity is Granularity.STEP else output.detach().clone()
-        self._run.steps.append(CachedStep(record.info, record.decision.order, timestep, known))
+            self._run = CachedRun(solver.state(), sample.detach().clone())
+        known, combined = None, None
+        if record.decision.granularity is not Granularity.STEP:
+            known = output.detach().clone()
+        elif self._combines:
+            combined = combination(output, in_form_of(values, sample, record))
+        timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
+        self._run.steps.append(
+            CachedStep(record.info, record.decision.order, timestep, known, combined, record.guidance)
+        )
 
-    def _taken_again(self, run: CachedRun, solver: Solver, dtype: torch.dtype) -> torch.Tensor:
+    def _may_interpolate(self, run: CachedRun, node: Node) -> bool:
+        """True where something is to be taken again, and it is known how each step's outputs were guided."""
+        steps = [step for step in run.steps if step.output is None]
+        if not steps or not self._nodes:
+            return False
+        if self._combines:
+            return all(step.combination is not None for step in steps)
+        scales = {step.scale for step in steps} | {other.scale for other in (*self._nodes, node)}
+        return len(scales) == 1 and all(other.given is not None for other in (*self._nodes, node))
+
+    def _taken_again(self, run: CachedRun, node: Node, solver: Solver, dtype: torch.dtype) -> torch.Tensor:
         """The sample behind the run, with what is known of its outputs by now."""
         solver.restore(run.state)
         sample = run.sample
         for step in run.steps:
             output = step.output
             if output is None:
-                kept = self._history.predict(step.info.sigma, step.order + 1)
-                output = v_from_velocity(kept, sample, step.info.mix).to(dtype)
+                nodes = [*list(self._nodes)[-step.order - 1 :], node]
+                mix, sigma = step.info.mix, step.info.sigma
+                if step.combination is not None:
+                    branches = {b: interpolated(nodes, sigma, b) for b in step.combination.shares}
+                    values = {b: v_from_velocity(value, sample, mix) for b, value in branches.items()}
+                    output = step.combination.of(values).to(dtype)
+                else:
+                    output = v_from_velocity(interpolated(nodes, sigma), sample, mix).to(dtype)
             sample = solver.advance(output, step.timestep, sample)
         return sample
 
+    def _at(
+        self,
+        sample: torch.Tensor,
+        begun: torch.Tensor,
+        output: torch.Tensor,
+        values: Values,
+        combined: Combination | None,
+        record: StepRecord,
+    ) -> torch.Tensor:
+        """A computed output that was given for the latents `begun`, for the corrected ones: it changes where it is a v,
+        and what stays is the velocity."""
+        if record.info.mix is None:
+            return output
+        if self._combines and combined is not None:
+            before, now = in_form_of(values, begun, record), in_form_of(values, sample, record)
+            moved = {branch: now[branch].float() - before[branch].float() for branch in values}
+            return (output + combined.of(moved)).to(output.dtype)
+        kept = velocity_from_v(output, begun, record.info.mix)
+        return v_from_velocity(kept, sample, record.info.mix).to(output.dtype)
+
     def clear(self) -> None:
         """Ends the trajectory."""
-        self._run = self._record = self._arrived = None
+        self._run = self._record = self._arrived = self._combines = None
+        self._branches = frozenset()
         self._is_disturbed = False
-        self._history.clear()
+        self._nodes.clear()
+
+
+def in_form_of(values: Values, sample: torch.Tensor, record: StepRecord) -> dict[str, torch.Tensor]:
+    """The branches' outputs as the model gives them for these latents."""
+    return {branch: v_from_velocity(value, sample, record.info.mix) for branch, value in values.items()}
+
+
+def interpolated(nodes: list[Node], sigma: float, branch: str | None = None) -> torch.Tensor:
+    """The value at a noise level of a branch's output, or of what the solver was given."""
+    values = [
+        Computed(node.step, node.sigma, value)
+        for node in nodes
+        if (value := node.given if branch is None else node.outputs.get(branch)) is not None
+    ]
+    return extrapolated(values, sigma)
 
 
 def is_same(sample: torch.Tensor, arrived: Seen) -> bool:

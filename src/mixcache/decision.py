@@ -40,7 +40,7 @@ class Step:
     num_steps: int
     """Steps that this denoiser does."""
     sigma: float
-    """Noise level, as the scheduler gives it."""
+    """Noise level, 0 to 1 (`mixcache.levels`)."""
     offset: int = 0
     """Steps of the loop that another denoiser does before; `index` and `num_steps` count this one's own."""
     ages: Mapping[Granularity, int] = field(default_factory=dict)
@@ -54,16 +54,19 @@ class Step:
     """Guidance scale in force; None where there is none or it cannot be read."""
     costs: Mapping[Granularity, float] = field(default_factory=dict)
     """Share of a computed step's block work that is still done by each granularity."""
+    num_cached: int = 0
+    """Cached steps since the last computed one, as they were done."""
     corrects: bool = False
     """True where a step cached by `step` will most likely be taken again once the next computed one is known
     (`mixcache.corrector`)."""
 
     @property
     def distance(self) -> float:
-        """How far this step goes in sigma; an even share of the way where the host does not say."""
+        """How far this step goes, as a share of the way from noise alone, 1, or from further out where a host's levels
+        begin there; an even share where the host does not say."""
         if len(self.sigmas) <= self.index + 1:
             return 1 / self.num_steps
-        return self.sigmas[self.index] - self.sigmas[self.index + 1]
+        return (self.sigmas[self.index] - self.sigmas[self.index + 1]) / max(1.0, self.sigmas[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,34 +1,54 @@
-"""One denoising step: decide, compute or predict, measure, record. Knows calls and blocks, not diffusers.
+"""One denoising step: decide, compute or predict, measure, record. Knows calls, not where they come from.
 
     first call of a step -> finish the step before (measure, refresh histories, trace) -> policy.decide
-    every call           -> the step's one granularity says whether the transformer, or its span of blocks, runs
+    every call           -> the step's one granularity says what of it the host is asked to run
+    solver's step        -> the corrector may have the cached steps before it taken again
 
-A step is finished when the next one begins, or at `reset`, since nothing says which call of a step is its last.
+A host (a pipeline's hooks, or a loop of one's own) makes an engine for each run and transformer, brings every call as
+a `CallInfo` and a `Run`, and says when the trajectory is over (`end`). A step is finished when the next one begins, or
+at the end.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, Span, SpanMode
+from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, End, Span
 from mixcache.corrector import Corrector, Solver
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.histories import Histories, StepRecord
 from mixcache.measuring import SignalName, distances, measurement_of, products
 from mixcache.policies.base import Policy
 from mixcache.signals import to_floats, total
-from mixcache.trace import Call, Trace, TraceEntry
+from mixcache.trace import Call, TraceEntry, TraceWriter
+from mixcache.velocity import v_from_velocity, velocity_from_v
 
 logger = logging.getLogger("mixcache")
-Compute = Callable[[], torch.Tensor]
 Streams = tuple[torch.Tensor, ...]
 """What runs through the blocks: the hidden state, and in some models that of the text or of the sound beside it."""
+
+
+class Run(Protocol):
+    """One call of the transformer, as its host can carry it out. Whatever it raises drops every history."""
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """What the transformer is called with; looked at where the call has a `mix`."""
+
+    def full(self, *, records: bool) -> tuple[torch.Tensor, Streams]:
+        """Runs all of it. The output, one tensor, and where it `records` the residual of each stream over the span of
+        blocks, tensors that nobody else writes to; none where the call did not pass through the span."""
+
+    def without_span(self, residuals: Streams) -> torch.Tensor:
+        """The output where the span is left out, and the residuals are added in its place."""
+
+    def conditional(self) -> torch.Tensor | None:
+        """The output of the conditional part of a joined call alone; None where that cannot be run."""
 
 
 def parts_of(output: torch.Tensor, info: CallInfo) -> dict[str, torch.Tensor]:
@@ -38,7 +58,7 @@ def parts_of(output: torch.Tensor, info: CallInfo) -> dict[str, torch.Tensor]:
 
 
 class Engine:
-    """State and flow of one transformer.
+    """State and flow of one run of one transformer.
 
     `guidance` gives the scale in force now, or None where there is none; `granularities` are those that the model
     allows.
@@ -49,12 +69,13 @@ class Engine:
         policy: Policy,
         span: Span,
         guidance: Callable[[], float | None],
-        trace: Trace,
+        trace: TraceWriter,
         *,
         granularities: tuple[str, ...] = ("step", "cfg", "block"),
         max_traced_generations: int = 100,
     ) -> None:
-        self.policy, self.span, self.trace = policy, span, trace
+        self.policy, self.span = policy, span
+        self._trace = trace
         self._guidance = guidance
         self._max_traced_generations = max_traced_generations
         self._costs = {
@@ -67,12 +88,13 @@ class Engine:
         self._histories = Histories(policy.max_order + 1, kept)
         self._corrector = Corrector(policy.max_order) if policy.corrects else None
         self._signatures: dict[str, tuple[Any, ...]] = {}
+        self._dtype: torch.dtype | None = None
+        """Of the transformer's output; what is kept may have another."""
         self._state = self._seen_state = policy.init()
         self._record: StepRecord | None = None
-        self._call = ""
-        self._span_input: Streams = ()
+        self._num_calls = self._num_cached = 0
+        """Calls of the last step that was finished; cached steps since the last computed one."""
         self._generation = self._told_non_finite = -1
-        self.span_mode = SpanMode.RUN
         self.peak_bytes = 0
         """Most that histories and the values set aside for them ever took."""
 
@@ -91,16 +113,15 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------------- calls
 
-    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
-        """The output of one call: `compute()` runs the transformer, and is not called where the cache answers.
+    def call(self, info: CallInfo, run: Run) -> torch.Tensor:
+        """The output of one call, of which `run` carries out what the cache does not answer.
 
-        `compute_conditional()` runs the conditional part of a joined call alone, where the host can. Whatever they
-        raise drops every history and goes on to the caller.
+        The very tensor that `run.full` gave where it ran in full; else one that the caller may write to.
         """
         record = self._record
         if record is None or self._is_new_trajectory(record, info):
-            self.reset()
-            self._generation = self.trace.number_of(info.offset)
+            self.end(End.INTERRUPTED)
+            self._generation = self._trace.number_of(info.offset)
             record = self._begin(info)
         elif record.info.step != info.step:
             self._finish()
@@ -108,106 +129,122 @@ class Engine:
         self._signatures |= dict.fromkeys(info.branches, (info.signature, info.parts))
         granularity = record.decision.granularity
         if granularity is Granularity.STEP and self._histories.num_outputs(info.branches):
-            return self._answer(record, info)
-        if granularity is Granularity.CFG and UNCONDITIONAL in info.branches:
-            if info.branches == (UNCONDITIONAL,) and CONDITIONAL in record.outputs:
-                return self._from_conditional(record)
-            if info.parts and CONDITIONAL in info.parts and compute_conditional is not None:
-                conditional = replace(info, branch=CONDITIONAL, parts=())
-                outputs = {CONDITIONAL: self._computed_output(record, conditional, compute_conditional)}
-                outputs[UNCONDITIONAL] = self._from_conditional(record)
-                return torch.cat([outputs[branch] for branch in info.parts])
-        return self._computed_output(record, info, compute)
+            return self._answer(record, info, run)
+        try:
+            if granularity is Granularity.CFG and UNCONDITIONAL in info.branches:
+                if info.branches == (UNCONDITIONAL,) and CONDITIONAL in record.outputs:
+                    return self._from_conditional(record, run.latents, info)
+                if info.parts and CONDITIONAL in info.parts and (output := run.conditional()) is not None:
+                    return self._joined_from_conditional(record, output, info, run)
+            return self._computed(record, info, run)
+        except BaseException:
+            self._record = None  # what was computed of the step under way is not looked at
+            self.end(End.FAILED)
+            raise
 
-    def _answer(self, record: StepRecord, info: CallInfo) -> torch.Tensor:
+    def _answer(self, record: StepRecord, info: CallInfo, run: Run) -> torch.Tensor:
         """The predicted output of a call that is not computed."""
         record.calls += [Call(branch=branch, computed=False, num_blocks=0) for branch in info.branches]
         order, trust = record.decision.order, record.decision.trust
         outputs = [self._histories.output(branch, info.sigma, order, trust) for branch in info.branches]
-        if info.parts:
-            return torch.cat(outputs)
-        output = outputs[0]
-        # the pipeline may write to it
-        return output.clone() if self._histories.is_last_output(info.branch, output) else output
+        kept = torch.cat(outputs) if info.parts else outputs[0]
+        output = v_from_velocity(kept, run.latents, info.mix) if info.mix is not None else kept
+        if output is kept and self._histories.is_last_output(info.branch, kept):
+            output = kept.clone()  # the pipeline may write to it
+        return output.to(self._dtype)
 
-    def _from_conditional(self, record: StepRecord) -> torch.Tensor:
+    def _from_conditional(self, record: StepRecord, latents: torch.Tensor, info: CallInfo) -> torch.Tensor:
         """The unconditional output of a `cfg` step, which is not computed."""
         record.calls.append(Call(branch=UNCONDITIONAL, computed=False, num_blocks=0))
         decision = record.decision
         difference = self._histories.difference.predict(record.info.sigma, decision.order, decision.trust)
-        return record.outputs[CONDITIONAL] + difference
+        kept = record.outputs[CONDITIONAL] + difference
+        return v_from_velocity(kept, latents, info.mix).to(self._dtype)
 
-    def _computed_output(self, record: StepRecord, info: CallInfo, compute: Compute) -> torch.Tensor:
-        granularity = record.decision.granularity
-        self._call = info.branch
-        if granularity is Granularity.BLOCK and self._histories.num_residuals([(info.branch, 0)]):
-            self.span_mode = SpanMode.SKIP
-        elif (
-            granularity is Granularity.COMPUTE and Granularity.BLOCK in self._histories.kept and not record.info.is_last
-        ):
-            self.span_mode = SpanMode.RECORD
-        num_blocks = self.span.num_blocks - (self.span.num_skipped if self.span_mode is SpanMode.SKIP else 0)
-        is_full = self.span_mode is not SpanMode.SKIP
-        try:
-            output = compute()
-        except BaseException:
-            self.abandon()
-            raise
-        finally:
-            self.span_mode, self._span_input = SpanMode.RUN, ()
-        record.calls += [Call(branch=branch, computed=True, num_blocks=num_blocks) for branch in info.branches]
-        record.totals[info.branch] = total(output)
-        if is_full and (self._keeps_outputs or Granularity.CFG in self._histories.kept):
-            record.outputs |= parts_of(output.detach().clone(), info)
+    def _joined_from_conditional(
+        self, record: StepRecord, conditional: torch.Tensor, info: CallInfo, run: Run
+    ) -> torch.Tensor:
+        """The output of a joined call of a `cfg` step, from that of its conditional part."""
+        latents = parts_of(run.latents, info) if info.mix is not None else dict.fromkeys(info.parts, run.latents)
+        self._take_in(record, conditional, latents[CONDITIONAL], (CONDITIONAL,), (), info)
+        outputs = {CONDITIONAL: conditional}
+        outputs[UNCONDITIONAL] = self._from_conditional(record, latents[UNCONDITIONAL], info)
+        return torch.cat([outputs[branch] for branch in info.parts])
+
+    def _computed(self, record: StepRecord, info: CallInfo, run: Run) -> torch.Tensor:
+        """The output of a call that is computed, if not all of its blocks."""
+        decision, residuals = record.decision, tuple[torch.Tensor, ...]()
+        if decision.granularity is Granularity.BLOCK:
+            residuals = self._histories.residuals(info.branch, info.sigma, decision.order, decision.trust)
+        if residuals:
+            output = run.without_span(residuals)
+            record.totals[info.branch] = total(output)
+            num_blocks = self.span.num_blocks - self.span.num_skipped
+            record.calls += [Call(branch=branch, computed=True, num_blocks=num_blocks) for branch in info.branches]
+            return output
+        is_computed_step = decision.granularity is Granularity.COMPUTE
+        records = is_computed_step and self.keeps(Granularity.BLOCK) and not record.info.is_last
+        if records and not self.policy.measures:  # a measurement compares with what was kept
+            self._histories.make_room(info.branch)
+        output, computed = run.full(records=records)
+        latents = run.latents if info.mix is not None else output
+        self._take_in(record, output, latents, info.branches, computed, info)
         return output
 
-    # --------------------------------------------------------------------------------------------------- blocks
-
-    def span_begins(self, streams: Streams) -> None:
-        """Told what goes into the span's first block."""
-        if self.span_mode is not SpanMode.RUN:
-            self._span_input = streams
-
-    def span_ends(self, streams: Streams) -> Streams:
-        """Told what comes out of the span; returns what goes on to the next block.
-
-        A span left out is replaced by what went into it plus its predicted residual, whatever the model added on the
-        way: that is in the residual.
-        """
-        record, before = self._record, self._span_input
-        if record is None or not before:
-            return streams
-        if self.span_mode is SpanMode.RECORD:
-            for index, (begin, end) in enumerate(zip(before, streams, strict=True)):
-                key = self._call, index
-                if not self.policy.measures:  # a measurement compares with what was kept
-                    self._histories.make_room(key)
-                record.residuals[key] = (end - begin).detach()
-        if self.span_mode is SpanMode.SKIP:
-            sigma, order, trust = record.info.sigma, record.decision.order, record.decision.trust
-            streams = tuple(
-                begin + self._histories.residual((self._call, index), sigma, order, trust)
-                for index, begin in enumerate(before)
-            )
-        self._span_input = ()
-        return streams
+    def _take_in(
+        self,
+        record: StepRecord,
+        output: torch.Tensor,
+        latents: torch.Tensor,
+        branches: tuple[str, ...],
+        residuals: Streams,
+        info: CallInfo,
+    ) -> None:
+        """Sets aside what a call computed in full of these branches."""
+        self._dtype = output.dtype
+        kept = velocity_from_v(output, latents, info.mix)
+        call = info.branch if branches == info.branches else branches[0]
+        record.calls += [Call(branch=b, computed=True, num_blocks=self.span.num_blocks) for b in branches]
+        record.totals[call] = total(kept)
+        record.residuals |= {(call, index): residual for index, residual in enumerate(residuals)}
+        if self._keeps_outputs or self.keeps(Granularity.CFG):
+            kept = kept.detach().clone() if kept is output else kept.detach()
+            parts = kept.chunk(len(branches)) if len(branches) > 1 else (kept,)
+            record.outputs |= dict(zip(branches, parts, strict=True))
 
     # --------------------------------------------------------------------------------------------------- solver
 
-    def before_solver(
+    def solve(
         self, solver: Solver, output: torch.Tensor, timestep: Any, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Told of the pipeline's step of the solver; gives the output and the sample to take it with."""
-        if self._corrector is None or self._record is None:
+        record = self._record
+        if self._corrector is None or record is None:
             return output, sample
-        return self._corrector.before(self._record, solver, output, timestep, sample)
+        record.guidance = self._guidance()
+        decision, values = record.decision, dict[str, torch.Tensor]()
+        if decision.granularity is Granularity.COMPUTE:
+            values = record.outputs
+        elif decision.granularity is Granularity.STEP and all(not call.computed for call in record.calls):
+            sigma, branches = record.info.sigma, dict.fromkeys(call.branch for call in record.calls)
+            values = {b: self._histories.output(b, sigma, decision.order, decision.trust) for b in branches}
+        return self._corrector.before(record, values, solver, output, timestep, sample)
 
-    def after_solver(self, sample: torch.Tensor) -> None:
+    def solved(self, sample: torch.Tensor) -> None:
         """Told where that step arrived."""
-        if self._corrector is not None:
+        if self._corrector is not None and self._record is not None:
             self._corrector.after(sample)
 
     # ---------------------------------------------------------------------------------------------------- steps
+
+    @property
+    def is_over(self) -> bool:
+        """True where the last step has had as many calls as the one before it, and the solver, where it is watched, its
+        step: most likely nothing follows."""
+        record = self._record
+        if record is None or not record.info.is_last or len(record.calls) < self._num_calls:
+            return False
+        return self._corrector is None or not self._corrector.is_watching(record.info.step)
 
     def _is_new_trajectory(self, record: StepRecord, info: CallInfo) -> bool:
         last = record.info
@@ -229,8 +266,9 @@ class Engine:
             ages=ages,
             history_lengths=lengths,
             sigmas=info.sigmas,
-            guidance=self._guidance() if self.policy.looks_back else None,
+            guidance=self._guidance(),
             costs=self._costs,
+            num_cached=self._num_cached,
             corrects=self._corrector is not None and self._corrector.is_at_work(info.step),
         )
         self._seen_state = self._state
@@ -245,31 +283,40 @@ class Engine:
         self._record = StepRecord(info=info, decision=decision)
         return self._record
 
-    def _finish(self) -> None:
+    def _finish(self, *, measures: bool = True) -> None:
         """Measures the step under way, refreshes the histories with what was computed, and traces it."""
         record, self._record = self._record, None
         if record is None:
             return
+        self._num_calls = len(record.calls)
+        is_computed = record.decision.granularity is Granularity.COMPUTE
+        self._num_cached = 0 if is_computed else self._num_cached + 1
         if Granularity.CFG in self._histories.kept and {CONDITIONAL, UNCONDITIONAL} <= set(record.outputs):
             record.difference = record.outputs[UNCONDITIONAL] - record.outputs[CONDITIONAL]
-        is_measured = self.policy.measures and record.decision.granularity is Granularity.COMPUTE
+        is_measured = self.policy.measures and is_computed and measures
         names: list[SignalName] = list(record.totals)
         scalars = list(record.totals.values())
         if is_measured:
-            record.guidance = self._guidance()
+            if record.guidance is None:
+                record.guidance = self._guidance()
             if self.policy.looks_back:
                 signals = products(record, self._histories)
             else:
                 signals = distances(record, self._histories, self.policy.max_order)
             names += signals
             scalars += signals.values()
+        if record.misfit is not None:
+            names.append("misfit")
+            scalars.append(record.misfit)
         values = dict(zip(names, to_floats(scalars), strict=True))
+        if record.misfit is not None and self._corrector is not None:
+            self._corrector.learn(values["misfit"])
         num_non_finite = sum(not math.isfinite(values[call]) for call in record.totals)
         measurement = None
         if is_measured and not num_non_finite:
             measurement = measurement_of(record, values, self._histories.kept)
             self.policy.observe(measurement, self._state)
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes + record.num_bytes)
+        self.peak_bytes = max(self.peak_bytes, num_bytes([*self._held(), *record.tensors()]))
         if num_non_finite:
             # a branch refreshed alone would be younger than the other
             self._report_non_finite(record)
@@ -284,12 +331,12 @@ class Engine:
             logger.warning("the model's output has a NaN or an infinity at step %d; it is not cached", record.info.step)
 
     def _append(self, record: StepRecord, measurement: Measurement | None, num_non_finite: int) -> None:
-        self.trace.append(
+        self._trace.append(
             TraceEntry(
                 generation=self._generation,
                 step=record.info.offset + record.info.step,
                 num_steps=record.info.offset + record.info.num_steps,
-                sigma=record.info.sigma,
+                sigma=record.info.sigma if record.info.scheduler_sigma is None else record.info.scheduler_sigma,
                 granularity=record.decision.granularity,
                 order=record.decision.order,
                 trust=record.decision.trust,
@@ -308,24 +355,25 @@ class Engine:
     @property
     def held_bytes(self) -> int:
         """Bytes of all histories now, the corrector's too."""
-        return self._histories.num_bytes + (self._corrector.num_bytes if self._corrector is not None else 0)
+        return num_bytes(self._held())
 
-    def reset(self) -> None:
-        """Ends the trajectory: the last step is measured and traced, every history and the policy's state are
-        dropped."""
-        self._finish()
-        self._drop()
+    def _held(self) -> list[torch.Tensor]:
+        own = [] if self._corrector is None else self._corrector.tensors()
+        return [*self._histories.tensors(), *own]
 
-    def abandon(self) -> None:
-        """Ends the trajectory after an error: the step under way is not looked at."""
-        self._record = None
-        self._drop()
-
-    def _drop(self) -> None:
+    def end(self, reason: End) -> None:
+        """Ends the trajectory: the last step is traced, and measured unless it failed; every history and the policy's
+        state are dropped."""
+        self._finish(measures=reason is not End.FAILED)
         self._histories.clear()
         if self._corrector is not None:
             self._corrector.clear()
         self._signatures.clear()
+        self._num_calls = self._num_cached = 0
         self._state = self.policy.init()
-        self.span_mode, self._span_input = SpanMode.RUN, ()
-        self.trace.keep_generations(self._max_traced_generations)
+        self._trace.trace.keep_generations(self._max_traced_generations)
+
+
+def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of these tensors; one that is named twice counts once."""
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())

@@ -6,7 +6,7 @@ unconditional and the conditional one, `block` on the residuals of the span, by 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -28,23 +28,28 @@ class StepRecord:
     decision: Decision
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Outputs computed in full, by branch."""
+    """Outputs computed in full, by branch, as they are kept (`mixcache.velocity`)."""
     difference: torch.Tensor | None = None
     """Unconditional less conditional output, where both were computed and a history of it is kept."""
     guidance: float | None = None
-    """Scale that the pipeline guided with, for a step that is measured: some set it between the calls and their use."""
+    """Scale that the pipeline guided with, once the step's calls are done: some set it between the calls and their
+    use."""
     residuals: dict[StreamKey, torch.Tensor] = field(default_factory=dict)
     """Span residuals computed, by call and stream."""
     totals: dict[str, torch.Tensor] = field(default_factory=dict)
     """Sum of every output that the transformer gave, by call, still on the device: to see whether it is finite."""
+    misfit: torch.Tensor | None = None
+    """How far what the solver was given is from a combination of the outputs, still on the device
+    (`mixcache.corrector`)."""
     num_corrected: int = 0
     """Cached steps before this one that were taken again."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of what is set aside until the step is finished."""
-        values = [*self.outputs.values(), *self.residuals.values()]
-        return sum(value.nbytes for value in (values if self.difference is None else [*values, self.difference]))
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """What is set aside until the step is finished."""
+        yield from self.outputs.values()
+        yield from self.residuals.values()
+        if self.difference is not None:
+            yield self.difference
 
     def has(self, branches: Collection[str]) -> bool:
         return any(call.branch in branches for call in self.calls)
@@ -60,10 +65,14 @@ class Histories:
         self._residuals: dict[StreamKey, History] = {}
         self.difference = History(length)
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that is held."""
+        for history in (*self._outputs.values(), *self._residuals.values(), self.difference):
+            yield from history.values()
+
     @property
     def num_bytes(self) -> int:
-        histories = [*self._outputs.values(), *self._residuals.values(), self.difference]
-        return sum(history.num_bytes for history in histories)
+        return sum(value.nbytes for value in self.tensors())
 
     def num_outputs(self, branches: Collection[str]) -> int:
         """Length of the shortest history of these branches' outputs; 0 for no branches."""
@@ -104,6 +113,11 @@ class Histories:
             return conditional.predict(sigma, order, trust) + self.difference.predict(sigma, order, trust)
         return history.predict(sigma, order, trust)
 
+    def residuals(self, call: str, sigma: float, order: int, trust: float = 1.0) -> tuple[torch.Tensor, ...]:
+        """The residuals of the span that are predicted for a call, by stream, not to be written to."""
+        num_streams = sum(name == call for name, _ in self._residuals)
+        return tuple(self.residual((call, index), sigma, order, trust) for index in range(num_streams))
+
     def residual(self, key: StreamKey, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
         """The residual of the span that its history predicts, not to be written to."""
         return self._residuals[key].predict(sigma, order, trust)
@@ -125,10 +139,11 @@ class Histories:
         if record.difference is not None:
             self.difference.push(step, sigma, record.difference)
 
-    def make_room(self, key: StreamKey) -> None:
-        """Drops the residual that the next one of this key would push out."""
-        if key in self._residuals:
-            self._residuals[key].make_room()
+    def make_room(self, call: str) -> None:
+        """Drops the residuals that the next ones of this call would push out."""
+        for (name, _), history in self._residuals.items():
+            if name == call:
+                history.make_room()
 
     def forget_residuals(self) -> None:
         self._residuals.clear()

@@ -6,6 +6,7 @@ Only computed values are pushed (docs/method.md, boundaries, rule 2), so a predi
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,24 @@ def lagrange_weights(sigmas: list[float], sigma: float, trust: float = 1.0) -> l
     return weights
 
 
+def extrapolated(values: Sequence[Computed], sigma: float, trust: float = 1.0) -> torch.Tensor:
+    """The polynomial through the values, read at `sigma`, with the dtype of the last one; of one value, or of two at
+    one noise level, the last value itself, not to be written to."""
+    sigmas = [computed.sigma for computed in values]
+    if len(values) == 1 or len(set(sigmas)) < len(sigmas):
+        return values[-1].value
+    weights = lagrange_weights(sigmas, sigma, trust)
+    total = values[0].value.float() * weights[0]
+    for computed, weight in zip(values[1:], weights[1:], strict=True):
+        total.add_(computed.value, alpha=weight)
+    return total.to(values[-1].value.dtype)
+
+
 class History:
     """Keeps the last `length` computed values of one quantity, oldest first."""
 
     def __init__(self, length: int) -> None:
         self._values: deque[Computed] = deque(maxlen=length)
-        self.num_bytes = 0
-        """Of all values."""
 
     def __len__(self) -> int:
         return len(self._values)
@@ -51,6 +63,15 @@ class History:
     @property
     def last(self) -> torch.Tensor | None:
         return self._values[-1].value if self._values else None
+
+    def values(self) -> Iterator[torch.Tensor]:
+        """Oldest first."""
+        return (entry.value for entry in self._values)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all values."""
+        return sum(value.nbytes for value in self.values())
 
     def age(self, step: int) -> int:
         """Steps since the last computed value; ValueError without one."""
@@ -64,16 +85,14 @@ class History:
 
     def push(self, step: int, sigma: float, value: torch.Tensor) -> None:
         self._values.append(Computed(step, sigma, value))
-        self.num_bytes = sum(entry.value.nbytes for entry in self._values)
 
     def make_room(self) -> None:
         """Drops the oldest value where the next one would push it out."""
         if len(self._values) == self._values.maxlen:
-            self.num_bytes -= self._values.popleft().value.nbytes
+            self._values.popleft()
 
     def clear(self) -> None:
         self._values.clear()
-        self.num_bytes = 0
 
     def predict(self, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
         """The value at `sigma`, with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate in sigma.
@@ -85,12 +104,4 @@ class History:
         """
         if not self._values:
             raise ValueError("an empty history predicts nothing")
-        entries = list(self._values)[-(order + 1) :]
-        sigmas = [entry.sigma for entry in entries]
-        if len(entries) == 1 or len(set(sigmas)) < len(sigmas):
-            return entries[-1].value
-        weights = lagrange_weights(sigmas, sigma, trust)
-        total = entries[0].value.float() * weights[0]
-        for entry, weight in zip(entries[1:], weights[1:], strict=True):
-            total.add_(entry.value, alpha=weight)
-        return total.to(entries[-1].value.dtype)
+        return extrapolated(list(self._values)[-(order + 1) :], sigma, trust)

@@ -1,253 +1,254 @@
-"""The hooks that `enable` puts on a model, and how they are taken off.
+"""What stands around a transformer and its blocks: turns their calls into what the engine is asked, and back.
 
-One root hook on the transformer owns context, decision and state; block hooks, on the span only and only where the
-policy may choose `block`, ask the engine.
+Both cover `__call__` (`mixcache.overlay`), outside of whatever else hooks, offloads or compiles the module: python that
+changes with every step has no place in a graph, and a call that is left out loads no weights.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
-from diffusers import HookRegistry
-from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
 
-from mixcache.calls import CallInfo, SpanMode
-from mixcache.decision import Granularity
+from mixcache.calls import CallInfo, End, Span
 from mixcache.engine import Engine, Streams
-from mixcache.host import (
-    Form,
-    Reader,
-    UnknownCallError,
-    conditional_half,
-    named_arguments,
-    signature_of,
-)
-from mixcache.policies import Bounded
-from mixcache.velocity import v_from_velocity, velocity_from_v
+from mixcache.host import Form, Reader, UnknownCallError, conditional_half, named_arguments, signature_of
 
-logger = logging.getLogger("mixcache")
-HOOK = "mixcache"
-COMPILE_FIRST = "mixcache decides outside of what is compiled; compile in place, transformer.compile(), before enable"
+Inner = Callable[..., Any]
+COMPILE_FIRST = "mixcache decides outside of what is compiled; compile in place: transformer.compile()"
+
+
+class Cell:
+    """What one run keeps of one transformer."""
+
+    def __init__(self, engine: Engine, reader: Reader, on_answer: Callable[[Cell], None]) -> None:
+        self.engine, self.reader, self.on_answer = engine, reader, on_answer
+        self.forms: dict[tuple[str, bool], Form] = {}
+        """Of each branch's output, as a dataclass and not."""
 
 
 class Owner(Protocol):
-    """Who is told of calls: the handle, which knows the other transformers too."""
+    """Knows which run a call belongs to: the handle."""
 
-    def before_call(self, engine: Engine) -> None: ...
+    def cell_for_call(self, attribute: str) -> Cell:
+        """What the run under way keeps of the transformer; UnknownCallError where the run cannot be told."""
 
+    def computed_in_full(self, reason: str) -> None:
+        """Told of a call that said too little."""
 
-class _NoState(BaseState):
-    """The state manager is here for its context alone."""
+    def tell_once(self, text: str) -> None:
+        """One line of the log, the first time."""
 
-    def reset(self, *args: Any, **kwargs: Any) -> None:
-        """Holds nothing."""
-
-
-class OutsideHook(ModelHook):
-    """A hook that can stand around a module that is compiled in place, since python that changes with every step has no
-    place in a graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.compiled: Callable[..., Any] | None = None
-        """What runs the module where it is compiled; this hook then stands around it."""
-        self.standing_outside: Callable[..., Any] | None = None
-        self.installed_forward: Any = None
-        """The forward that diffusers' registry put in for this hook, to tell whether something wrapped it since."""
-
-    def is_outermost(self, module: torch.nn.Module) -> bool:
-        """False where the module was compiled, or compiled anew, since."""
-        return module._compiled_call_impl is self.standing_outside
-
-    def stand_outside(self, module: torch.nn.Module, answer: Callable[..., Any]) -> None:
-        """Has `answer` called in place of what was compiled."""
-        self.compiled = module._compiled_call_impl
-        module._compiled_call_impl = self.standing_outside = answer
-
-    def step_back(self, module: torch.nn.Module) -> None:
-        """Undoes `stand_outside`."""
-        if self.standing_outside is not None and self.is_outermost(module):
-            module._compiled_call_impl = self.compiled
-        self.compiled = self.standing_outside = None
+    def loop_is_over(self) -> None:
+        """Told by the pipeline that its loop is done with the transformer."""
 
 
-class RootHook(OutsideHook):
-    """Stands before the whole transformer: turns a forward into `engine.call`."""
+class SpanGate:
+    """What the span of blocks does in one call: it is recorded, or replaced by residuals that are given."""
 
-    _is_stateful = True
+    def __init__(self, residuals: Streams = ()) -> None:
+        self.residuals = residuals
+        """Added in place of the span; without them it runs."""
+        self.recorded: Streams = ()
+        self._begun: Streams = ()
+        self._versions: tuple[int, ...] = ()
 
-    def __init__(self, engine: Engine, reader: Reader, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.engine, self.reader = engine, reader
-        self.state_manager = StateManager(_NoState)
-        self.owner: Owner | None = None
-        """The handle, which lives as long as the hook."""
-        self._is_within = False
-        """True while what is compiled runs, and this hook, in diffusers' registry, is a part of its graph."""
-        self._signature = signature_of(module)
-        self._forms: dict[tuple[str, bool], Form] = {}
-        self._known_lengths: set[int] = set()
-        self._has_told_half = False
+    @property
+    def skips(self) -> bool:
+        return bool(self.residuals)
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs) if self._is_within else self.answer(*args, **kwargs)
+    def begins(self, streams: Streams) -> None:
+        """Told what goes into the span's first block."""
+        self._begun, self._versions = streams, versions(streams)
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the transformer itself."""
-        if self.compiled is None or self._is_within:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        self._is_within = True
+    def ends(self, streams: Streams) -> Streams:
+        """Told what comes out of the span; returns what goes on to the next block.
+
+        A span left out is replaced by what went into it plus its residual, whatever the model added on the way: that is
+        in the residual.
+        """
+        begun, self._begun = self._begun, ()
+        if not begun:
+            return streams
+        if self.skips:
+            return tuple(begin + residual for begin, residual in zip(begun, self.residuals, strict=True))
+        if versions(begun) == self._versions:  # else a block has written to what it was given
+            self.recorded = tuple((end - begin).detach() for begin, end in zip(begun, streams, strict=True))
+        return streams
+
+
+def versions(streams: Streams) -> tuple[int, ...]:
+    """Counts what was written to tensors in place; tensors of inference mode do not count."""
+    return tuple(0 if value.is_inference() else value._version for value in streams)
+
+
+class TransformerHook:
+    """Stands around the whole transformer: turns a call into `engine.call`."""
+
+    def __init__(self, owner: Owner, attribute: str, module: torch.nn.Module, span: Span) -> None:
+        self.owner, self.attribute, self.span = owner, attribute, span
+        self.covers = tuple(
+            name for name in ("__call__", "cache_context", "_reset_stateful_cache") if hasattr(type(module), name)
+        )
+        self.signature = signature_of(module)
+        self._now = _Now()
+
+    @property
+    def gate(self) -> SpanGate | None:
+        """Of the call that this thread is in, if its span is looked at."""
+        return self._now.gate
+
+    @contextmanager
+    def gated(self, gate: SpanGate) -> Iterator[SpanGate]:
+        before, self._now.gate = self._now.gate, gate
         try:
-            return self.compiled(*args, **kwargs)
+            yield gate
         finally:
-            self._is_within = False
+            self._now.gate = before
 
-    def follow_compilation(self, module: torch.nn.Module) -> None:
-        """Stands around the transformer where it was compiled as a whole, or compiled anew, since."""
-        if not self.is_outermost(module):
-            self.stand_outside(module, self.answer)
+    @contextmanager
+    def cache_context(self, module: Any, inner: Inner, name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """The pipeline names its next call; each thread has its own."""
+        before, self._now.context = self._now.context, SimpleNamespace(name=name, **kwargs)
+        try:
+            with inner(name, *args, **kwargs) as entered:
+                yield entered
+        finally:
+            self._now.context = before
+
+    def _reset_stateful_cache(self, module: Any, inner: Inner, *args: Any, **kwargs: Any) -> Any:
+        self.owner.loop_is_over()
+        return inner(*args, **kwargs)
 
     @torch.compiler.disable(reason=COMPILE_FIRST)  # type: ignore[untyped-decorator]
-    def answer(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, module: torch.nn.Module, inner: Inner, *args: Any, **kwargs: Any) -> Any:
         """The output of one call of the transformer."""
-        if self.owner is not None:
-            self.owner.before_call(self.engine)
-        named = named_arguments(self._signature, args, kwargs)
-        returns_dict = bool(named.get("return_dict", True))
+        named = named_arguments(self.signature, args, kwargs)
+        cell = None
         try:
-            info = self._read(named, returns_dict)
+            if torch.is_grad_enabled():
+                raise UnknownCallError("gradients are on")
+            cell = self.owner.cell_for_call(self.attribute)
+            info = cell.reader.read(self._now.context, named)
+            returns_dict = bool(named.get("return_dict", True))
+            if returns_dict and (info.branch, False) in cell.forms and (info.branch, True) not in cell.forms:
+                raise UnknownCallError("return_dict=True after return_dict=False")
         except UnknownCallError as reason:
-            self._notice_in_full(reason)
-            self.engine.reset()
-            return self.run(*args, **kwargs)
-        self._notice_length(info.num_steps)
-        latents = self.reader.latents(named)
-        computed: list[Any] = []
-
-        def compute() -> torch.Tensor:
-            output = self.run(*args, **kwargs)
-            form, packed = Form.packed(output, keeps_batch=bool(info.parts))
-            self._forms[info.branch, returns_dict] = form
-            kept = velocity_from_v(packed, latents, info.mix)
-            computed.extend((kept, output))
-            return kept
-
-        kept = self.engine.call(info, compute, self._conditional_call(info, named))
-        if computed and kept is computed[0]:
-            return computed[1]
-        return self._unpacked(v_from_velocity(kept, latents, info.mix), info.branch, returns_dict)
-
-    def _read(self, arguments: dict[str, Any], returns_dict: bool) -> CallInfo:
-        if torch.is_grad_enabled():
-            raise UnknownCallError("gradients are on")
-        info = self.reader.read(self.state_manager._context, arguments)
-        if returns_dict and (info.branch, False) in self._forms and (info.branch, True) not in self._forms:
-            raise UnknownCallError("return_dict=True after return_dict=False")
-        return info
-
-    def _conditional_call(self, info: CallInfo, named: dict[str, Any]) -> Callable[[], torch.Tensor] | None:
-        """What runs the conditional part of a joined call alone, or None where that cannot be."""
-        if not info.parts or not self.engine.keeps(Granularity.CFG):
-            return None
-        half = conditional_half(self.reader.row, named, batch=info.signature[0][0])
-        if half is None:
-            if not self._has_told_half:
-                self._has_told_half = True
-                logger.warning("an argument of the transformer may be batched or not: cfg steps are computed in full")
-            return None
-
-        def compute_conditional() -> torch.Tensor:
-            packed = Form.packed(self.run(**half), keeps_batch=True)[1]
-            return velocity_from_v(packed, self.reader.latents(half), info.mix)
-
-        return compute_conditional
-
-    def _unpacked(self, packed: torch.Tensor, branch: str, returns_dict: bool) -> Any:
-        form = self._forms.get((branch, returns_dict))
-        if form is not None:
-            return form.unpack(packed)
-        return self._forms[branch, True].unpack(packed).to_tuple()
-
-    def _notice_length(self, num_steps: int) -> None:
-        """Says once for each step count that the bounds leave nothing to cache."""
-        policy = self.engine.policy
-        if num_steps in self._known_lengths or not isinstance(policy, Bounded):
-            return
-        self._known_lengths.add(num_steps)
-        if policy.leaves_nothing(num_steps):
-            logger.warning(
-                "%d steps are no more than the %d of the warm-up and the %d of the cool-down: everything is computed",
-                num_steps,
-                policy.num_warmup_steps,
-                policy.num_cooldown_steps,
-            )
-
-    def _notice_in_full(self, reason: UnknownCallError) -> None:
-        if not self.reader.num_calls_in_full:
-            logger.warning("a call of the transformer is computed in full: %s", reason)
-        self.reader.num_calls_in_full += 1
-
-    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        self.engine.reset()
-        self.reader.forget()
-        return module
+            if cell is not None:
+                cell.engine.end(End.INTERRUPTED)
+            self.owner.computed_in_full(str(reason))
+            return inner(*args, **kwargs)
+        run = TransformerCall(self, cell, info, inner, args, kwargs, named)
+        packed = cell.engine.call(info, run)
+        if run.packed is packed:
+            output = run.output
+        elif (info.branch, returns_dict) in cell.forms:
+            output = cell.forms[info.branch, returns_dict].unpack(packed)
+        else:
+            output = cell.forms[info.branch, True].unpack(packed).to_tuple()
+        cell.on_answer(cell)
+        return output
 
 
-class SpanHook(OutsideHook):
-    """Stands before one block: the first of the span, one in it, or the one after it."""
+class _Now(threading.local):
+    """Where each thread stands."""
+
+    context: Any = None
+    gate: SpanGate | None = None
+
+
+class TransformerCall:
+    """One call of the transformer. An `engine.Run`."""
 
     def __init__(
-        self, engine: Engine, streams: tuple[str, ...], block: torch.nn.Module, *, index: int, has_next: bool
+        self,
+        hook: TransformerHook,
+        cell: Cell,
+        info: CallInfo,
+        inner: Inner,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: dict[str, Any],
     ) -> None:
-        super().__init__()
-        self.engine = engine
-        self.is_first = index == engine.span.first
-        self.is_after = index == engine.span.end
-        self.is_very_last = index == engine.span.end - 1 and not has_next
+        self._hook, self._cell, self._info = hook, cell, info
+        self._inner, self._args, self._kwargs, self._named = inner, args, kwargs, named
+        self.output: Any = None
+        """What the transformer gave."""
+        self.packed: torch.Tensor | None = None
+        """The same as one tensor."""
+
+    @property
+    def latents(self) -> torch.Tensor:
+        return self._cell.reader.latents(self._named)
+
+    def full(self, *, records: bool) -> tuple[torch.Tensor, Streams]:
+        if not records:
+            return self._run(), ()
+        with self._hook.gated(SpanGate()) as gate:
+            output = self._run()
+            return output, gate.recorded
+
+    def without_span(self, residuals: Streams) -> torch.Tensor:
+        with self._hook.gated(SpanGate(residuals)):
+            return self._run()
+
+    def conditional(self) -> torch.Tensor | None:
+        half = conditional_half(self._cell.reader.row, self._named, batch=self._info.signature[0][0])
+        if half is None:
+            self._hook.owner.tell_once(
+                "an argument of the transformer may be batched or not: cfg steps are computed in full"
+            )
+            return None
+        return Form.packed(self._inner(**half), keeps_batch=True)[1]
+
+    def _run(self) -> torch.Tensor:
+        self.output = self._inner(*self._args, **self._kwargs)
+        form, self.packed = Form.packed(self.output, keeps_batch=bool(self._info.parts))
+        returns_dict = bool(self._named.get("return_dict", True))
+        self._cell.forms[self._info.branch, returns_dict] = form
+        return self.packed
+
+
+class BlockHook:
+    """Stands around one block. All of them have one, since blocks of one class share what is compiled."""
+
+    covers = ("__call__",)
+
+    def __init__(
+        self, root: TransformerHook, streams: tuple[str, ...], block: torch.nn.Module, *, index: int, has_next: bool
+    ) -> None:
+        self._root = root
+        span = root.span
+        self.is_outside = not span.first <= index <= span.end
+        self.is_first = index == span.first
+        self.is_after = index == span.end
+        self.is_very_last = index == span.end - 1 and not has_next
         names = list(signature_of(block).parameters)
         self._places = [(name, names.index(name)) for name in streams if name in names]
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the block itself."""
-        return (self.compiled or self.fn_ref.original_forward)(*args, **kwargs)
-
-    def put_on(self, block: torch.nn.Module) -> None:
-        """Stands before the block: in diffusers' registry, or around the compiled block."""
-        if block._compiled_call_impl is None:
-            HookRegistry.check_if_exists_or_initialize(block).register_hook(self, HOOK)
-            self.installed_forward = block.forward
-            return
-        self.stand_outside(block, functools.partial(self.new_forward, None))
-
-    def take_off(self, block: torch.nn.Module) -> None:
-        """Leaves the block as if this hook had never been there."""
-        self.step_back(block)
-        remove_hook(block)
-
-    def new_forward(self, module: torch.nn.Module | None, *args: Any, **kwargs: Any) -> Any:
-        engine = self.engine
-        if engine.span_mode is SpanMode.RUN:
-            return self.run(*args, **kwargs)
+    def call(self, module: torch.nn.Module, inner: Inner, *args: Any, **kwargs: Any) -> Any:
+        """The output of the block, or what stands in for it."""
+        gate = self._root.gate
+        if gate is None or self.is_outside:
+            return inner(*args, **kwargs)
         values = [kwargs.get(name, args[place] if place < len(args) else None) for name, place in self._places]
         if self.is_first:
-            engine.span_begins(tensors_in(values))
+            gate.begins(tensors_in(values))
         if self.is_after:
-            values = refilled(values, engine.span_ends(tensors_in(values)))
-            args, kwargs = self._with_values(values, args, kwargs)
-            return self.run(*args, **kwargs)
-        if engine.span_mode is SpanMode.SKIP:
+            args, kwargs = self._with_values(refilled(values, gate.ends(tensors_in(values))), args, kwargs)
+            return inner(*args, **kwargs)
+        if gate.skips:
             output = tuple(values) if len(values) > 1 else values[0]
         else:
-            output = self.run(*args, **kwargs)
+            output = inner(*args, **kwargs)
         if not self.is_very_last:
             return output
         values = list(output) if isinstance(output, tuple) else [output]
-        values = refilled(values, engine.span_ends(tensors_in(values)))
+        values = refilled(values, gate.ends(tensors_in(values)))
         return tuple(values) if isinstance(output, tuple) else values[0]
 
     def _with_values(
@@ -263,6 +264,26 @@ class SpanHook(OutsideHook):
         return tuple(positional), named
 
 
+class PipelineOwner(Protocol):
+    """Told of runs: the handle."""
+
+    def running(self, pipeline: Any) -> AbstractContextManager[None]:
+        """A run of the pipeline, from its first line to its end."""
+
+
+class PipelineHook:
+    """Stands around a pipeline's `__call__`: a run begins and ends with it, whatever it ends with."""
+
+    covers = ("__call__",)
+
+    def __init__(self, owner: PipelineOwner) -> None:
+        self.owner = owner
+
+    def call(self, pipeline: Any, inner: Inner, *args: Any, **kwargs: Any) -> Any:
+        with self.owner.running(pipeline):
+            return inner(*args, **kwargs)
+
+
 def tensors_in(values: Sequence[Any]) -> Streams:
     """Those streams that this model call has; a sound that is not made is None."""
     return tuple(value for value in values if value is not None)
@@ -272,32 +293,3 @@ def refilled(values: Sequence[Any], streams: Streams) -> list[Any]:
     """`values` with its tensors replaced in order."""
     remaining = iter(streams)
     return [None if value is None else next(remaining) for value in values]
-
-
-def remove_hook(module: torch.nn.Module) -> None:
-    """Takes the hook out and, where it was the only one, every trace of the registry.
-
-    `HookRegistry.remove_hook` of an inner hook overwrites the forward of the hook around it, which then never runs
-    again (diffusers 0.42.1); the outer hook gets its own back here, over the forward that was under ours. Where
-    something else, such as accelerate's offloading, has wrapped the module's forward since, its wrapper stays, and what
-    it calls is then a link that passes everything through.
-    """
-    registry = getattr(module, "_diffusers_hook", None)
-    if registry is None or HOOK not in registry.hooks:
-        return
-    index = registry._hook_order.index(HOOK)
-    inner_forward = registry._fn_refs[index].original_forward
-    outer = registry._fn_refs[index + 1] if index + 1 < len(registry._fn_refs) else None
-    outer_forward = outer.forward if outer is not None and outer.original_forward is not None else None
-    wrapper = module.forward
-    is_wrapped = outer is None and wrapper is not registry.hooks[HOOK].installed_forward
-    registry._fn_refs[index].forward = inner_forward
-    registry.remove_hook(HOOK, recurse=False)
-    if is_wrapped:
-        module.forward = wrapper
-    if outer is not None and outer_forward is not None:
-        outer.forward, outer.original_forward = outer_forward, inner_forward
-    if not registry.hooks:
-        del module._diffusers_hook
-        if module.__dict__.get("forward") == type(module).forward.__get__(module):
-            del module.__dict__["forward"]

@@ -16,6 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mixcache.calls import CONDITIONAL, CallInfo, Mix
+from mixcache.levels import level_of_ratio, noise_levels, sigma_is_a_ratio, sigmas_of
 from mixcache.models import ModelRow
 from mixcache.seen import Seen
 from mixcache.velocity import mixes_of
@@ -37,12 +38,14 @@ class Moment:
     """From 0, of the steps that this denoiser does."""
     num_steps: int
     sigma: float
-    """Noise level, falling from step to step."""
+    """Noise level (`mixcache.levels`), falling from step to step."""
     offset: int = 0
     """Steps of the loop that the other of two experts does before."""
     sigmas: tuple[float, ...] = ()
     """Noise levels of the steps that this denoiser does, and the one at which the last of them arrives; empty where the
     scheduler does not tell."""
+    scheduler_sigma: float | None = None
+    """The scheduler's own number for this step; None where it is the noise level."""
     mix: Mix | None = None
     """Of the step, where the model predicts v."""
 
@@ -57,6 +60,7 @@ class Clock:
         self._pipeline, self._expert = pipeline, expert
         self._timesteps: torch.Tensor | None = None
         self._levels: list[float] = []
+        self._own_sigmas: list[float] = []
         self._mixes: list[Mix] = []
         self._sliced, self._slice = (0, 0), tuple[float, ...]()
         self._numbers: list[float] = []
@@ -74,10 +78,12 @@ class Clock:
         scheduler = getattr(pipeline, "scheduler", None)
         self.notice_schedule(scheduler)
         if step is not None and num_steps is not None and sigma is not None and not self._mixes:
+            level = level_of_ratio(sigma) if sigma_is_a_ratio(scheduler) else sigma
             if self._does_a_part:
-                return self._moment(step, *self._range, sigma)
+                return self._moment(step, *self._range, level)
             first = max(0, len(self._levels) - num_steps)
-            return Moment(step, num_steps, sigma, sigmas=self._levels_of(first, first + num_steps))
+            levels = self._levels_of(first, first + num_steps)
+            return Moment(step, num_steps, level, sigmas=levels, scheduler_sigma=sigma if sigma != level else None)
         if self._timesteps is None or getattr(scheduler, "num_inference_steps", None) is None:
             raise UnknownCallError("the scheduler has no timesteps yet, and the cache context does not tell the step")
         step = self._index(scheduler, timestep)
@@ -88,11 +94,19 @@ class Clock:
             self._is_first_call = False
         return self._moment(step, *self._range, self._levels[step])
 
-    def _moment(self, step: int, first: int, end: int, sigma: float) -> Moment:
+    def _moment(self, step: int, first: int, end: int, level: float) -> Moment:
         if not first <= step < end:
             raise UnknownCallError(f"step {step} is outside of the loop's {first} to {end - 1}")
-        mix = self._mixes[step] if self._mixes else None
-        return Moment(step - first, end - first, sigma, first - self._begin, self._levels_of(first, end), mix)
+        own = self._own_sigmas[step] if self._own_sigmas else level
+        return Moment(
+            step - first,
+            end - first,
+            level,
+            offset=first - self._begin,
+            sigmas=self._levels_of(first, end),
+            scheduler_sigma=own if own != level else None,
+            mix=self._mixes[step] if self._mixes else None,
+        )
 
     def _levels_of(self, first: int, end: int) -> tuple[float, ...]:
         if (first, end) != self._sliced:
@@ -109,8 +123,9 @@ class Clock:
         if self._timesteps is not None:
             self._numbers = [float(t) for t in self._timesteps.flatten().tolist()]
             self._mixes = mixes_of(scheduler, self._numbers)
-            levels = [mix.level for mix in self._mixes] or _noise_levels(scheduler, self._numbers)
+            levels = [mix.level for mix in self._mixes] or noise_levels(scheduler, self._numbers)
             self._levels, self._sliced = levels, (0, 0)
+            self._own_sigmas = sigmas_of(scheduler, len(self._numbers))
             self._range = self._own_range(scheduler, int(getattr(scheduler, "_begin_index", None) or 0))
             self._is_first_call = self._boundary is None
         return True
@@ -162,18 +177,6 @@ class Clock:
         return rounded.index(number) if rounded.count(number) == 1 else None
 
 
-def _noise_levels(scheduler: Any, numbers: list[float]) -> list[float]:
-    """Noise level of every step, falling; sigmas where the scheduler has them, else the share of training steps."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if isinstance(sigmas, torch.Tensor) and len(sigmas) >= len(numbers):
-        levels = [float(sigma) for sigma in sigmas.tolist()][: len(numbers)]
-    else:
-        levels = [number / scheduler.config.num_train_timesteps for number in numbers]
-    if len(levels) > 1 and levels[0] < levels[-1]:
-        return [1.0 - level for level in levels]
-    return levels
-
-
 @dataclass(frozen=True, slots=True)
 class Text:
     """The text embedding that a branch was called with."""
@@ -192,8 +195,6 @@ class Reader:
 
     def __init__(self, row: ModelRow, pipeline: Callable[[], Any], expert: str = "transformer") -> None:
         self.row, self._pipeline, self._expert = row, pipeline, expert
-        self.num_calls_in_full = 0
-        """Calls that said too little."""
         self._clock = Clock(pipeline, expert)
         self._step, self._num_calls = -1, 0
         self._texts: dict[str, Text] = {}
@@ -223,7 +224,9 @@ class Reader:
             sigma=moment.sigma,
             offset=moment.offset,
             sigmas=moment.sigmas,
+            scheduler_sigma=moment.scheduler_sigma,
             mix=moment.mix,
+            is_guided_alike=getattr(self._pipeline(), "guider", None) is None,
             signature=(
                 latents.shape,
                 latents.dtype,

@@ -1,19 +1,18 @@
 """The scheduler of a pipeline, whose steps a corrector may have taken again.
 
-Its method `step` is replaced on the one object, and put back. Only schedulers that do the same for the same values are:
-those that draw noise in a step are left alone.
+Its method `step` is covered on the one object (`mixcache.overlay`). Only schedulers that do the same for the same
+values are: those that draw noise in a step are left alone.
 """
 
 from __future__ import annotations
 
-import inspect
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mixcache.engine import Engine
+from mixcache.overlay import KEY, put_on, take_off
 
 REPEATABLE: dict[str, Callable[[Any], bool]] = {
     "FlowMatchEulerDiscreteScheduler": lambda config: not config.stochastic_sampling,
@@ -38,56 +37,61 @@ def is_repeatable(scheduler: Any) -> bool:
 
 
 class SchedulerHook:
-    """Stands in for `scheduler.step` and lets the engine's corrector see each step first. A `corrector.Solver`."""
+    """Covers `scheduler.step` and lets the engine's corrector see each step first. A `corrector.Solver`."""
 
-    def __init__(self, scheduler: Any) -> None:
+    covers = ("step",)
+
+    def __init__(self, scheduler: Any, on_step: Callable[[], None] = lambda: None) -> None:
         self.scheduler = scheduler
         self.engine: Engine | None = None
         """Of the transformer that was called last."""
-        self._covered = vars(scheduler).get("step")
-        self._step = scheduler.step
-        self.__signature__ = inspect.signature(scheduler.step)  # pipelines look for `eta` and `generator` in it
+        self._on_step = on_step
+        self._inner: Callable[..., Any] = scheduler.step
 
     def put_on(self) -> None:
-        self.scheduler.step = self
+        put_on(self.scheduler, self)
 
     def take_off(self) -> None:
-        """Leaves the scheduler as it was; where somebody has replaced `step` since, this hook passes everything on."""
+        """Leaves the scheduler as it was."""
         self.engine = None
-        if vars(self.scheduler).get("step") is self:
-            del self.scheduler.step
-            covered = self._covered
-            while isinstance(covered, SchedulerHook) and covered.engine is None:  # of another handle, disabled since
-                covered = covered._covered
-            if covered is not None:
-                self.scheduler.step = covered
+        take_off(self.scheduler, self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the scheduler steps by itself."""
-        copied = memo.get(id(self.scheduler), self.scheduler)
-        return types.MethodType(type(copied).step, copied)
-
-    def __call__(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(
+        self,
+        scheduler: Any,
+        inner: Callable[..., Any],
+        model_output: Any,
+        timestep: Any,
+        sample: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The pipeline's step, from where the corrector puts it."""
         engine = self.engine
         is_known = not args and all(name in HARMLESS and HARMLESS[name](value) for name, value in kwargs.items())
         if engine is None or not is_known:
-            return self._step(model_output, timestep, sample, *args, **kwargs)
-        model_output, sample = engine.before_solver(self, model_output, timestep, sample)
-        answer = self._step(model_output, timestep, sample, **kwargs)
-        engine.after_solver(answer[0])
+            return inner(model_output, timestep, sample, *args, **kwargs)
+        self._inner = inner
+        model_output, sample = engine.solve(self, model_output, timestep, sample)
+        answer = inner(model_output, timestep, sample, **kwargs)
+        engine.solved(answer[0])
+        self._on_step()
         return answer
 
     def state(self) -> dict[str, Any]:
-        """All attributes; lists are written to by steps, tensors are not."""
-        return {
-            name: list(value) if isinstance(value, list) else value
-            for name, value in vars(self.scheduler).items()
-            if name != "step"
-        }
+        """All attributes. Lists are written to by steps, and latents by whoever else holds them: these are copied."""
+        return {name: _own(value) for name, value in vars(self.scheduler).items() if name not in ("step", KEY)}
 
     def restore(self, state: dict[str, Any]) -> None:
         vars(self.scheduler).update(state)
 
     def advance(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
-        arrived: torch.Tensor = self._step(output, timestep, sample, return_dict=False)[0]
+        arrived: torch.Tensor = self._inner(output, timestep, sample, return_dict=False)[0]
         return arrived
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_own(each) for each in value]
+    # of more than one dimension are the latents and outputs that a multistep solver keeps, and no table
+    return value.detach().clone() if isinstance(value, torch.Tensor) and value.dim() > 1 else value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,6 +15,8 @@ from typing import Any
 from mixcache.decision import Granularity
 
 FORMAT = 1
+MAX_RUN = 1000
+"""Steps of one run that are looked at when it is over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +42,7 @@ class TraceEntry:
     num_steps: int
     """Position in the loop at which this denoiser is done: the loop's length, but for the first of two experts."""
     sigma: float
+    """As the scheduler gives it."""
     granularity: Granularity
     order: int
     reason: str
@@ -89,24 +94,21 @@ class Trace:
         self._entries = list(entries)
         self.num_blocks = num_blocks
         """Blocks of one full call of the transformer."""
+        self._numbers = itertools.count(1 + max((entry.generation for entry in self._entries), default=-1))
 
     def append(self, entry: TraceEntry) -> None:
         self._entries.append(entry)
 
-    def number_of(self, offset: int) -> int:
-        """The number of a trajectory that begins now, `offset` steps into its loop: the newest one's where this goes on
-        from it, as a second expert does, else a new one."""
-        if not self._entries:
-            return 0
-        last = self._entries[-1]
-        goes_on = offset > 0 and last.step + 1 == last.num_steps == offset
-        return last.generation if goes_on else last.generation + 1
+    def begin(self) -> int:
+        """The number of a generation that begins now; threads get different ones."""
+        return next(self._numbers)
 
     def keep_generations(self, num_generations: int) -> None:
-        """Drops all entries but those of the newest `num_generations`, so that a server's trace stays bounded."""
+        """Drops all entries before those of the newest `num_generations`, so that a server's trace stays bounded."""
         if self._entries and self._entries[-1].generation - self._entries[0].generation >= num_generations:
             oldest = self._entries[-1].generation - num_generations + 1
-            self._entries = [entry for entry in self._entries if entry.generation >= oldest]
+            # in place: another thread may append meanwhile
+            del self._entries[: next(i for i, entry in enumerate(self._entries) if entry.generation >= oldest)]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -163,3 +165,25 @@ class Trace:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: no trace of mixcache ({error})") from error
         return trace
+
+
+class TraceWriter:
+    """Writes the steps of one run after another; runs at the same time have a writer each."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.entries: deque[TraceEntry] = deque(maxlen=MAX_RUN)
+        """The last ones written since somebody emptied it."""
+        self._last: TraceEntry | None = None
+
+    def number_of(self, offset: int) -> int:
+        """The number of a trajectory that begins now, `offset` steps into its loop: that of the last one where this
+        goes on from it, as a second expert does, else a new one."""
+        last = self._last
+        goes_on = last is not None and offset > 0 and last.step + 1 == last.num_steps == offset
+        return last.generation if goes_on and last is not None else self.trace.begin()
+
+    def append(self, entry: TraceEntry) -> None:
+        self._last = entry
+        self.entries.append(entry)
+        self.trace.append(entry)

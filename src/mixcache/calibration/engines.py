@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, SpanMode
+from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
 from mixcache.decision import Granularity
-from mixcache.engine import Compute, Engine, Streams, parts_of
+from mixcache.engine import Engine, Run, parts_of
+from mixcache.velocity import v_from_velocity, velocity_from_v
 
 STRENGTH = 0.1
 NUM_SAMPLES = 16384
@@ -21,14 +22,15 @@ class PerturbingEngine(Engine):
     strength: float = STRENGTH
     noise_seed: int = 0
 
-    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
+    def call(self, info: CallInfo, run: Run) -> torch.Tensor:
         """The computed output, disturbed if this is the step."""
         is_step = info.step == self.step
-        self.span_mode = SpanMode.RECORD if is_step and self.target is Granularity.BLOCK else SpanMode.RUN
-        output = compute()
-        if not is_step or self.target not in (Granularity.STEP, Granularity.CFG):
+        output, residuals = run.full(records=is_step and self.target is Granularity.BLOCK)
+        if not is_step or self.target is None:
             return output
-        parts = parts_of(output, info)
+        if self.target is Granularity.BLOCK:
+            return run.without_span(tuple(residual + self._noise(residual) for residual in residuals))
+        parts = parts_of(velocity_from_v(output, run.latents, info.mix), info)
         if CONDITIONAL in parts:
             self._conditional = parts[CONDITIONAL]
         for branch, part in parts.items():
@@ -36,13 +38,8 @@ class PerturbingEngine(Engine):
                 parts[branch] = part + self._noise(part)
             elif branch == UNCONDITIONAL:
                 parts[branch] = part + self._noise(part - self._conditional)
-        return torch.cat([parts[branch] for branch in info.branches])
-
-    def span_ends(self, streams: Streams) -> Streams:
-        """What comes out of the span, with its residuals disturbed if this is the step."""
-        if self.span_mode is not SpanMode.RECORD:
-            return streams
-        return tuple(end + self._noise(end - begin) for begin, end in zip(self._span_input, streams, strict=True))
+        disturbed = torch.cat([parts[branch] for branch in info.branches])
+        return v_from_velocity(disturbed, run.latents, info.mix).to(output.dtype)
 
     def _noise(self, quantity: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.noise_seed)
@@ -59,25 +56,18 @@ class RecordingEngine(Engine):
         self.last_sigma = 0.0
         self._samples: dict[tuple[str, str], list[torch.Tensor]] = {}
         self._places: dict[int, torch.Tensor] = {}
-        self._branch = ""
 
-    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
+    def call(self, info: CallInfo, run: Run) -> torch.Tensor:
         """The computed output."""
         if info.step == len(self.sigmas):
             self.sigmas.append(info.sigma)
             self.last_sigma = info.sigmas[-1] if info.sigmas else 0.0
-        self._branch = info.branch
-        self.span_mode = SpanMode.RECORD
-        output = compute()
-        self.span_mode = SpanMode.RUN
-        for branch, part in parts_of(output, info).items():
+        output, residuals = run.full(records=True)
+        for branch, part in parts_of(velocity_from_v(output, run.latents, info.mix), info).items():
             self._keep("output", branch, part)
+        if residuals:
+            self._keep("residual", info.branch, residuals[0])
         return output
-
-    def span_ends(self, streams: Streams) -> Streams:
-        """What comes out of the span; its residual is sampled."""
-        self._keep("residual", self._branch, streams[0] - self._span_input[0])
-        return streams
 
     def _keep(self, kind: str, branch: str, value: torch.Tensor) -> None:
         flat = value.detach().flatten()
