@@ -12,8 +12,8 @@ which nothing is run, and arrives at better latents:
 The computed output stays what the model gave for the latents it was called with. A step of which a branch or some
 blocks ran knows more than an interpolation, and keeps its output.
 
-Source: ours. Multistep solvers correct their last step so, UniPC (arXiv 2302.04867) among them. docs/method.md says
-what it brings.
+Source: ours. Multistep solvers correct their last step so, UniPC (arXiv 2302.04867) among them. What it
+brings is in docs/experiments/2026-11-corrector.md.
 """
 
 from __future__ import annotations
