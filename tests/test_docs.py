@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mixcache import POLICIES, Granularity
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXPERIMENTS = sorted((ROOT / "docs" / "experiments").glob("[!R]*.md"))
 ALL_PAGES = sorted(
     path
     for folder in (".", "docs", "training", "tests", "src")
@@ -23,7 +25,9 @@ WEIGHTS = ROOT / "src" / "mixcache" / "zoo" / "shapes-wan"
 
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`[^`\n]+`")
-LINK = re.compile(r"\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} (?P<title>.+)$", re.MULTILINE)
+POINTER = re.compile(r"\bdocs/[\w./-]*\w")
 
 
 def name_of(path: Path) -> str:
@@ -37,19 +41,57 @@ def blocks(text: str, info: str = "python") -> list[tuple[int, str]]:
 
 
 def links(text: str) -> list[str]:
-    """Targets of the links to files, without their fragment; addresses and links inside code are left out."""
+    """Targets of the links to files and headings; addresses and links inside code are left out."""
     prose = CODE_SPAN.sub("", FENCE.sub("", text))
-    targets = [match["target"].partition("#")[0] for match in LINK.finditer(prose)]
-    return [target for target in targets if target and not re.match(r"[a-z]+:", target)]
+    targets = [match["target"] for match in LINK.finditer(prose)]
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub lets a link to a heading end in."""
+    found: Counter[str] = Counter()
+    names = set()
+    for match in HEADING.finditer(FENCE.sub("", text)):
+        name = re.sub(r"[^\w\- ]", "", match["title"].strip().lower()).replace(" ", "-")
+        names.add(f"{name}-{found[name]}" if found[name] else name)
+        found[name] += 1
+    return names
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    """True if the file is there and, where the target names a heading, has it."""
+    path, _, fragment = target.partition("#")
+    file = page.parent / path if path else page
+    return file.exists() and (not fragment or fragment in anchors(file.read_text()))
 
 
 def test_blocks_and_links_are_found() -> None:
     text = "\n".join(
-        ["[a](b.md#c) and `[d](e.md)`", "```python", "x = 1", "```", "```python no-run", "y", "```", "[f](https://g)"]
+        [
+            "[a](b.md#c) and `[d](e.md)`, [over two",
+            "lines](#h)",
+            "```python",
+            "x = 1",
+            "```",
+            "```python no-run",
+            "y",
+            "```",
+            "[f](https://g)",
+        ]
     )
-    assert blocks(text) == [(3, "x = 1\n")]
-    assert blocks(text, "python no-run") == [(6, "y\n")]
-    assert links(text) == ["b.md"]
+    assert blocks(text) == [(4, "x = 1\n")]
+    assert blocks(text, "python no-run") == [(7, "y\n")]
+    assert links(text) == ["b.md#c", "#h"]
+
+
+def test_anchors_are_those_of_the_headings(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# `a_b` at 20 steps: no (negative)\n\n## Same\n\n```\n# code\n```\n\n## Same\n")
+    assert anchors(page.read_text()) == {"a_b-at-20-steps-no-negative", "same", "same-1"}
+    assert leads_somewhere(page, "#same-1")
+    assert leads_somewhere(page, "page.md")
+    assert not leads_somewhere(page, "page.md#code")
+    assert not leads_somewhere(page, "other.md")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text())], ids=name_of)
@@ -65,8 +107,38 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
-def test_links_lead_to_files(page: Path) -> None:
-    assert [target for target in links(page.read_text()) if not (page.parent / target).exists()] == []
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    assert [target for target in links(page.read_text()) if not leads_somewhere(page, target)] == []
+
+
+def test_pointers_in_the_source_lead_to_files() -> None:
+    named = {
+        (name_of(path), pointer)
+        for folder in ("src", "training")
+        for path in (ROOT / folder).rglob("*.py")
+        for pointer in POINTER.findall(path.read_text())
+    }
+    assert named
+    assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
+
+
+def test_method_is_short() -> None:
+    lines = (ROOT / "docs" / "method.md").read_text().splitlines()
+    assert len(lines) <= 250
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", EXPERIMENTS, ids=name_of)
+def test_experiment_is_dated_and_in_the_index(page: Path) -> None:
+    """Its name begins with year and month, its text with the day, and the index has it, negative where it was."""
+    assert re.fullmatch(r"\d{4}-\d\d-[a-z0-9-]+\.md", page.name)
+    title, _, first = page.read_text().split("\n", 2)
+    assert first.startswith(page.name[:7])
+    rows = [line for line in (page.parent / "README.md").read_text().splitlines() if f"]({page.name})" in line]
+    assert len(rows) == 1
+    assert re.match(r"\| \d{4}-\d\d-\d\d \|", rows[0])
+    assert rows[0].split(" | ")[0][2:] in first
+    assert title.endswith("(negative)") == ("(negative)](" in rows[0])
 
 
 @pytest.mark.parametrize("name", mixcache.__all__)

@@ -18,8 +18,8 @@ blocks ran knows more than an interpolation, and keeps its output.
 
 All that is remembered is a copy: pipelines write to their latents and outputs.
 
-Source: ours. Multistep solvers correct their last step so, UniPC (arXiv 2302.04867) among them. docs/method.md says
-what it brings.
+Source: ours. Multistep solvers correct their last step so, UniPC (arXiv 2302.04867) among them. What it
+brings is in docs/experiments/2026-11-corrector.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The last computed values of one quantity, and what they predict at the present noise level.
 
-Only computed values are pushed (docs/method.md, boundaries, rule 2), so a prediction never stands on a prediction.
+Only computed values are pushed (docs/method.md, interference and boundaries, rule 2), so a prediction never stands on a
+prediction.
 """
 
 from __future__ import annotations

@@ -241,10 +241,8 @@ class BlockHook:
         if self.is_after:
             args, kwargs = self._with_values(refilled(values, gate.ends(tensors_in(values))), args, kwargs)
             return inner(*args, **kwargs)
-        if gate.skips:
-            output = tuple(values) if len(values) > 1 else values[0]
-        else:
-            output = inner(*args, **kwargs)
+        passed_on = tuple(values) if len(values) > 1 else values[0]
+        output = passed_on if gate.skips else inner(*args, **kwargs)
         if not self.is_very_last:
             return output
         values = list(output) if isinstance(output, tuple) else [output]

@@ -81,7 +81,7 @@ class Session:
                 other.engine.end(End.DONE)  # its range of noise levels is over
 
     def after_call(self, cell: Cell) -> None:
-        """Told when a call has been answered, or the scheduler's step is done: a run that nobody announced ends here."""
+        """Told when a call is answered, or the scheduler's step is done: a run that nobody announced ends here."""
         if not self.is_announced and cell.engine.is_over:
             self.end(End.DONE)
 

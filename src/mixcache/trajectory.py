@@ -23,7 +23,7 @@ from mixcache.history import lagrange_weights
 from mixcache.profiles import Profile
 
 DOUBT = 1.0
-"""Weight of the part of the harm in which no error cancels another (docs/method.md, what was tried)."""
+"""Weight of the part of the harm in which no error cancels another (docs/experiments/2026-11-plan-cost.md)."""
 SHOWN = 1.0
 """Share of a drift of the latents, over sigma, that shows in an output."""
 COMPUTE: Choice = (Granularity.COMPUTE, 0)

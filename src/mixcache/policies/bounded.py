@@ -1,6 +1,6 @@
 """bounded: a policy inside limits: warm-up, cool-down, age and run; it can only turn a choice into `compute`.
 
-Source: ours; the paper names the boundary problem. docs/method.md, boundaries, rules 3 and 4.
+Source: ours; the paper names the boundary problem. docs/method.md, interference and boundaries, rules 3 and 4.
 """
 
 from __future__ import annotations

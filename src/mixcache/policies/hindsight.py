@@ -10,7 +10,7 @@ A cached step moves the latents by its error times its way in sigma. That counts
 whole way: early steps go a short way, but what they settle is carried on. Where it is not corrected afterwards, it
 counts as often as there are steps since the last computed one, for a run of cached steps strays further than the error
 of each of them tells; where it is, it counts once. A cycle of one computed step and the cached ones after it may move
-the latents by `error`. docs/method.md says what was tried.
+the latents by `error`. docs/experiments says what was tried.
 """
 
 from __future__ import annotations
