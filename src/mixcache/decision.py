@@ -48,6 +48,8 @@ class Step:
     is absent."""
     history_lengths: Mapping[Granularity, int] = field(default_factory=dict)
     """Computed values at hand for each usable granularity: order n needs n + 1."""
+    num_cached: int = 0
+    """Cached steps since the last computed one, as they were done."""
     sigmas: tuple[float, ...] = ()
     """Noise levels of all steps, and last the one at which the last step arrives; empty where the host does not say."""
     guidance: float | None = None

@@ -71,6 +71,7 @@ class Engine:
         self._record: StepRecord | None = None
         self._call = ""
         self._span_input: Streams = ()
+        self._num_cached = 0
         self._generation = self._told_non_finite = -1
         self.span_mode = SpanMode.RUN
         self.peak_bytes = 0
@@ -79,7 +80,7 @@ class Engine:
     @property
     def policy_state(self) -> Any:
         """What the policy itself remembers of the trajectory under way, or of the last one."""
-        return getattr(self._seen_state, "inner", self._seen_state)
+        return self._seen_state
 
     def keeps(self, granularity: Granularity) -> bool:
         """True where policy and model both allow it, so that there are histories for it."""
@@ -228,6 +229,7 @@ class Engine:
             offset=info.offset,
             ages=ages,
             history_lengths=lengths,
+            num_cached=self._num_cached,
             sigmas=info.sigmas,
             guidance=self._guidance() if self.policy.looks_back else None,
             costs=self._costs,
@@ -250,6 +252,7 @@ class Engine:
         record, self._record = self._record, None
         if record is None:
             return
+        self._num_cached = 0 if record.decision.granularity is Granularity.COMPUTE else self._num_cached + 1
         if Granularity.CFG in self._histories.kept and {CONDITIONAL, UNCONDITIONAL} <= set(record.outputs):
             record.difference = record.outputs[UNCONDITIONAL] - record.outputs[CONDITIONAL]
         is_measured = self.policy.measures and record.decision.granularity is Granularity.COMPUTE
@@ -326,6 +329,7 @@ class Engine:
         if self._corrector is not None:
             self._corrector.clear()
         self._signatures.clear()
+        self._num_cached = 0
         self._state = self.policy.init()
         self.span_mode, self._span_input = SpanMode.RUN, ()
         self.trace.keep_generations(self._max_traced_generations)

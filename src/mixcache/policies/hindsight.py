@@ -106,6 +106,8 @@ class Hindsight(Policy):
     def decide(self, step: Step, state: Lessons) -> Decision:
         if not state.is_warm and state.num_computed < WARM_UP * step.num_steps:
             return Decision(granularity=Granularity.COMPUTE, reason="too little seen, or the error rises")
+        if step.num_cached == 0:
+            state.spent = 0.0
         way = max(step.distance, 1 / step.num_steps)
         error = HARM / step.num_steps if self.error is None else self.error
         best: dict[Granularity, tuple[float, int]] = {}
@@ -145,7 +147,6 @@ class Hindsight(Policy):
         state.num_computed += 1
         state.sigmas.append(measurement.sigma)
         del state.sigmas[: -self.order - 1]
-        state.spent = 0.0
 
 
 def _remoteness(sigma: float, computed: Sequence[float], order: int) -> float:

@@ -18,11 +18,10 @@ from mixcache.policies.base import Policy, check_count, check_order, granularity
 
 @dataclass
 class Cycle:
-    """One computed step and the cached ones after it."""
+    """What the computed steps have taught, and what was chosen last."""
 
     interval: int
     """N: cached steps that may follow a computed one."""
-    num_cached: int = 0
     is_warm: bool = False
     """True if the last deviation was under delta_2 and had not risen much, or once caching has begun."""
     last_deviation: float | None = None
@@ -98,7 +97,7 @@ class MixCache(Policy):
     def decide(self, step: Step, state: Cycle) -> Decision:
         if not state.is_warm:
             return Decision(granularity=Granularity.COMPUTE, reason="deviation not yet under delta_2, or rising")
-        if state.num_cached >= state.interval:
+        if step.num_cached >= state.interval:
             return Decision(granularity=Granularity.COMPUTE, reason=f"interval of {state.interval} used up")
         scores = {}
         for granularity in self.granularities:
@@ -108,14 +107,12 @@ class MixCache(Policy):
         if not scores:
             return Decision(granularity=Granularity.COMPUTE, reason="no history")
         chosen = min(scores, key=scores.__getitem__)
-        state.num_cached += 1
         state.has_cached = True
         state.last_choice = chosen
         reason = "smallest of " + ", ".join(f"{g} {score:.3g}" for g, score in scores.items())
         return Decision(granularity=chosen, order=min(self.order, step.history_lengths[chosen] - 1), reason=reason)
 
     def observe(self, measurement: Measurement, state: Cycle) -> None:
-        state.num_cached = 0
         state.distances.update(measurement.distances)
         if measurement.deviation is None:
             return
