@@ -224,6 +224,12 @@ def test_an_order_that_the_history_is_too_short_for_is_not_chosen() -> None:
     assert policy.decide(step, state).order == 0
 
 
+def test_choices_may_be_a_list() -> None:
+    policy = Hindsight(choices=["step", CFG])  # type: ignore[arg-type]
+    assert policy == Hindsight(choices=("step", "cfg"))
+    assert policy.granularities == (STEP, CFG)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -232,6 +238,7 @@ def test_an_order_that_the_history_is_too_short_for_is_not_chosen() -> None:
         ({"error": "small"}, "error='small'"),
         ({"choices": ()}, "must be a list of step, cfg and block"),
         ({"choices": "step"}, "must be a list"),
+        ({"choices": 3}, "choices=3 must be a list"),
         ({"choices": ["steps"]}, "'steps' is not one of step, cfg, block"),
         ({"order": 3}, "order=3"),
         ({"memory": 0}, "memory=0"),

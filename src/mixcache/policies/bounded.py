@@ -30,6 +30,12 @@ class Bounded(Policy):
     """Cached steps in a row."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.policy, Policy):
+            raise TypeError(f"policy={self.policy!r} is no policy object, such as EveryNth(period=3)")
+        if isinstance(self.policy, Bounded):
+            raise TypeError(
+                "policy= is Bounded already; change its own bounds: dataclasses.replace(bounded, max_age=2)"
+            )
         check_count("num_warmup_steps", self.num_warmup_steps, 1)
         check_count("num_cooldown_steps", self.num_cooldown_steps, 0)
         check_count("max_age", self.max_age, 1)

@@ -21,7 +21,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number, is_rising
+from mixcache.policies.base import (
+    Policy,
+    check_count,
+    check_order,
+    checked_choices,
+    granularity_of,
+    is_number,
+    is_rising,
+)
 
 HARM = 0.25
 """What a cycle may do by default, times the number of steps: fewer steps are each a longer way."""
@@ -77,7 +85,7 @@ class Hindsight(Policy):
         check_order(self.order)
         if self.error is not None and (not is_number(self.error) or self.error <= 0):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
-        check_choices(self.choices)
+        object.__setattr__(self, "choices", checked_choices(self.choices))
         check_count("memory", self.memory, 1)
 
     @property
