@@ -12,9 +12,10 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from diffusers import HookRegistry
+from diffusers import FluxTransformer2DModel, HookRegistry, Wan22Blocks, WanBlocks, WanTransformer3DModel
 from diffusers.hooks import ModelHook
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounter
 from traces import letters
 
@@ -398,11 +399,84 @@ def test_a_span_too_large_matters_only_to_block(pipeline: Any) -> None:
         assert handle.engine.span.num_skipped == 0
 
 
+def test_what_is_no_pipeline_is_told_in_one_sentence(pipeline: Any) -> None:
+    with pytest.raises(TypeError, match=r"WanTransformer3DModel is a model, not a pipeline; give the pipeline that"):
+        mixcache.enable(pipeline.transformer)
+    with (
+        mixcache.enable(pipeline) as handle,
+        pytest.raises(TypeError, match="this is the handle of a pipeline that was enabled, not a pipeline"),
+    ):
+        mixcache.enable(handle)
+    assert "forward" not in pipeline.transformer.__dict__
+
+
+@pytest.mark.parametrize("policy", [EveryNth, {"policy": "hindsight"}, 3])
+def test_what_is_no_policy_attaches_nothing(pipeline: Any, policy: Any) -> None:
+    with pytest.raises(TypeError, match=r"^policy=.* no policy"):
+        mixcache.enable(pipeline, policy)
+    assert "forward" not in pipeline.transformer.__dict__
+
+
+@pytest.mark.parametrize(
+    ("wrap", "way_out"),
+    [
+        (
+            lambda model: get_peft_model(model, LoraConfig(target_modules=["to_q"])),
+            r"wrapped in PeftModel, .*: pipe.transformer = pipe.transformer.get_base_model\(\); or load a LoRA by "
+            "pipe.load_lora_weights",
+        ),
+        (torch.nn.DataParallel, "wrapped in DataParallel, .*: pipe.transformer = pipe.transformer.module"),
+    ],
+)
+def test_a_wrapped_transformer_is_told_how_to_be_unwrapped(
+    pipeline: Any, generate: Generate, wrap: Callable[[Any], Any], way_out: str
+) -> None:
+    wrapped = pipeline.transformer = wrap(pipeline.transformer)
+    with pytest.raises(TypeError, match=way_out) as error:
+        mixcache.enable(pipeline)
+    assert "ModelRow" not in str(error.value)
+    pipeline.transformer = wrapped.module if "DataParallel" in way_out else wrapped.get_base_model()
+    with mixcache.enable(pipeline, "every_nth") as handle:
+        generate(pipeline)
+    assert handle.trace.counts()["step"] == 3
+
+
+class OwnTransformer(WanTransformer3DModel):
+    """Somebody's Wan."""
+
+
+def test_a_transformer_of_a_derived_class_is_as_that_class(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth"):
+        expected = generate(pipeline)
+    pipeline.transformer.__class__ = OwnTransformer
+    with mixcache.enable(pipeline, "every_nth") as handle:
+        assert torch.equal(generate(pipeline), expected)
+    assert handle.row.transformer == "WanTransformer3DModel"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "names"), [(WanBlocks(), "no transformer"), (Wan22Blocks(), "no transformer and no transformer_2")]
+)
+def test_a_modular_pipeline_whose_components_are_not_loaded(blocks: Any, names: str) -> None:
+    empty = blocks.init_pipeline()
+    with pytest.raises(
+        TypeError, match=rf"has {names} yet: its components are not loaded; call pipe.load_components\(\)$"
+    ):
+        mixcache.enable(empty)
+
+
 class OddTransformer(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.heads = torch.nn.ModuleList([torch.nn.Linear(1, 1)])
         self.layers = torch.nn.ModuleList([torch.nn.Linear(1, 1) for _ in range(3)])
+
+
+class OddPipelineOfFlux:
+    def __init__(self) -> None:
+        self.transformer = FluxTransformer2DModel(
+            num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=1, axes_dims_rope=(4, 4, 8)
+        )
 
 
 class OddPipeline:
@@ -415,6 +489,8 @@ def test_an_unsupported_transformer_is_told_which_row_to_write() -> None:
     text = str(error.value)
     assert text.startswith("OddPipeline with OddTransformer is not supported (`mixcache models` lists what is")
     assert 'ModelRow(transformer="OddTransformer", pipelines=("OddPipeline",), blocks=("layers",))' in text
+    with pytest.raises(TypeError, match=r'blocks=\("transformer_blocks", "single_transformer_blocks"\)\)$'):
+        mixcache.enable(OddPipelineOfFlux())
     with pytest.raises(TypeError, match="object has no transformer to attach to"):
         mixcache.enable(object())
 

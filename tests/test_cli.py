@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mixcache import cli, generation
+from mixcache.models import MODELS
 from mixcache.trace import Trace
 
 CAPTION = "a small red circle moving left on a plain black background"
@@ -170,6 +171,12 @@ def test_models_lists_what_is_supported() -> None:
     assert result.exit_code == 0
     for name in ("WanTransformer3DModel", "WanPipeline", "step, cfg, block", "shapes-wan"):
         assert name in result.output
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "1000"])
+def test_every_name_is_whole_whatever_the_width(columns: str) -> None:
+    output = runner.invoke(cli.app, ["models"], env={"COLUMNS": columns}).output.split()
+    assert {name for row in MODELS for name in (row.transformer, *row.pipelines)} <= set(output)
 
 
 def test_plan_prints_schedule_expectation_and_frontier(tmp_path: Path) -> None:

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from mixcache.config import MixCacheConfig, default_policy, parse_settings, setting_names
 from mixcache.decision import Granularity
-from mixcache.policies import POLICIES, Bounded, EveryNth, Hindsight, MixCache, Replay
+from mixcache.policies import POLICIES, Bounded, EveryNth, Hindsight, MixCache, Planned, Policy, Replay
 from mixcache.trace import Trace, TraceEntry
 
 ALL = "always_compute, every_nth, mixcache, hindsight, planned, replay"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnPolicy(Policy):
+    """Somebody's, without a name."""
+
+    order: int = 0
 
 
 def one_step_trace() -> Trace:
@@ -34,7 +42,20 @@ def one_step_trace() -> Trace:
         ("always_compute", {"period": 2}, "unknown setting of policy always_compute 'period'"),
         ("mixcache", {"delta_3": 0.1}, "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_"),
         ("mixcache", {"num_warmup": 3}, "did you mean 'num_warmup_steps'?"),
-        (EveryNth(), {"period": 3}, "unknown setting of policy every_nth 'period'"),
+        (
+            EveryNth(),
+            {"period": 3},
+            "period= is a setting of the policy: give it to the object, EveryNth(period=3), or name the policy: "
+            "enable(pipe, 'every_nth', period=3)",
+        ),
+        (Bounded(policy=EveryNth()), {"order": 1}, "give it to the object, EveryNth(order=1), or name the policy"),
+        (OwnPolicy(), {"order": 1}, "order= is a setting of the policy: give it to the object, OwnPolicy(order=1)"),
+        (
+            Planned(speedup=2.0),
+            {"profile": "p" * 60},
+            "give it to the object, Planned(profile=...), or name the policy",
+        ),
+        (EveryNth(), {"perod": 3}, "unknown setting of policy every_nth 'perod'; did you mean 'period'?"),
         ("every_nth", {"period": 0.5}, "period=0.5 must be a number of at least 1 (1 computes every step)"),
         ("every_nth", {"order": 5}, "order=5 is not 0 (reuse), 1 or 2 (Lagrange extrapolation in sigma)"),
         ("every_nth", {"max_age": 0}, "max_age=0 must be a whole number of at least 1"),
@@ -48,6 +69,27 @@ def one_step_trace() -> Trace:
 def test_wrong_names_and_values(policy: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         MixCacheConfig(policy=policy, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (MixCache, "policy=MixCache is a class and no policy yet; call it: MixCache(...)"),
+        (dict, "policy=<class 'dict'> is no policy; give a name, enable(pipe, 'every_nth', period=3), or an object"),
+        ({"policy": "hindsight"}, "policy={'policy': 'hindsight'} is a dict, and no policy; give a name, enable("),
+        (3, "policy=3 is no policy; give a name, enable(pipe, 'every_nth', period=3), or an object, enable(pipe, Ev"),
+        (None, "policy=None is no policy"),
+        (MixCacheConfig(), "is no policy; give a name"),
+    ],
+)
+def test_what_is_no_policy(policy: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        MixCacheConfig(policy=policy)
+
+
+def test_settings_are_a_mapping() -> None:
+    with pytest.raises(TypeError, match=re.escape("settings=['period=3'] must map names to values")):
+        MixCacheConfig(policy="every_nth", settings=["period=3"])  # type: ignore[arg-type]
 
 
 def test_settings_reach_policy_bounds_and_span() -> None:
@@ -81,6 +123,31 @@ def test_a_policy_object_keeps_its_settings_and_takes_bounds() -> None:
 def test_a_bounded_policy_keeps_its_own_bounds() -> None:
     own = Bounded(policy=EveryNth(period=3), num_warmup_steps=1, num_cooldown_steps=0, max_age=20, max_cached_run=20)
     assert MixCacheConfig(policy=own).build() == own
+
+
+def test_a_bounded_policy_takes_bounds_and_has_the_name_of_what_it_bounds() -> None:
+    config = MixCacheConfig(policy=Bounded(policy=EveryNth(period=3)), settings={"max_age": 2, "span_first": 0})
+    assert config.build() == Bounded(policy=EveryNth(period=3), max_age=2)
+    assert (config.policy_name, config.span) == ("every_nth", {"span_first": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("always_compute", {}),
+        ("every_nth", {"granularity": "cfg", "period": 3}),
+        ("mixcache", {"impacts": {"step": 1.0}, "order": 1}),
+        ("mixcache", {}),
+        ("hindsight", {"choices": ["step", "cfg"]}),
+        ("planned", {"speedup": 2.0, "choices": ["step"], "profile": "p.json"}),
+        ("replay", {"trace": one_step_trace()}),
+    ],
+)
+def test_an_object_is_its_name(name: str, settings: dict[str, Any]) -> None:
+    policy = POLICIES[name](**settings)
+    by_name = MixCacheConfig(policy=name, settings=settings)
+    assert MixCacheConfig(policy=policy).build() == by_name.build()
+    assert MixCacheConfig(policy=policy).policy_name == by_name.policy_name == name
 
 
 @pytest.mark.parametrize("as_object", [False, True])

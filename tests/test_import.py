@@ -22,6 +22,13 @@ def test_importing_loads_no_torch(module: str) -> None:
     assert result.stdout.strip() == ""
 
 
+def test_the_policies_are_names_of_the_package() -> None:
+    import mixcache
+
+    assert {policy.__name__ for policy in (*mixcache.POLICIES.values(), mixcache.Bounded)} <= set(mixcache.__all__)
+    assert mixcache.POLICIES["hindsight"] is mixcache.Hindsight
+
+
 def test_public_names_are_there() -> None:
     import mixcache
 

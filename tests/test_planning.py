@@ -15,7 +15,7 @@ import pytest
 
 from mixcache.decision import Choice, Granularity
 from mixcache.history import lagrange_weights
-from mixcache.planning import MAX_AGE, Plan, Planner
+from mixcache.planning import LEAST_PSNR_DB, MAX_AGE, Plan, Planner
 from mixcache.profiles import FORMAT, Profile
 from mixcache.trajectory import COMPUTE, DOUBT, SHOWN, Trajectory, noise_levels
 
@@ -333,16 +333,16 @@ def test_nothing_is_older_than_the_highest_age() -> None:
 
 def test_the_plan_nearest_to_the_speedup_that_was_asked_for() -> None:
     """`.s.` is 1.43 times as fast and `.ss` 2.5 times; nearness is that of ratios."""
-    profile = made([1.0, 2.0, 4.0])
+    profile = made([1.0, 2.0, 4.0], psnr_at_one=40.0)
     for wish, expected in ((1.0, "..."), (1.19, "..."), (1.2, ".s."), (1.88, ".s."), (1.9, ".ss"), (2.5, ".ss")):
         plan, _ = Planner(profile=profile, speedup=wish, order=0, corrects=False).plan(SIGMAS, None)
         assert pattern(plan) == expected
 
 
 def test_the_quality_that_was_asked_for() -> None:
-    """`.s.` is at 9.03 dB and `.ss` at -7.30 dB."""
-    profile = made([1.0, 2.0, 4.0])
-    for wish, expected in ((9.0, ".s."), (-7.2, ".s."), (-7.4, ".ss"), (-99.0, ".ss")):
+    """`.s.` is at 49.03 dB and `.ss` at 32.70 dB."""
+    profile = made([1.0, 2.0, 4.0], psnr_at_one=40.0)
+    for wish, expected in ((49.0, ".s."), (32.8, ".s."), (32.6, ".ss"), (-99.0, ".ss")):
         plan, _ = Planner(profile=profile, quality=wish, order=0, corrects=False).plan(SIGMAS, None)
         assert pattern(plan) == expected
 
@@ -353,6 +353,48 @@ def test_a_wish_out_of_reach_is_an_error_with_the_range() -> None:
         Planner(profile=profile, speedup=2.6, order=0, corrects=False)
     with pytest.raises(ValueError, match=r"^quality=12 dB leaves nothing to cache; this model allows -7\.3 to 9\.0$"):
         Planner(profile=profile, quality=12, order=0, corrects=False)
+
+
+@pytest.mark.parametrize(
+    ("psnr_at_one", "wish", "expected", "told"),
+    [
+        (27.4, {"speedup": 2.5}, ".ss", ""),  # 20.10 dB
+        (27.2, {"speedup": 2.5}, ".s.", "speedup=2.5 at 3 steps would give 19.9 dB"),
+        (27.2, {"speedup": 1.5}, ".s.", ""),
+        (11.0, {"speedup": 1.5}, ".s.", ""),  # 20.03 dB
+        (10.9, {"speedup": 1.5}, "...", "speedup=1.5 at 3 steps would give 19.9 dB"),
+        (27.2, {"quality": 19.5}, ".s.", "quality=19.5 at 3 steps would give 19.9 dB"),
+        (10.9, {"quality": 1.0}, "...", "quality=1 at 3 steps would give 3.6 dB"),
+    ],
+)
+def test_a_plan_that_foretells_another_video_is_not_followed(
+    psnr_at_one: float, wish: dict[str, float], expected: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`.s.` foretells 9.03 dB more than `psnr_at_one`, and `.ss` 7.30 dB less."""
+    planner = Planner(profile=made([1.0, 2.0, 4.0], psnr_at_one=psnr_at_one), order=0, corrects=False, **wish)
+    assert caplog.messages == []  # nothing is followed yet
+    plan, _ = planner.plan(SIGMAS, None)
+    assert (pattern(plan), plan.psnr_db >= LEAST_PSNR_DB) == (expected, True)
+    planner.plan(SIGMAS, None)
+    what = {
+        ".s.": f"a plan of 1.43x and {plan.psnr_db:.1f} dB is followed instead",
+        "...": "everything is computed instead",
+    }
+    assert caplog.messages == ([f"{told}, which is another video: {what[expected]}"] if told else [])
+    assert planner.chosen(planner.frontier(SIGMAS, None)) == plan
+    assert (plan.instead_of is not None) == bool(told)
+
+
+def test_every_planner_tells_what_it_does_not_follow(caplog: pytest.LogCaptureFixture) -> None:
+    """The plan is remembered for both; at two steps `.s` moves by 0.5 * -3, which with the doubt is 6.5 dB under 16."""
+    profile = made([1.0, 2.0, 4.0], psnr_at_one=16.0)
+    for _ in range(2):
+        planner = Planner(profile=profile, speedup=2.4, order=0, corrects=False)
+        plan, _ = planner.plan((1.0, 0.5, 0.0), None)
+        assert (pattern(plan), plan.speedup, plan.psnr_db) == ("..", 1.0, math.inf)
+    assert [message for message in caplog.messages if "speedup" in message] == 2 * [
+        "speedup=2.4 at 2 steps would give 9.5 dB, which is another video: everything is computed instead"
+    ]
 
 
 def test_a_quality_of_a_model_with_nothing_to_cache_is_an_error() -> None:
@@ -392,9 +434,9 @@ def test_a_plan_is_of_the_noise_levels_of_the_generation() -> None:
 
 
 def test_a_short_schedule_has_the_nearest_plan() -> None:
-    profile = made([1.0, 2.0, 4.0])
+    profile = made([1.0, 2.0, 4.0], psnr_at_one=40.0)
     fast, good = (
-        Planner(profile=profile, order=0, corrects=False, **wish) for wish in ({"speedup": 2.5}, {"quality": 9.0})
+        Planner(profile=profile, order=0, corrects=False, **wish) for wish in ({"speedup": 2.5}, {"quality": 49.0})
     )
     assert pattern(fast.plan((1.0, 0.5, 0.0), None)[0]) == ".s"
     assert pattern(good.plan((1.0, 0.5, 0.0), None)[0]) == ".."

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Decision, Granularity, Measurement, Step
-from mixcache.policies import POLICIES
+from mixcache.policies import (
+    POLICIES,
+    AlwaysCompute,
+    Bounded,
+    EveryNth,
+    Hindsight,
+    MixCache,
+    Planned,
+    Policy,
+    Replay,
+)
 from mixcache.trace import Trace, TraceEntry
 
 if TYPE_CHECKING:
@@ -23,12 +33,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "POLICIES",
+    "AlwaysCompute",
+    "Bounded",
     "Decision",
+    "EveryNth",
     "Granularity",
     "Handle",
+    "Hindsight",
     "Measurement",
+    "MixCache",
     "MixCacheConfig",
+    "Planned",
+    "Policy",
     "Profile",
+    "Replay",
     "Step",
     "Trace",
     "TraceEntry",

@@ -15,6 +15,7 @@ import torch
 
 from mixcache.callers import calling_pipeline
 from mixcache.calls import End, Span
+from mixcache.completing import completed
 from mixcache.config import BOUNDS, MixCacheConfig, default_policy, setting_names
 from mixcache.decision import Granularity
 from mixcache.engine import Engine
@@ -22,10 +23,7 @@ from mixcache.hooks import BlockHook, Cell, PipelineHook, TransformerHook
 from mixcache.host import Reader
 from mixcache.models import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
 from mixcache.overlay import hooks_on, put_on, take_off
-from mixcache.planning import Planner
 from mixcache.policies import Policy
-from mixcache.profiles import Profile, ProfileError, profile_for
-from mixcache.schedulers import is_repeatable
 from mixcache.sessions import Session, Sessions
 from mixcache.trace import Trace, TraceWriter
 
@@ -378,14 +376,16 @@ def _span(row: ModelRow, config: MixCacheConfig, policy: Policy, transformer: to
 def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, **settings: Any) -> Handle:
     """Makes a diffusers pipeline cache, until `disable`.
 
-    `policy` is a name of `mixcache.POLICIES`, a policy object, or a whole `MixCacheConfig`; `settings` are those of
-    the policy, of the bounds around it and of the block span (see `MixCacheConfig`). Without a policy it is "planned"
-    where `speedup=` or `quality=` is asked for, which takes a profile, and else "hindsight". Returns the handle:
+    `policy` is a name of `mixcache.POLICIES`, a policy object such as `mixcache.Hindsight(error=0.01)`, or a whole
+    `MixCacheConfig`; `settings` are those of the policy, of the bounds around it and of the block span (see
+    `MixCacheConfig`). An object has its own settings in it: beside it only bounds and span are given. Without a policy
+    it is "planned" where `speedup=` or `quality=` is asked for, which takes a profile, and else "hindsight". Returns
+    the handle:
     `.summary()`, `.trace`, `.disable()`; it is also a context manager. What a policy takes from a profile and is not
     given comes from the one that mixcache ships for this model.
 
     Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one
-    that is not supported. Nothing is attached then.
+    that is not supported and for what is no policy. Nothing is attached then.
     """
     if policy is None:
         policy = default_policy(settings)
@@ -393,10 +393,8 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     if isinstance(policy, MixCacheConfig) and settings:
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
     experts = list(experts_of(pipeline).values())
-    if not experts:
-        raise TypeError(
-            f"{type(pipeline).__name__} has no transformer to attach to; mixcache takes a diffusers video pipeline"
-        )
+    if not experts or unloaded_of(pipeline):
+        raise TypeError(_nothing_to_attach_to(pipeline))
     rows = [row_for(expert, pipeline) for expert in experts]
     row = rows[0]
     if row.unsafe:
@@ -405,7 +403,7 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
-    handle = Handle(pipeline, _with_profile(config, pipeline, experts[0]), row)
+    handle = Handle(pipeline, completed(config, pipeline, experts), row)
     try:
         handle._attach()
     except BaseException:
@@ -414,58 +412,38 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     return handle
 
 
+def unloaded_of(pipeline: Any) -> list[str]:
+    """The denoisers that a modular pipeline knows of and has not loaded."""
+    return [name for name in getattr(pipeline, "null_component_names", ()) if name in EXPERTS]
+
+
+def _nothing_to_attach_to(pipeline: Any) -> str:
+    """One sentence on what was given for a pipeline."""
+    name = type(pipeline).__name__
+    if isinstance(pipeline, Handle):
+        return "this is the handle of a pipeline that was enabled, not a pipeline; enable takes the pipeline"
+    if isinstance(pipeline, torch.nn.Module):
+        return f"{name} is a model, not a pipeline; give the pipeline that calls it: mixcache.enable(pipe)"
+    if unloaded := unloaded_of(pipeline):
+        return (
+            f"{name} has no {' and no '.join(unloaded)} yet: its components are not loaded; call pipe.load_components()"
+        )
+    return f"{name} has no transformer to attach to; mixcache takes a diffusers video pipeline"
+
+
 def disable(pipeline: Any) -> None:
     """Detaches what `enable` attached to this pipeline's transformer; ValueError if nothing is."""
-    handles = [hook.owner for expert in experts_of(pipeline).values() for hook in _root_hooks(expert)]
-    handles += [hook.owner for hook in hooks_on(pipeline) if isinstance(hook, PipelineHook)]
+    handles = [handle for expert in experts_of(pipeline).values() if (handle := handle_of(expert)) is not None]
+    owners = [hook.owner for hook in hooks_on(pipeline) if isinstance(hook, PipelineHook)]
+    handles += [owner for owner in owners if isinstance(owner, Handle)]
     if not handles:
         raise ValueError("mixcache is not enabled on this pipeline")
     for handle in handles:
         handle.disable()
 
 
-def _root_hooks(transformer: torch.nn.Module) -> list[TransformerHook]:
-    """Ours on a transformer, or on the one inside of `torch.compile(transformer)`."""
-    hooks = hooks_on(getattr(transformer, "_orig_mod", transformer))
-    return [hook for hook in hooks if isinstance(hook, TransformerHook)]
-
-
 def handle_of(transformer: torch.nn.Module) -> Handle | None:
     """The handle on a transformer, or on the one inside of `torch.compile(transformer)`."""
-    return next((hook.owner for hook in _root_hooks(transformer) if isinstance(hook.owner, Handle)), None)
-
-
-def _with_profile(config: MixCacheConfig, pipeline: Any, transformer: torch.nn.Module) -> MixCacheConfig:
-    """Adds what the policy takes from the model's profile and was not given."""
-    settings = dict(config.settings)
-    if config.policy == "mixcache" and "impacts" not in settings:
-        profile = profile_for(transformer)
-        if profile is None:
-            logger.info("no profile for this %s: the impact of every granularity is 1", type(transformer).__name__)
-            return config
-        return MixCacheConfig(policy=config.policy, settings=settings | {"impacts": dict(profile.impacts)})
-    if config.policy == "planned" and "planner" not in settings:
-        policy = config.build().policy
-        given = {name: getattr(policy, name) for name in ("speedup", "quality", "order", "choices")}
-        corrects = policy.corrects and is_repeatable(getattr(pipeline, "scheduler", None))
-        planner = Planner(profile=_profile_of(settings, transformer), corrects=corrects, **given)
-        return MixCacheConfig(policy=config.policy, settings=settings | {"planner": planner})
-    return config
-
-
-def _profile_of(settings: dict[str, Any], transformer: torch.nn.Module) -> Profile:
-    """The profile given by path or object, else the shipped one; ProfileError where there is none that fits."""
-    given = settings.get("profile")
-    if given is None:
-        profile = profile_for(transformer)
-        if profile is None:
-            raise ProfileError(
-                f"no profile for this {type(transformer).__name__}: make one with `mixcache calibrate` and give it as "
-                'profile=, or use policy "hindsight", which needs none'
-            )
-        return profile
-    profile = given if isinstance(given, Profile) else Profile.load(given)
-    misfit = profile.misfit(transformer)
-    if misfit is not None and not settings.get("force_profile"):
-        raise ProfileError(f"the profile does not fit this model: {misfit}; force_profile=True takes it all the same")
-    return profile
+    hooks = hooks_on(getattr(transformer, "_orig_mod", transformer))
+    owners = [hook.owner for hook in hooks if isinstance(hook, TransformerHook)]
+    return next((owner for owner in owners if isinstance(owner, Handle)), None)

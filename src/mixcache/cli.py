@@ -519,17 +519,14 @@ def psnr_text(chosen: Any) -> str:
 @app.command()
 def models() -> None:
     """Lists the supported transformers and pipelines, and the built-in models."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mixcache.models import rows_as_table
     from mixcache.zoo import BUILT_IN
 
     rows = rows_as_table()
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+    lines = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:  # plain: a table of rich is cut to the width of the terminal, and to 80 columns without one
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     typer.echo(f"built in: {', '.join(BUILT_IN)}")
 
 

@@ -6,11 +6,9 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from os import PathLike
 from typing import Any
 
 from mixcache.policies import POLICIES, Bounded, Policy
-from mixcache.trace import Trace
 
 BOUNDS = ("num_warmup_steps", "num_cooldown_steps", "max_age", "max_cached_run")
 SPAN = ("span_first", "span_after")
@@ -51,14 +49,18 @@ class MixCacheConfig:
 
     `settings` holds fields of the policy (see `mixcache.policies`), of the bounds (`num_warmup_steps`,
     `num_cooldown_steps`, `max_age`, `max_cached_run`) and of the block span (`span_first`, `span_after`). ValueError
-    for an unknown or wrong one.
+    for an unknown or wrong one, TypeError for a policy that is neither a name nor an object.
     """
 
     policy: str | Policy = DEFAULT_POLICY
-    """A name of `mixcache.POLICIES`, or a policy object with its own settings in it."""
+    """A name of `mixcache.POLICIES`, or a policy object with its own settings in it, which may be `Bounded`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.policy, (str, Policy)):
+            raise TypeError(_no_policy(self.policy))
+        if not isinstance(self.settings, Mapping):
+            raise TypeError(f"settings={self.settings!r} must map names to values, such as {{'num_warmup_steps': 2}}")
         self.build()
         for name in SPAN:
             value = self.settings.get(name, 1)
@@ -67,34 +69,27 @@ class MixCacheConfig:
 
     def build(self) -> Bounded:
         """The policy inside its bounds."""
-        own = self._own_settings()
+        policy = self.policy.policy if isinstance(self.policy, Bounded) else self.policy
+        if isinstance(policy, str) and policy not in POLICIES:
+            raise ValueError(unknown_name("policy", policy, POLICIES))
+        own = setting_names(POLICIES[policy] if isinstance(policy, str) else type(policy))
         for name in self.settings:
             if name not in (*own, *BOUNDS, *SPAN):
                 raise ValueError(unknown_name(f"setting of policy {self.policy_name}", name, (*own, *BOUNDS, *SPAN)))
+        given = {name: self.settings[name] for name in own if name in self.settings}
         bounds = {name: self.settings[name] for name in BOUNDS if name in self.settings}
+        if isinstance(policy, str):
+            policy = POLICIES[policy](**given)
+        elif given:
+            raise ValueError(_beside_an_object(policy, *next(iter(given.items()))))
         if isinstance(self.policy, Bounded):
             return replace(self.policy, **bounds)
-        policy = self.policy if isinstance(self.policy, Policy) else self._named_policy(self.policy, own)
         return Bounded(policy=policy, **policy.default_bounds | bounds)
-
-    def _named_policy(self, name: str, own: tuple[str, ...]) -> Policy:
-        given = {name: self.settings[name] for name in own if name in self.settings}
-        if isinstance(given.get("trace"), (str, PathLike)):
-            given["trace"] = _trace_of(given["trace"])
-        if isinstance(given.get("choices"), list):
-            given["choices"] = tuple(given["choices"])
-        return POLICIES[name](**given)
-
-    def _own_settings(self) -> tuple[str, ...]:
-        if isinstance(self.policy, Policy):
-            return ()
-        if self.policy not in POLICIES:
-            raise ValueError(unknown_name("policy", str(self.policy), POLICIES))
-        return setting_names(POLICIES[self.policy])
 
     @property
     def policy_name(self) -> str:
-        return self.policy.name if isinstance(self.policy, Policy) else self.policy
+        policy = self.policy.policy if isinstance(self.policy, Bounded) else self.policy
+        return policy if isinstance(policy, str) else getattr(policy, "name", type(policy).__name__)
 
     @property
     def span(self) -> dict[str, int]:
@@ -102,11 +97,22 @@ class MixCacheConfig:
         return {name: self.settings[name] for name in SPAN if name in self.settings}
 
 
-def _trace_of(path: str | PathLike[str]) -> Trace:
-    try:
-        return Trace.load(path)
-    except OSError as error:
-        raise ValueError(f"the trace {path} cannot be read: {error.strerror}") from error
+def _no_policy(given: Any) -> str:
+    """One sentence on what was given for a policy and is none."""
+    ways = "give a name, enable(pipe, 'every_nth', period=3), or an object, enable(pipe, EveryNth(period=3))"
+    if isinstance(given, type) and issubclass(given, Policy):
+        return f"policy={given.__name__} is a class and no policy yet; call it: {given.__name__}(...)"
+    if isinstance(given, Mapping):
+        return f"policy={dict(given)!r} is a dict, and no policy; {ways}"
+    return f"policy={given!r} is no policy; {ways}"
+
+
+def _beside_an_object(policy: Policy, name: str, value: Any) -> str:
+    """One sentence on a setting of the policy that was given beside the policy object."""
+    setting = f"{name}={value!r}" if len(repr(value)) < 40 else f"{name}=..."
+    known = next((known for known, kind in POLICIES.items() if kind is type(policy)), None)
+    by_name = f", or name the policy: enable(pipe, {known!r}, {setting})" if known else ""
+    return f"{name}= is a setting of the policy: give it to the object, {type(policy).__name__}({setting}){by_name}"
 
 
 def setting_names(policy_class: type[Policy]) -> tuple[str, ...]:

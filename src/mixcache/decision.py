@@ -48,14 +48,14 @@ class Step:
     is absent."""
     history_lengths: Mapping[Granularity, int] = field(default_factory=dict)
     """Computed values at hand for each usable granularity: order n needs n + 1."""
+    num_cached: int = 0
+    """Cached steps since the last computed one, as they were done."""
     sigmas: tuple[float, ...] = ()
     """Noise levels of all steps, and last the one at which the last step arrives; empty where the host does not say."""
     guidance: float | None = None
     """Guidance scale in force; None where there is none or it cannot be read."""
     costs: Mapping[Granularity, float] = field(default_factory=dict)
     """Share of a computed step's block work that is still done by each granularity."""
-    num_cached: int = 0
-    """Cached steps since the last computed one, as they were done."""
     corrects: bool = False
     """True where a step cached by `step` will most likely be taken again once the next computed one is known
     (`mixcache.corrector`)."""

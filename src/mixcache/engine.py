@@ -101,7 +101,7 @@ class Engine:
     @property
     def policy_state(self) -> Any:
         """What the policy itself remembers of the trajectory under way, or of the last one."""
-        return getattr(self._seen_state, "inner", self._seen_state)
+        return self._seen_state
 
     def keeps(self, granularity: Granularity) -> bool:
         """True where policy and model both allow it, so that there are histories for it."""
@@ -265,10 +265,10 @@ class Engine:
             offset=info.offset,
             ages=ages,
             history_lengths=lengths,
+            num_cached=self._num_cached,
             sigmas=info.sigmas,
             guidance=self._guidance(),
             costs=self._costs,
-            num_cached=self._num_cached,
             corrects=self._corrector is not None and self._corrector.is_at_work(info.step),
         )
         self._seen_state = self._state

@@ -33,7 +33,7 @@ class Combination:
         return sum(
             share.view(-1, *[1] * (values[branch].dim() - 1)) * values[branch].float()
             for branch, share in self.shares.items()
-        )  # type: ignore[return-value]
+        )
 
 
 def tolerance(dtype: torch.dtype) -> float:

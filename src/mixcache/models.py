@@ -12,6 +12,16 @@ from typing import Any
 COMPILE_BLOCKS = "compile its blocks instead: pipe.transformer.compile_repeated_blocks(fullgraph=True)"
 COMPILE = f"{COMPILE_BLOCKS}, or the whole in place, without `block`: pipe.transformer.compile()"
 """How a transformer is compiled together with the cache."""
+_MODULE = "give the pipeline the model inside: pipe.transformer = pipe.transformer.module"
+WRAPPERS = {
+    "PeftModel": (
+        "give the pipeline the model inside, which keeps the adapter: pipe.transformer = "
+        "pipe.transformer.get_base_model(); or load a LoRA by pipe.load_lora_weights"
+    ),
+    "DataParallel": _MODULE,
+    "DistributedDataParallel": _MODULE,
+}
+"""Classes that a transformer may be wrapped in, and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +134,7 @@ MODELS: tuple[ModelRow, ...] = (
     _hunyuan("HunyuanVideoFramepackTransformer3DModel", "HunyuanVideoFramepackPipeline"),
     ModelRow(
         transformer="HunyuanVideo15Transformer3DModel",
-        pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
+        pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15ModularPipeline"),
         blocks=("transformer_blocks",),
         streams=TWO_STREAMS,
         guidance="guider.guidance_scale",
@@ -154,6 +164,13 @@ MODELS: tuple[ModelRow, ...] = (
         "LTXConditionPipeline",
         "LTXI2VLongMultiPromptPipeline",
         batched=("encoder_attention_mask", "video_coords"),
+    ),
+    # its guider makes a call for each branch
+    ModelRow(
+        transformer="LTXVideoTransformer3DModel",
+        pipelines=("LTXModularPipeline",),
+        blocks=("transformer_blocks",),
+        guidance="guider.guidance_scale",
     ),
     _joined(
         "LTX2VideoTransformer3DModel",
@@ -272,27 +289,37 @@ MODELS: tuple[ModelRow, ...] = (
 
 
 def row_for(transformer: Any, pipeline: Any) -> ModelRow:
-    """The row of a transformer under its pipeline; TypeError prints the row to write where there is none."""
+    """The row of a transformer under its pipeline, or of the nearest classes that they derive from; TypeError prints
+    the row to write where there is none, or says how to take off what the transformer is wrapped in."""
     name, pipeline_name = type(transformer).__name__, type(pipeline).__name__
     if hasattr(transformer, "_orig_mod"):
         raise TypeError(f"torch.compile(transformer) is another module, which mixcache cannot attach to; {COMPILE}")
+    classes = [ancestor.__name__ for ancestor in type(transformer).__mro__]
+    for wrapper, way_out in WRAPPERS.items():
+        if wrapper in classes:
+            raise TypeError(f"the transformer is wrapped in {name}, which mixcache cannot attach to; {way_out}")
     for ancestor in type(pipeline).__mro__:
-        for row in MODELS:
-            if row.transformer == name and ancestor.__name__ in row.pipelines:
-                return row
+        for known in classes:
+            for row in MODELS:
+                if row.transformer == known and ancestor.__name__ in row.pipelines:
+                    return row
     supported = f"{sum(len(row.pipelines) for row in MODELS)} pipelines"
     raise TypeError(
         f"{pipeline_name} with {name} is not supported (`mixcache models` lists what is: {supported}). "
         "Add to MODELS in mixcache/models.py: "
-        f'ModelRow(transformer="{name}", pipelines=("{pipeline_name}",), blocks=("{_blocks_guess(transformer)}",))'
+        f'ModelRow(transformer="{name}", pipelines=("{pipeline_name}",), blocks={_blocks_guess(transformer)})'
     )
 
 
 def _blocks_guess(transformer: Any) -> str:
-    """Name of the longest list of modules, most likely the blocks."""
+    """A tuple of the names of the lists of blocks, in the order of definition: those whose modules are called so, or
+    else the longest list of modules."""
     children: Mapping[str, Any] = dict(transformer.named_children()) if hasattr(transformer, "named_children") else {}
-    lists = {name: len(child) for name, child in children.items() if type(child).__name__ == "ModuleList"}
-    return max(lists, key=lists.__getitem__) if lists else "blocks"
+    lists = {name: child for name, child in children.items() if type(child).__name__ == "ModuleList" and len(child)}
+    blocks = [name for name, child in lists.items() if all("Block" in type(block).__name__ for block in child)]
+    blocks = blocks or [max(lists, key=lambda name: len(lists[name]))] if lists else ["blocks"]
+    names = ", ".join(f'"{name}"' for name in blocks)
+    return f"({names},)" if len(blocks) == 1 else f"({names})"
 
 
 def rows_as_table() -> list[dict[str, str]]:

@@ -60,6 +60,7 @@ def plain_class(instance: Any) -> type:
 @functools.cache
 def _covered(plain: type, covers: tuple[str, ...]) -> type:
     """The subclass that stands in for `plain` on covered objects."""
+    cls: Any = None
 
     def reduced(self: Any, protocol: Any) -> Any:
         # copies and pickles are of the plain class, and take no hooks along
@@ -86,5 +87,5 @@ def _covered(plain: type, covers: tuple[str, ...]) -> type:
 
     about = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
     methods = {"__reduce_ex__": reduced, PLAIN: plain} | {name: cover(name) for name in covers}
-    cls: type = type(plain)(plain.__name__, (plain,), about | methods)
+    cls = type(plain)(plain.__name__, (plain,), about | methods)
     return cls

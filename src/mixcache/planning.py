@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -25,6 +25,8 @@ NUM_REMEMBERED = 64
 FAR = 1.5
 """Numbers of steps that differ by more than this factor walk trajectories that are too different."""
 MAX_AGE = 8
+LEAST_PSNR_DB = 20.0
+"""A plan that foretells less is another video, and is not followed, whatever was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,8 @@ class Plan:
     """Against the plain clip; infinite where nothing is cached."""
     trust: float = 1.0
     """How far extrapolations are followed."""
+    instead_of: Plan | None = None
+    """The plan that was asked for, where this one is followed because that one is under `LEAST_PSNR_DB`."""
 
     def decision(self, index: int) -> Decision:
         granularity, order = self.choices[index]
@@ -94,28 +98,38 @@ class Planner:
     order: int = 1
     corrects: bool = True
     """Cached steps are taken again (`mixcache.corrector`)."""
+    _warned: set[Hashable] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Schedules in which the wish was told to be out of reach."""
 
     def __post_init__(self) -> None:
         sigmas, guidance = tuple(self.profile.sigmas), self.profile.guidance
         if self._key(sigmas, guidance) not in _PLANS:
-            self._remember(sigmas, guidance, self.chosen(self.frontier(sigmas, guidance)))
+            self._remember(sigmas, guidance, self._chosen(self.frontier(sigmas, guidance)))
         for other in self.profile.others:  # now, and not in the middle of the first generation
-            self.plan(tuple(other.sigmas), other.guidance)
+            self._planned(tuple(other.sigmas), other.guidance)
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Plan, Trajectory]:
         """The plan for these noise levels and the profile read there.
 
-        Where these steps do not allow what was asked, it is the nearest plan. The newest `NUM_REMEMBERED` plans of all
-        planners are remembered: a search takes about a second.
+        Where these steps do not allow what was asked, it is the nearest plan, and never one under `LEAST_PSNR_DB`, of
+        which is warned once. The newest `NUM_REMEMBERED` plans of all planners are remembered: a search takes about a
+        second.
         """
+        plan, trajectory = self._planned(sigmas, guidance)
+        if (key := (sigmas, guidance)) not in self._warned:
+            self._warned.add(key)
+            self._warn(plan)
+        return plan, trajectory
+
+    def _planned(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Plan, Trajectory]:
         known = _PLANS.get(self._key(sigmas, guidance))
         if known is not None:
             return known
         plans = self.frontier(sigmas, guidance)
         try:
-            plan = self.chosen(plans)
+            plan = self._chosen(plans)
         except ValueError:
-            plan = plans[-1] if self.speedup is not None else plans[0]
+            plan = _watchable(plans, plans[-1] if self.speedup is not None else plans[0])
         return self._remember(sigmas, guidance, plan)
 
     def _key(self, sigmas: tuple[float, ...], guidance: float | None) -> Hashable:
@@ -130,7 +144,13 @@ class Planner:
 
     def chosen(self, plans: Sequence[Plan]) -> Plan:
         """Of a frontier, the plan nearest to what was asked for, which for a quality is the fastest that is not under
-        it; ValueError with the reachable range where there is none."""
+        it, or with a warning the fastest that is not under `LEAST_PSNR_DB`; ValueError with the reachable range where
+        there is none."""
+        plan = self._chosen(plans)
+        self._warn(plan)
+        return plan
+
+    def _chosen(self, plans: Sequence[Plan]) -> Plan:
         if self.speedup is not None:
             wanted = self.speedup
             if wanted > plans[-1].speedup + 1e-9:
@@ -138,7 +158,7 @@ class Planner:
                     f"speedup={wanted:g} cannot be reached; this model and machine allow 1 to "
                     f"{_floored(plans[-1].speedup, 2)}"
                 )
-            return min(plans, key=lambda plan: abs(math.log(plan.speedup / wanted)))
+            return _watchable(plans, min(plans, key=lambda plan: abs(math.log(plan.speedup / wanted))))
         if len(plans) == 1:
             raise ValueError(f"the profile knows nothing that choices={self.choices!r} could cache")
         found = [plan for plan in plans if plan.psnr_db >= (self.quality or 0.0)]
@@ -147,7 +167,22 @@ class Planner:
                 f"quality={self.quality:g} dB leaves nothing to cache; this model allows {plans[-1].psnr_db:.1f} to "
                 f"{_floored(max(p.psnr_db for p in plans if math.isfinite(p.psnr_db)), 1)}"
             )
-        return max(found, key=lambda plan: plan.speedup)
+        return _watchable(plans, max(found, key=lambda plan: plan.speedup))
+
+    def _warn(self, plan: Plan) -> None:
+        """One line where another plan than the one that was asked for is followed."""
+        if (asked := plan.instead_of) is None:
+            return
+        wish = f"speedup={self.speedup:g}" if self.speedup is not None else f"quality={self.quality:g}"
+        logger.warning(
+            "%s at %d steps would give %.1f dB, which is another video: %s",
+            wish,
+            len(plan.choices),
+            asked.psnr_db,
+            f"a plan of {plan.speedup:.2f}x and {plan.psnr_db:.1f} dB is followed instead"
+            if math.isfinite(plan.psnr_db)
+            else "everything is computed instead",
+        )
 
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
         """The least harmful plans from slowest to fastest; the first computes everything.
@@ -240,6 +275,14 @@ class Planner:
             speedup = float(num_steps / batch.cost[place]) if caches else 1.0
             plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr, trust=profile.trust))
         return plans
+
+
+def _watchable(plans: Sequence[Plan], asked: Plan) -> Plan:
+    """The plan asked for, or the fastest of at least `LEAST_PSNR_DB` where it foretells less."""
+    if asked.psnr_db >= LEAST_PSNR_DB:
+        return asked
+    fastest = max((plan for plan in plans if plan.psnr_db >= LEAST_PSNR_DB), key=lambda plan: plan.speedup)
+    return replace(fastest, instead_of=asked)
 
 
 def _floored(value: float, num_digits: int) -> str:

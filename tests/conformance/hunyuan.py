@@ -255,14 +255,22 @@ def build_guider(kind: str) -> Any:
     return ClassifierFreeGuidance(guidance_scale=5.0, **settings[kind])
 
 
-def build_hunyuan15(guider: str, image: bool = False, use_meanflow: bool = False) -> Any:
-    """HunyuanVideo15Pipeline, or with `image` HunyuanVideo15ImageToVideoPipeline."""
+HUNYUAN15_LENGTHS: dict[str, Any] = {
+    "system_message": "a",
+    "prompt_template_encode_start_idx": 1,
+    "tokenizer_max_length": MAX_SEQUENCE_LENGTH,
+    "tokenizer_2_max_length": 8,
+    "vision_num_semantic_tokens": IMAGE_TOKENS,
+}
+"""In place of those that the pipeline classes fix for the published checkpoints."""
+
+
+def hunyuan15_parts(guider: str, image: bool, use_meanflow: bool) -> dict[str, Any]:
+    """Components; with `image` those of image to video."""
     import torch
     from diffusers import (
         AutoencoderKLHunyuanVideo15,
         FlowMatchEulerDiscreteScheduler,
-        HunyuanVideo15ImageToVideoPipeline,
-        HunyuanVideo15Pipeline,
         HunyuanVideo15Transformer3DModel,
     )
     from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
@@ -309,8 +317,7 @@ def build_hunyuan15(guider: str, image: bool = False, use_meanflow: bool = False
         layers_per_block=1,
         spatial_compression_ratio=8,
     )
-    pipeline_class = HunyuanVideo15ImageToVideoPipeline if image else HunyuanVideo15Pipeline
-    pipeline = pipeline_class(
+    return dict(
         tokenizer=tokenizer,
         text_encoder=Qwen2_5_VLTextModel(text_config),
         tokenizer_2=tokenizer_2,
@@ -321,13 +328,35 @@ def build_hunyuan15(guider: str, image: bool = False, use_meanflow: bool = False
         guider=build_guider(guider),
         **(build_siglip() if image else {}),
     )
-    # Lengths that the class fixes for the published checkpoints.
-    pipeline.system_message = "a"
-    pipeline.prompt_template_encode_start_idx = 1
-    pipeline.tokenizer_max_length = MAX_SEQUENCE_LENGTH
-    pipeline.tokenizer_2_max_length = 8
-    pipeline.vision_num_semantic_tokens = IMAGE_TOKENS
+
+
+def build_hunyuan15(guider: str, image: bool = False, use_meanflow: bool = False) -> Any:
+    """HunyuanVideo15Pipeline, or with `image` HunyuanVideo15ImageToVideoPipeline."""
+    from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
+
+    pipeline_class = HunyuanVideo15ImageToVideoPipeline if image else HunyuanVideo15Pipeline
+    pipeline = pipeline_class(**hunyuan15_parts(guider, image, use_meanflow))
+    for name, value in HUNYUAN15_LENGTHS.items():
+        setattr(pipeline, name, value)
     return finish(pipeline)
+
+
+def build_hunyuan15_modular(guider: str, image: bool = False, use_meanflow: bool = False) -> Any:
+    """HunyuanVideo15ModularPipeline for text, or with `image` for an image; its lengths are properties of the class."""
+    import torch
+    from diffusers import HunyuanVideo15AutoBlocks
+
+    blocks = HunyuanVideo15AutoBlocks()
+    for way in blocks.sub_blocks["denoise"].sub_blocks.values():
+        way.sub_blocks["denoise"].set_progress_bar_config(disable=True)
+    pipeline = blocks.init_pipeline()
+    published = type(pipeline)
+    pipeline.__class__ = type(published.__name__, (published,), HUNYUAN15_LENGTHS)
+    pipeline.update_components(**hunyuan15_parts(guider, image, use_meanflow))
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+    return pipeline
 
 
 def arguments(*, num_steps: int = 8, **settings: Any) -> dict[str, Any]:
@@ -355,6 +384,16 @@ def hunyuan15_image_arguments(*, seed: int = 1, width: int = 32, **settings: Any
     """The frame takes its shape from the image."""
     values = arguments(**settings) | {"image": draw_image(seed, width=width)}
     return {name: value for name, value in values.items() if name not in ("height", "width")}
+
+
+def hunyuan15_modular_arguments(*, image: int | None = None, **settings: Any) -> dict[str, Any]:
+    """The latents are asked for by name; `image` is the seed of one."""
+    given = {} if image is None else {"image": draw_image(image, width=settings.get("width", 32))}
+    return arguments(**settings) | given | {"output_type": "pt", "output": "latents"}
+
+
+def itself(output: Any) -> Any:
+    return output
 
 
 def sections(output: Any) -> Any:
@@ -403,6 +442,52 @@ def hunyuan15_variants() -> tuple[Variant, ...]:
             ),
         ]
     return tuple(variants)
+
+
+def hunyuan15_modular_variants() -> tuple[Variant, ...]:
+    """The modular pipeline: text to video under three guiders, and image to video; without guidance diffusers has no
+    negative prompt for it."""
+    call = partial(hunyuan15_modular_arguments, **NEGATIVE)
+    image_call = partial(call, image=1)
+    return (
+        Variant(
+            name="hunyuan15-modular",
+            build=partial(build_hunyuan15_modular, "cfg"),
+            arguments=call,
+            other_arguments=partial(call, prompt='a big "blue" square moving right', width=48),
+            output=itself,
+        ),
+        Variant(
+            name="hunyuan15-modular-interval",
+            build=partial(build_hunyuan15_modular, "interval"),
+            arguments=call,
+            other_arguments=partial(call, prompt=OTHER_PROMPT, width=48),
+            expected_steps=INTERVAL,
+            output=itself,
+        ),
+        Variant(
+            name="hunyuan15-modular-skip-layer",
+            build=partial(build_hunyuan15_modular, "skip-layer"),
+            arguments=call,
+            other_arguments=partial(call, prompt=OTHER_PROMPT, width=48),
+            expected_steps=SKIP_LAYER,
+            output=itself,
+        ),
+        Variant(
+            name="hunyuan15-modular-i2v",
+            build=partial(build_hunyuan15_modular, "cfg", image=True),
+            arguments=image_call,
+            other_arguments=partial(image_call, prompt=OTHER_PROMPT, image=2, width=48),
+            output=itself,
+        ),
+        Variant(
+            name="hunyuan15-modular-i2v-meanflow",
+            build=partial(build_hunyuan15_modular, "cfg", image=True, use_meanflow=True),
+            arguments=image_call,
+            other_arguments=partial(image_call, prompt=OTHER_PROMPT, image=2, width=48),
+            output=itself,
+        ),
+    )
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -491,6 +576,7 @@ VARIANTS: tuple[Variant, ...] = (
         output=sections,
     ),
     *hunyuan15_variants(),
+    *hunyuan15_modular_variants(),
     Variant(
         name="hunyuan15-i2v-meanflow",
         build=partial(build_hunyuan15, "off", image=True, use_meanflow=True),

@@ -11,9 +11,16 @@ PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
 JOINED: Calls = (("uncond", "cond"),)
 ALONE: Calls = (("cond",),)
+GUIDED: Calls = (("cond",), ("uncond",))
+"""As a guider calls, which the modular pipeline has."""
+SKIP_LAYER: dict[str, Any] = {
+    "skip_layer_config": {"indices": [1], "fqn": "transformer_blocks"},
+    "skip_layer_guidance_start": 0.25,
+    "skip_layer_guidance_stop": 0.75,
+}
 
 
-def _build(pipeline_class: str, scheduler: str = "FlowMatchEulerDiscreteScheduler", shifts: bool = False) -> Any:
+def _parts(scheduler: str, shifts: bool) -> dict[str, Any]:
     """4 blocks of width 24; latents of 8 channels, 8 times smaller than the frames and 4 times shorter."""
     import diffusers
     import torch
@@ -45,14 +52,34 @@ def _build(pipeline_class: str, scheduler: str = "FlowMatchEulerDiscreteSchedule
     )
     text_config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     settings = dict(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1) if shifts else {}
-    pipeline = getattr(diffusers, pipeline_class)(
+    return dict(
         tokenizer=tokenizer,
         text_encoder=T5EncoderModel(text_config).eval(),
         vae=vae.eval(),
         transformer=transformer.eval(),
         scheduler=getattr(diffusers, scheduler)(**settings),
     )
+
+
+def _build(pipeline_class: str, scheduler: str = "FlowMatchEulerDiscreteScheduler", shifts: bool = False) -> Any:
+    import diffusers
+
+    pipeline = getattr(diffusers, pipeline_class)(**_parts(scheduler, shifts))
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _build_modular(guider: str, **settings: Any) -> Any:
+    """LTXModularPipeline with a guider of that class; in a step without guidance diffusers loses the
+    negative prompt of the next run."""
+    import diffusers
+
+    blocks = diffusers.LTXAutoBlocks()
+    for way in blocks.sub_blocks["denoise"].sub_blocks.values():
+        way.sub_blocks["denoise"].set_progress_bar_config(disable=True)
+    pipeline = blocks.init_pipeline()
+    guided = getattr(diffusers, guider)(guidance_scale=3.0, **settings)
+    pipeline.update_components(**_parts("FlowMatchEulerDiscreteScheduler", True), guider=guided)
     return pipeline
 
 
@@ -106,6 +133,17 @@ def _long_arguments(other: bool, **changes: Any) -> dict[str, Any]:
         cond_image=_picture(32, 32, seed=int(other)),
     )
     return _arguments(other, **window | changes)
+
+
+def _modular_arguments(other: bool, image: bool = False) -> dict[str, Any]:
+    """Without a guidance scale, which is the guider's; the latents are asked for by name."""
+    arguments = _image_arguments(other) if image else _arguments(other)
+    del arguments["guidance_scale"]
+    return arguments | {"output_type": "pt", "output": "latents"}
+
+
+def _itself(output: Any) -> Any:
+    return output
 
 
 def _both(arguments: Any, **changes: Any) -> dict[str, Any]:
@@ -165,5 +203,26 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ALONE,
         num_steps=16,
         **_both(_long_arguments, guidance_scale=1.0),
+    ),
+    Variant(
+        name="ltx-modular",
+        build=partial(_build_modular, "ClassifierFreeGuidance"),
+        calls=GUIDED,
+        output=_itself,
+        **_both(_modular_arguments),
+    ),
+    Variant(
+        name="ltx-modular-skip-layer",
+        build=partial(_build_modular, "SkipLayerGuidance", **SKIP_LAYER),
+        expected_steps=(GUIDED,) * 3 + ((*GUIDED, ("cond_skip",)),) * 3 + (GUIDED,) * 2,
+        output=_itself,
+        **_both(_modular_arguments),
+    ),
+    Variant(
+        name="ltx-modular-i2v",
+        build=partial(_build_modular, "ClassifierFreeGuidance"),
+        calls=GUIDED,
+        output=_itself,
+        **_both(_modular_arguments, image=True),
     ),
 )

@@ -30,7 +30,14 @@ def drive(
         ages = dict.fromkeys(usable, index - (last_computed or 0))
         lengths = {g: min(num_computed, policy.max_order + 1) for g in usable}
         sigma = 1 - index / num_steps
-        step = Step(index=index, num_steps=num_steps, sigma=sigma, ages=ages, history_lengths=lengths)
+        step = Step(
+            index=index,
+            num_steps=num_steps,
+            sigma=sigma,
+            ages=ages,
+            history_lengths=lengths,
+            num_cached=0 if last_computed is None else index - last_computed - 1,
+        )
         decision = policy.decide(step, state)
         decisions.append(decision)
         if decision.granularity is Granularity.COMPUTE:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,36 @@ def test_bounds_hold_for_a_policy_that_does_not_look_at_ages(pattern: Pattern) -
     bounds = {"num_warmup_steps": 1, "num_cooldown_steps": 1, "max_age": 2, "max_cached_run": 9}
     assert pattern(Bounded(policy=AlwaysStep(), **bounds), 9) == ".ss.ss.s."
     assert pattern(Bounded(policy=AlwaysStep(), **bounds), 5, absent=[Granularity.STEP]) == "....."
+
+
+def test_the_run_is_of_steps_that_were_cached() -> None:
+    """The engine computes what has no history, and that is no cached step."""
+    bounded = Bounded(policy=AlwaysStep(), num_warmup_steps=1, num_cooldown_steps=0, max_cached_run=2)
+    state = bounded.init()
+    told = {"num_steps": 9, "sigma": 0.5, "ages": {Granularity.STEP: 1}, "history_lengths": {Granularity.STEP: 1}}
+    chosen = [
+        bounded.decide(Step(index=1 + place, num_cached=num_cached, **told), state)  # type: ignore[arg-type]
+        for place, num_cached in enumerate((0, 0, 0, 1, 2))
+    ]
+    assert [decision.granularity for decision in chosen] == [Granularity.STEP] * 4 + [Granularity.COMPUTE]
+    assert chosen[-1].reason == "2 cached steps in a row"
+
+
+def test_its_state_is_that_of_its_policy() -> None:
+    assert Bounded(policy=MixCache()).init() == MixCache().init()
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("mixcache", "policy='mixcache' is no policy object, such as EveryNth(period=3)"),
+        (EveryNth, "is no policy object"),
+        (Bounded(), "policy= is Bounded already; change its own bounds: dataclasses.replace(bounded, max_age=2)"),
+    ],
+)
+def test_what_is_no_policy_is_not_bounded(policy: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Bounded(policy=policy)
 
 
 def test_reasons(driven: Callable[..., list[Decision]]) -> None:

@@ -40,13 +40,14 @@ def ask(
     corrects: bool = False,
 ) -> Decision:
     lengths = dict.fromkeys(usable, 3)
-    ages = dict.fromkeys(usable, max(1, index - SIGMAS.index(state.sigmas[-1])) if state.sigmas else 1)
+    age = max(1, index - SIGMAS.index(state.sigmas[-1])) if state.sigmas else 1
     step = Step(
         index=index,
         num_steps=num_steps,
         sigma=SIGMAS[index],
-        ages=ages,
+        ages=dict.fromkeys(usable, age),
         history_lengths=lengths,
+        num_cached=age - 1,
         sigmas=SIGMAS,
         costs=COSTS,
         corrects=corrects,
@@ -139,6 +140,20 @@ def test_an_error_of_order_1_grows_with_the_product_of_the_distances() -> None:
         assert all(d.order == 1 for d in decisions if d.granularity is STEP)
 
 
+def test_a_computed_step_that_taught_nothing_begins_a_new_cycle() -> None:
+    """Its output was not finite, or the engine computed what was to be cached: nothing is observed. The error of 0.2 is
+    0.4 two steps on, moves by 0.04 and counts twice: 0.08, which fits once into a budget of 0.1."""
+    policy = Hindsight(error=0.1)
+    state = seen(policy, {(STEP, 0): 0.2})
+    told = {"num_steps": 10, "ages": {STEP: 2}, "history_lengths": {STEP: 2}, "sigmas": SIGMAS}
+    chosen = [
+        policy.decide(Step(index=3, sigma=SIGMAS[3], num_cached=num_cached, **told), state).granularity  # type: ignore[arg-type]
+        for num_cached in (0, 1, 0)
+    ]
+    assert chosen == [STEP, COMPUTE, STEP]
+    assert state.spent == pytest.approx(0.08)
+
+
 def test_the_order_that_was_wrong_by_less_is_taken() -> None:
     policy = Hindsight(error=1.0)
     straight = seen(policy, {(STEP, 0): 0.2}, {(STEP, 0): 0.2, (STEP, 1): 0.01})
@@ -209,6 +224,12 @@ def test_an_order_that_the_history_is_too_short_for_is_not_chosen() -> None:
     assert policy.decide(step, state).order == 0
 
 
+def test_choices_may_be_a_list() -> None:
+    policy = Hindsight(choices=["step", CFG])  # type: ignore[arg-type]
+    assert policy == Hindsight(choices=("step", "cfg"))
+    assert policy.granularities == (STEP, CFG)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -217,6 +238,7 @@ def test_an_order_that_the_history_is_too_short_for_is_not_chosen() -> None:
         ({"error": "small"}, "error='small'"),
         ({"choices": ()}, "must be a list of step, cfg and block"),
         ({"choices": "step"}, "must be a list"),
+        ({"choices": 3}, "choices=3 must be a list"),
         ({"choices": ["steps"]}, "'steps' is not one of step, cfg, block"),
         ({"order": 3}, "order=3"),
         ({"memory": 0}, "memory=0"),

@@ -103,6 +103,26 @@ def test_deviation_of_an_unmeasured_step_changes_nothing() -> None:
     assert (state.interval, state.is_warm, state.distances) == before == (1, True, {STEP: 0.5})
 
 
+def test_the_interval_counts_the_steps_that_were_cached() -> None:
+    """The engine computes what has no history: that uses nothing up, nor does a step that was not measured."""
+    policy = step_only(first_interval=1)
+    state = warm(policy, {STEP: 0.5})
+    told = {"num_steps": 9, "sigma": 0.8, "ages": {STEP: 1}, "history_lengths": {STEP: 1}}
+    chosen = [
+        policy.decide(Step(index=2 + place, num_cached=num_cached, **told), state)  # type: ignore[arg-type]
+        for place, num_cached in enumerate((0, 0, 1, 0))
+    ]
+    assert [decision.granularity for decision in chosen] == [STEP, STEP, Granularity.COMPUTE, STEP]
+    assert chosen[2].reason == "interval of 1 used up"
+
+
+@pytest.mark.parametrize("impacts", [None, {"step": 1.0, "cfg": 1.0, "block": 1.0}])
+def test_without_a_profile_no_granularity_is_preferred(pattern: Pattern, impacts: dict[str, float] | None) -> None:
+    policy = MixCache(impacts=impacts, first_interval=3, max_interval=3)
+    assert policy.granularities == (STEP, CFG, BLOCK)
+    assert pattern(policy, 11, [0.05], [{STEP: 0.2, CFG: 0.15, BLOCK: 0.25}]) == "...csc.scs."
+
+
 def test_reason_shows_the_scores() -> None:
     policy = MixCache(impacts={"step": 2.0, "cfg": 0.5})
     state = warm(policy, {STEP: 0.1, CFG: 0.3})

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,24 @@ def test_the_first_of_several_generations_is_repeated(pattern: Pattern) -> None:
     both = Trace([*recorded(".s.s", generation=3), *recorded(".ccc", generation=4)])
     assert pattern(Replay(trace=both), 4) == ".s.s"
     assert pattern(Replay(trace=both.generation(-1)), 4) == ".ccc"
+
+
+def test_a_saved_trace_is_read(pattern: Pattern, tmp_path: Path) -> None:
+    recorded(".sc.").save(tmp_path / "trace.jsonl")
+    for path in (tmp_path / "trace.jsonl", str(tmp_path / "trace.jsonl")):
+        assert pattern(Replay(trace=path), 4) == ".sc."  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("trace", "message"),
+    [
+        ("none.jsonl", "the trace none.jsonl cannot be read: No such file"),
+        (3, "trace=3 is no Trace and no path of one"),
+    ],
+)
+def test_what_is_no_trace_is_an_error(trace: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Replay(trace=trace)
 
 
 def test_empty_trace_is_an_error() -> None:

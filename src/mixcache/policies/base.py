@@ -71,12 +71,11 @@ def check_count(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
 
 
-def check_choices(choices: Any) -> None:
-    """ValueError unless it lists granularities that can be cached."""
-    if isinstance(choices, str) or not choices:
+def checked_choices(choices: Any) -> tuple[str, ...]:
+    """The names of the granularities that may be chosen; ValueError unless they can be cached."""
+    if not isinstance(choices, (list, tuple)) or not choices:
         raise ValueError(f"choices={choices!r} must be a list of step, cfg and block, with one at least")
-    for name in choices:
-        granularity_of(name)
+    return tuple(granularity_of(name).value for name in choices)
 
 
 def is_number(value: Any) -> bool:

@@ -13,17 +13,9 @@ from mixcache.policies.always_compute import AlwaysCompute
 from mixcache.policies.base import Policy, check_count
 
 
-@dataclass
-class Run:
-    """State of the wrapped policy and the length of the present run of cached steps."""
-
-    inner: Any
-    num_cached: int = 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Bounded(Policy):
-    """Wraps `policy`; its `decide` is asked only between the boundaries."""
+    """Wraps `policy`; its `decide` is asked only between the boundaries. The state is that of `policy`."""
 
     name: ClassVar[str] = "bounded"
 
@@ -38,6 +30,12 @@ class Bounded(Policy):
     """Cached steps in a row."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.policy, Policy):
+            raise TypeError(f"policy={self.policy!r} is no policy object, such as EveryNth(period=3)")
+        if isinstance(self.policy, Bounded):
+            raise TypeError(
+                "policy= is Bounded already; change its own bounds: dataclasses.replace(bounded, max_age=2)"
+            )
         check_count("num_warmup_steps", self.num_warmup_steps, 1)
         check_count("num_cooldown_steps", self.num_cooldown_steps, 0)
         check_count("max_age", self.max_age, 1)
@@ -67,28 +65,23 @@ class Bounded(Policy):
         """True if warm-up and cool-down cover all steps, so that everything is computed."""
         return bool(self.granularities) and num_steps <= self.num_warmup_steps + self.num_cooldown_steps
 
-    def init(self) -> Run:
-        return Run(inner=self.policy.init())
+    def init(self) -> Any:
+        return self.policy.init()
 
-    def decide(self, step: Step, state: Run) -> Decision:
-        decision = self._decide(step, state)
-        state.num_cached = 0 if decision.granularity is Granularity.COMPUTE else state.num_cached + 1
-        return decision
-
-    def _decide(self, step: Step, state: Run) -> Decision:
+    def decide(self, step: Step, state: Any) -> Decision:
         if step.index < self.num_warmup_steps:
             return Decision(granularity=Granularity.COMPUTE, reason="warm-up")
         if step.index >= step.num_steps - self.num_cooldown_steps:
             return Decision(granularity=Granularity.COMPUTE, reason="cool-down")
-        if state.num_cached >= self.max_cached_run:
-            return Decision(granularity=Granularity.COMPUTE, reason=f"{state.num_cached} cached steps in a row")
+        if step.num_cached >= self.max_cached_run:
+            return Decision(granularity=Granularity.COMPUTE, reason=f"{step.num_cached} cached steps in a row")
         young = {granularity: age for granularity, age in step.ages.items() if age <= self.max_age}
-        decision = self.policy.decide(replace(step, ages=young), state.inner)
+        decision = self.policy.decide(replace(step, ages=young), state)
         if decision.granularity is not Granularity.COMPUTE and decision.granularity not in young:
             return Decision(
                 granularity=Granularity.COMPUTE, reason=f"no history young enough for {decision.granularity}"
             )
         return decision
 
-    def observe(self, measurement: Measurement, state: Run) -> None:
-        self.policy.observe(measurement, state.inner)
+    def observe(self, measurement: Measurement, state: Any) -> None:
+        self.policy.observe(measurement, state)

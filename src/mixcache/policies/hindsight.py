@@ -21,7 +21,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_choices, check_count, check_order, granularity_of, is_number, is_rising
+from mixcache.policies.base import (
+    Policy,
+    check_count,
+    check_order,
+    checked_choices,
+    granularity_of,
+    is_number,
+    is_rising,
+)
 
 HARM = 0.25
 """What a cycle may do by default, times the number of steps: fewer steps are each a longer way."""
@@ -77,7 +85,7 @@ class Hindsight(Policy):
         check_order(self.order)
         if self.error is not None and (not is_number(self.error) or self.error <= 0):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
-        check_choices(self.choices)
+        object.__setattr__(self, "choices", checked_choices(self.choices))
         check_count("memory", self.memory, 1)
 
     @property
@@ -106,6 +114,8 @@ class Hindsight(Policy):
     def decide(self, step: Step, state: Lessons) -> Decision:
         if not state.is_warm and state.num_computed < WARM_UP * step.num_steps:
             return Decision(granularity=Granularity.COMPUTE, reason="too little seen, or the error rises")
+        if step.num_cached == 0:
+            state.spent = 0.0
         way = max(step.distance, 1 / step.num_steps)
         error = HARM / step.num_steps if self.error is None else self.error
         best: dict[Granularity, tuple[float, int]] = {}
@@ -145,7 +155,6 @@ class Hindsight(Policy):
         state.num_computed += 1
         state.sigmas.append(measurement.sigma)
         del state.sigmas[: -self.order - 1]
-        state.spent = 0.0
 
 
 def _remoteness(sigma: float, computed: Sequence[float], order: int) -> float:

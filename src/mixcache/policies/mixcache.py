@@ -15,14 +15,16 @@ from typing import ClassVar
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.policies.base import Policy, check_count, check_order, granularity_of, is_number, is_rising
 
+EVEN_IMPACTS: Mapping[str, float] = {"step": 1.0, "cfg": 1.0, "block": 1.0}
+"""Impacts that prefer no granularity."""
+
 
 @dataclass
 class Cycle:
-    """One computed step and the cached ones after it."""
+    """What the computed steps have taught, and what was chosen last."""
 
     interval: int
     """N: cached steps that may follow a computed one."""
-    num_cached: int = 0
     is_warm: bool = False
     """True if the last deviation was under delta_2 and had not risen much, or once caching has begun."""
     last_deviation: float | None = None
@@ -49,8 +51,9 @@ class MixCache(Policy):
     """N never grows over it."""
     penalty: float = 5.0
     """Factor on the score of the granularity chosen last (paper: 5)."""
-    impacts: Mapping[str, float] = field(default_factory=lambda: {"step": 1.0, "cfg": 1.0, "block": 1.0})
-    """I of each granularity, from the model's profile; a granularity left out is never chosen."""
+    impacts: Mapping[str, float] | None = None
+    """I of each granularity; one left out is never chosen. None stands for those of the model's profile, which `enable`
+    puts in, and for `EVEN_IMPACTS` where there is no profile."""
     order: int = 0
     """Order of the predictor (paper: 0, reuse)."""
     corrector: bool = False
@@ -67,18 +70,23 @@ class MixCache(Policy):
             )
         if not is_number(self.penalty) or self.penalty < 1:
             raise ValueError(f"penalty={self.penalty!r} must be a finite number of at least 1 (1 switches it off)")
-        if not isinstance(self.impacts, Mapping) or not self.impacts:
+        impacts = self._impacts
+        if not isinstance(impacts, Mapping) or not impacts:
             raise ValueError(
                 f"impacts={self.impacts!r} leaves no granularity to choose; map step, cfg or block to numbers"
             )
-        for name, impact in self.impacts.items():
+        for name, impact in impacts.items():
             granularity_of(name)
             if not is_number(impact) or impact <= 0:
                 raise ValueError(f"impacts[{name!r}]={impact!r} must be a finite number over 0")
 
     @property
+    def _impacts(self) -> Mapping[str, float]:
+        return EVEN_IMPACTS if self.impacts is None else self.impacts
+
+    @property
     def granularities(self) -> tuple[Granularity, ...]:
-        return tuple(granularity_of(name) for name in self.impacts)
+        return tuple(granularity_of(name) for name in self._impacts)
 
     @property
     def max_order(self) -> int:
@@ -98,24 +106,22 @@ class MixCache(Policy):
     def decide(self, step: Step, state: Cycle) -> Decision:
         if not state.is_warm:
             return Decision(granularity=Granularity.COMPUTE, reason="deviation not yet under delta_2, or rising")
-        if state.num_cached >= state.interval:
+        if step.num_cached >= state.interval:
             return Decision(granularity=Granularity.COMPUTE, reason=f"interval of {state.interval} used up")
         scores = {}
         for granularity in self.granularities:
             if granularity in step.ages and granularity in state.distances:
-                score = state.distances[granularity] * self.impacts[granularity.value]
+                score = state.distances[granularity] * self._impacts[granularity.value]
                 scores[granularity] = score * (self.penalty if granularity is state.last_choice else 1.0)
         if not scores:
             return Decision(granularity=Granularity.COMPUTE, reason="no history")
         chosen = min(scores, key=scores.__getitem__)
-        state.num_cached += 1
         state.has_cached = True
         state.last_choice = chosen
         reason = "smallest of " + ", ".join(f"{g} {score:.3g}" for g, score in scores.items())
         return Decision(granularity=chosen, order=min(self.order, step.history_lengths[chosen] - 1), reason=reason)
 
     def observe(self, measurement: Measurement, state: Cycle) -> None:
-        state.num_cached = 0
         state.distances.update(measurement.distances)
         if measurement.deviation is None:
             return

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 from mixcache.decision import CACHED, Choice, Decision, Granularity, Measurement, Step, Trial
-from mixcache.policies.base import Policy, check_choices, check_order, is_number
+from mixcache.policies.base import Policy, check_order, checked_choices, is_number
 
 WORSE = 1.5
 """Error over that of reuse from which an extrapolation is not followed as planned."""
@@ -101,7 +101,7 @@ class Planned(Policy):
             raise ValueError(f"quality={self.quality!r} must be a finite number of decibels, such as 40")
         if not is_number(self.guard) or self.guard <= 0:
             raise ValueError(f"guard={self.guard!r} must be a finite number over 0, such as 2.0")
-        check_choices(self.choices)
+        object.__setattr__(self, "choices", checked_choices(self.choices))
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:

@@ -6,6 +6,7 @@ Source: ours, so that a run can be repeated and looked into.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, ClassVar
 
 from mixcache.decision import CACHED, Decision, Granularity, Step
@@ -27,9 +28,13 @@ class Replay(Policy):
     }
 
     trace: Trace = field(default_factory=Trace)
-    """Recorded entries; of several generations the first is repeated."""
+    """Recorded entries, or the path of a saved trace; of several generations the first is repeated."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.trace, (str, PathLike)):
+            object.__setattr__(self, "trace", _trace_of(self.trace))
+        if not isinstance(self.trace, Trace):
+            raise ValueError(f"trace={self.trace!r} is no Trace and no path of one, such as 'trace.jsonl'")
         if not len(self.trace):
             raise ValueError("trace= is empty; give a Trace, such as Trace.load('trace.jsonl') or handle.trace")
 
@@ -63,3 +68,10 @@ class Replay(Policy):
         if recorded.granularity is Granularity.COMPUTE or recorded.granularity in step.ages:
             return recorded
         return Decision(granularity=Granularity.COMPUTE, reason="no history")
+
+
+def _trace_of(path: str | PathLike[str]) -> Trace:
+    try:
+        return Trace.load(path)
+    except OSError as error:
+        raise ValueError(f"the trace {path} cannot be read: {error.strerror}") from error

@@ -14,7 +14,7 @@ from mixcache.attachment import Handle, enable
 from mixcache.calls import CallInfo
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Choice, Granularity
-from mixcache.engine import Compute, Engine
+from mixcache.engine import Engine, Run
 from mixcache.models import row_for
 from mixcache.trace import Trace, TraceEntry
 from mixcache.zoo import call_defaults, load, world
@@ -79,7 +79,7 @@ class LevelsEngine(Engine):
 
     levels: tuple[float, ...] = ()
 
-    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
+    def call(self, info: CallInfo, run: Run) -> torch.Tensor:
         self.levels = info.sigmas
         raise LevelsKnownError
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 
 from mixcache.bench.study.settings import BLOCK, CFG
-from mixcache.calls import CallInfo, SpanMode
-from mixcache.engine import Compute, Engine, Streams, parts_of
+from mixcache.calls import CallInfo
+from mixcache.engine import Engine, Run, parts_of
 from mixcache.histories import StepRecord
 
 
@@ -20,13 +20,13 @@ class StackedEngine(Engine):
         super().__init__(*args, **kwargs)
         self._histories.kept |= {CFG, BLOCK}
 
-    def _computed_output(self, record: StepRecord, info: CallInfo, compute: Compute) -> torch.Tensor:
+    def _computed(self, record: StepRecord, info: CallInfo, run: Run) -> torch.Tensor:
         decision = record.decision
         if decision.granularity is not CFG:
-            return super()._computed_output(record, info, compute)
+            return super()._computed(record, info, run)
         record.decision = replace(decision, granularity=BLOCK)
         try:
-            output = super()._computed_output(record, info, compute)
+            output = super()._computed(record, info, run)
         finally:
             record.decision = decision
         record.outputs[info.branch] = output.detach().clone()
@@ -36,20 +36,16 @@ class StackedEngine(Engine):
 class FedEngine(Engine):
     """Approximated values enter the histories like computed ones, which rule 2 forbids."""
 
-    def call(self, info: CallInfo, compute: Compute, compute_conditional: Compute | None = None) -> torch.Tensor:
-        """The output, which the next step's histories will hold whatever it is."""
-        output = super().call(info, compute, compute_conditional)
-        cast(StepRecord, self._record).outputs |= parts_of(output.detach().clone(), info)
+    def call(self, info: CallInfo, run: Run) -> torch.Tensor:
+        """The output, which the next step's histories will hold whatever it is, and a predicted residual with it."""
+        output = super().call(info, run)
+        record = cast(StepRecord, self._record)
+        record.outputs |= parts_of(output.detach().clone(), info)
+        if record.decision.granularity is BLOCK:
+            decision = record.decision
+            predicted = self._histories.residuals(info.branch, info.sigma, decision.order, decision.trust)
+            record.residuals |= {(info.branch, index): residual.clone() for index, residual in enumerate(predicted)}
         return output
-
-    def span_ends(self, streams: Streams) -> Streams:
-        """What goes on to the next block; a predicted residual is kept too."""
-        before, is_skipped = self._span_input, self.span_mode is SpanMode.SKIP
-        after = super().span_ends(streams)
-        if is_skipped and before and self._record is not None:
-            for index, (begin, end) in enumerate(zip(before, after, strict=True)):
-                self._record.residuals[self._call, index] = (end - begin).detach()
-        return after
 
 
 ENGINES: dict[str, type[Engine]] = {"": Engine, "stacked": StackedEngine, "fed": FedEngine}

@@ -114,7 +114,7 @@ class Study:
         if key not in self._planners:
             with enable(self.pipeline, "planned", speedup=key[0]) as handle:
                 self._latents(trial.num_steps, 0)
-                self._planners[key] = handle.config.settings["planner"]
+                self._planners[key] = handle.planner
         return self._planners[key]
 
     def _generate(self, num_steps: int, index: int) -> Generated:
