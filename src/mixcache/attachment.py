@@ -76,7 +76,7 @@ class Denoiser:
             return
         root = TransformerHook(self._handle, self.attribute, transformer, self.span)
         self._put_on(transformer, root)
-        if self._handle.keeps_block and transformer._compiled_call_impl is None:
+        if self.engine.keeps(Granularity.BLOCK) and transformer._compiled_call_impl is None:
             span, blocks = self.span, blocks_of(transformer, self._handle.row)
             for index, block in enumerate(blocks):
                 has_next = span.end < len(blocks)
@@ -115,12 +115,12 @@ class Handle:
         self._pipeline: Callable[[], Any] = weakref.ref(pipeline)
         self._engine_class = engine_class
         self._leaves_blocks = False
-        self.keeps_block = Granularity.BLOCK in self.policy.granularities and "block" in row.granularities
         self.denoisers = [Denoiser(self, name, module) for name, module in experts_of(pipeline).items()]
         self.sessions = Sessions(self._new_session, self._row_of)
         self._pipeline_hook = PipelineHook(self)
         self._num_calls_in_full = 0
         self._told: set[str] = set()
+        self._is_disabled = False
         self.why_not: str | None = None
         """Why the newest run was not made faster, or not as much as was asked for; None where it was."""
 
@@ -235,9 +235,9 @@ class Handle:
         one graph cannot be left out."""
         denoiser = next(d for d in self.denoisers if d.attribute == attribute)
         transformer = denoiser.transformer
-        if self._leaves_blocks or not self.keeps_block or transformer is None:
+        if transformer is None or transformer._compiled_call_impl is None:
             return
-        if transformer._compiled_call_impl is None:
+        if self._leaves_blocks or not denoiser.engine.keeps(Granularity.BLOCK):
             return
         self._leaves_blocks = True
         self.tell_once(NO_BLOCKS)
@@ -268,6 +268,7 @@ class Handle:
 
     def disable(self) -> None:
         """Detaches and frees all memory; every object is what it was. Twice does nothing more."""
+        self._is_disabled = True
         try:
             self.sessions.end()
         finally:
@@ -328,7 +329,7 @@ class Handle:
         return [cell.engine for session in self.sessions.all for cell in session.cells.values()]
 
     def __enter__(self) -> Handle:
-        if not self.is_enabled:
+        if self._is_disabled:
             raise ValueError("this handle is disabled, and nothing would be cached; call mixcache.enable(pipe) again")
         return self
 
