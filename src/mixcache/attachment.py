@@ -16,10 +16,10 @@ from mixcache.calls import Span
 from mixcache.config import BOUNDS, MixCacheConfig, default_policy, setting_names
 from mixcache.decision import Granularity
 from mixcache.engine import Engine
+from mixcache.experts import planner_for
 from mixcache.hooks import HOOK, RootHook, SpanHook, remove_hook
 from mixcache.host import Reader
 from mixcache.models import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
-from mixcache.planning import Planner
 from mixcache.policies import Policy
 from mixcache.profiles import Profile, ProfileError, profile_for
 from mixcache.schedulers import SchedulerHook, is_repeatable
@@ -194,8 +194,10 @@ class Handle:
     @property
     def plan(self) -> Any:
         """The `Plan` in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
-        and under other policies."""
-        return getattr(self.engine.policy_state, "plan", None)
+        and under other policies. With two experts it is that of both once the second is at work."""
+        plans = [getattr(denoiser.engine.policy_state, "plan", None) for denoiser in self.denoisers]
+        known = [plan for plan in plans if plan is not None]
+        return self.planner.together(known) if len(known) > 1 else next(iter(known), None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -315,7 +317,7 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
-    handle = Handle(pipeline, _with_profile(config, pipeline, experts[0]), row)
+    handle = Handle(pipeline, _with_profile(config, pipeline, experts), row)
     try:
         handle._attach()
     except BaseException:
@@ -341,37 +343,37 @@ def handle_of(transformer: torch.nn.Module) -> Handle | None:
     return reference() if reference is not None else None
 
 
-def _with_profile(config: MixCacheConfig, pipeline: Any, transformer: torch.nn.Module) -> MixCacheConfig:
+def _with_profile(config: MixCacheConfig, pipeline: Any, experts: list[torch.nn.Module]) -> MixCacheConfig:
     """Adds what the policy takes from the model's profile and was not given."""
     settings = dict(config.settings)
     if config.policy == "mixcache" and "impacts" not in settings:
-        profile = profile_for(transformer)
+        profile = profile_for(*experts)
         if profile is None:
-            logger.info("no profile for this %s: the impact of every granularity is 1", type(transformer).__name__)
+            logger.info("no profile for this %s: the impact of every granularity is 1", type(experts[0]).__name__)
             return config
         return MixCacheConfig(policy=config.policy, settings=settings | {"impacts": dict(profile.impacts)})
     if config.policy == "planned" and "planner" not in settings:
         policy = config.build().policy
         given = {name: getattr(policy, name) for name in ("speedup", "quality", "order", "choices")}
         corrects = policy.corrects and is_repeatable(getattr(pipeline, "scheduler", None))
-        planner = Planner(profile=_profile_of(settings, transformer), corrects=corrects, **given)
+        planner = planner_for(_profile_of(settings, experts), corrects=corrects, **given)
         return MixCacheConfig(policy=config.policy, settings=settings | {"planner": planner})
     return config
 
 
-def _profile_of(settings: dict[str, Any], transformer: torch.nn.Module) -> Profile:
+def _profile_of(settings: dict[str, Any], experts: list[torch.nn.Module]) -> Profile:
     """The profile given by path or object, else the shipped one; ProfileError where there is none that fits."""
     given = settings.get("profile")
     if given is None:
-        profile = profile_for(transformer)
+        profile = profile_for(*experts)
         if profile is None:
             raise ProfileError(
-                f"no profile for this {type(transformer).__name__}: make one with `mixcache calibrate` and give it as "
+                f"no profile for this {type(experts[0]).__name__}: make one with `mixcache calibrate` and give it as "
                 'profile=, or use policy "hindsight", which needs none'
             )
         return profile
     profile = given if isinstance(given, Profile) else Profile.load(given)
-    misfit = profile.misfit(transformer)
+    misfit = profile.misfit(*experts)
     if misfit is not None and not settings.get("force_profile"):
         raise ProfileError(f"the profile does not fit this model: {misfit}; force_profile=True takes it all the same")
     return profile

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -38,6 +38,8 @@ class Plan:
     """Against the plain clip; infinite where nothing is cached."""
     trust: float = 1.0
     """How far extrapolations are followed."""
+    parts: tuple[Plan, ...] = ()
+    """The plan of each of two experts; empty where there is one transformer."""
 
     def decision(self, index: int) -> Decision:
         granularity, order = self.choices[index]
@@ -111,12 +113,7 @@ class Planner:
         known = _PLANS.get(self._key(sigmas, guidance))
         if known is not None:
             return known
-        plans = self.frontier(sigmas, guidance)
-        try:
-            plan = self.chosen(plans)
-        except ValueError:
-            plan = plans[-1] if self.speedup is not None else plans[0]
-        return self._remember(sigmas, guidance, plan)
+        return self._remember(sigmas, guidance, self.nearest_plan(self.frontier(sigmas, guidance)))
 
     def _key(self, sigmas: tuple[float, ...], guidance: float | None) -> Hashable:
         limits = (self.choices, self.order, self.corrects)
@@ -127,6 +124,13 @@ class Planner:
         while len(_PLANS) > NUM_REMEMBERED:
             del _PLANS[next(iter(_PLANS))]
         return found
+
+    def nearest_plan(self, plans: Sequence[Plan]) -> Plan:
+        """As `chosen`; where there is none, the fastest plan for a speed-up and the best one for a quality."""
+        try:
+            return self.chosen(plans)
+        except ValueError:
+            return plans[-1] if self.speedup is not None else plans[0]
 
     def chosen(self, plans: Sequence[Plan]) -> Plan:
         """Of a frontier, the plan nearest to what was asked for, which for a quality is the fastest that is not under
@@ -168,12 +172,11 @@ class Planner:
         steps_alone = [choice for choice in options if choice[0] is Granularity.STEP]
         if len(steps_alone) < len(options):  # a beam may lose among many options what it finds among few
             found += self._search(trajectory, steps_alone)
-        best, frontier = -math.inf, []
-        for plan in sorted(found, key=lambda plan: (-plan.speedup, -plan.psnr_db)):  # a slower one must be better
-            if plan.psnr_db > best and plan.speedup >= 1:
-                best = plan.psnr_db
-                frontier.append(plan)
-        return frontier[::-1]
+        return least_harmful(found)
+
+    def together(self, plans: Sequence[Plan]) -> Plan:
+        """What the plans of a loop's transformers give; here there is one."""
+        return plans[0]
 
     def _trajectory(self, sigmas: Sequence[float], guidance: float | None) -> Trajectory:
         return Trajectory(self.profile.nearest(len(sigmas) - 1), sigmas, guidance, corrects=self.corrects)
@@ -240,6 +243,16 @@ class Planner:
             speedup = float(num_steps / batch.cost[place]) if caches else 1.0
             plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr, trust=profile.trust))
         return plans
+
+
+def least_harmful(plans: Iterable[Plan]) -> list[Plan]:
+    """The plans than which none is as fast and better, from slowest to fastest."""
+    best, frontier = -math.inf, []
+    for plan in sorted(plans, key=lambda plan: (-plan.speedup, -plan.psnr_db)):  # a slower one must be better
+        if plan.psnr_db > best and plan.speedup >= 1:
+            best = plan.psnr_db
+            frontier.append(plan)
+    return frontier[::-1]
 
 
 def _floored(value: float, num_digits: int) -> str:
