@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DTYPES = ("float32", "bfloat16", "float16")
+WAN = ("Wan", "SkyReelsV2", "LucyEdit", "ChronoEdit")
+"""Beginnings of the names of Wan's pipelines. Others with its VAE have it in the dtype of the rest."""
 VIDEO = ("frames", "video", "images")
 """Under which of these names pipelines give their clips."""
 BESIDE = ("audio", "sound", "action")
@@ -70,30 +72,43 @@ class LoopTime:
 
 
 class _Watch:
-    """Stands in for the progress bar that a pipeline opens around its denoising loop."""
+    """Stands in for the progress bar of a denoising loop, which a pipeline opens around it, walks through, or closes
+    itself."""
 
-    def __init__(self, total: int, clock: LoopTime, device: torch.device, on_step: OnStep | None) -> None:
-        self.total, self.clock, self.device, self.on_step, self.num_done = total, clock, device, on_step, 0
-
-    def __enter__(self) -> _Watch:
+    def __init__(
+        self, iterable: Any, total: int | None, clock: LoopTime, device: torch.device, on_step: OnStep | None
+    ) -> None:
+        self.iterable, self.total = iterable, total or (len(iterable) if iterable is not None else 0)
+        self.clock, self.device, self.on_step, self.num_done = clock, device, on_step, 0
         if self.on_step:
             self.on_step(0, self.total)
         _synchronize(self.device)
         self.start = time.perf_counter()
         if self.clock.began is None:
             self.clock.began = self.start
+
+    def __enter__(self) -> _Watch:
         return self
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
 
     def update(self, num_steps: int = 1) -> None:
         self.num_done += num_steps
         if self.on_step:
             self.on_step(self.num_done, self.total)
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         _synchronize(self.device)
         self.clock.ended = time.perf_counter()
         self.clock.seconds += self.clock.ended - self.start
         self.clock.num_loops += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 @contextlib.contextmanager
@@ -103,7 +118,7 @@ def watched_loop(pipeline: Any, on_step: OnStep | None = None) -> Iterator[LoopT
     clock = LoopTime()
 
     def progress_bar(iterable: Any = None, total: int | None = None) -> _Watch:
-        return _Watch(total or 0, clock, pipeline._execution_device, on_step)
+        return _Watch(iterable, total, clock, pipeline._execution_device, on_step)
 
     pipeline.progress_bar = progress_bar
     try:
@@ -204,7 +219,7 @@ def accepted_arguments(pipeline: Any, arguments: dict[str, Any]) -> dict[str, An
     return {name: value for name, value in named.items() if name in known}
 
 
-def asked_arguments(pipeline: Any, defaults: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+def call_arguments(pipeline: Any, defaults: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the pipeline's call: those of `defaults` that it takes, and all that was asked for.
 
     ValueError where it takes one of these not, or lacks another.
@@ -309,33 +324,31 @@ def _told(value: Any) -> Any:
 def open_model(name: str, *, dtype: str | None = None, device: str | None = None) -> tuple[Any, dict[str, Any]]:
     """A built-in model with its call arguments, or the pipeline in a folder with none; ValueError if it is neither.
 
-    A folder is loaded in bfloat16 onto the GPU where there is one, else in float32; `dtype` ("float32", "bfloat16",
-    "float16") and `device` ("cpu", "cuda", "cuda:1") ask for others. Wan's VAE stays float32, in which it was made to
-    decode.
+    A folder is loaded in bfloat16 onto the GPU where there is one, else, as the built-in models are, in float32 onto
+    the CPU; `dtype` ("float32", "bfloat16", "float16") and `device` ("cpu", "cuda", "cuda:1") ask for others. Wan's VAE
+    stays float32, as its authors ask for.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(unknown_name("dtype", dtype, DTYPES))
-    place = _device(device)
-    if name in zoo.BUILT_IN:
-        return zoo.load(name, dtype=getattr(torch, dtype or "float32")).to(place or "cpu"), zoo.call_defaults(name)
-    folder = Path(name)
+    is_own = name in zoo.BUILT_IN
+    folder = zoo.folder(name) if is_own else Path(name)
     if not folder.is_dir():
         raise ValueError(unknown_name("model or folder", name, zoo.BUILT_IN))
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
     from diffusers import DiffusionPipeline
 
-    place = place or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    place = _device(device) or torch.device("cuda" if torch.cuda.is_available() and not is_own else "cpu")
+    wanted = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" and not is_own else "float32"))
     try:
         parts = json.loads((folder / "model_index.json").read_text())
-        is_wan = "AutoencoderKLWan" in (parts.get("vae") or ())
-        dtypes = {"default": wanted, "vae": torch.float32} if is_wan else wanted
+        keeps_vae = parts["_class_name"].startswith(WAN) and "AutoencoderKLWan" in (parts.get("vae") or ())
+        dtypes = {"default": wanted, "vae": torch.float32} if keeps_vae else wanted
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
     except Exception as error:  # a broken folder fails in as many ways as it has files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
-    return pipeline.to(place), {}
+    return pipeline.to(place), zoo.call_defaults(name) if is_own else {}
 
 
 def _device(name: str | None) -> torch.device | None:

@@ -340,6 +340,11 @@ class Calibration:
             ends.append(time.perf_counter())
 
         self._latents(index, watch)
+        if len(ends) != self._num_steps + 1:
+            raise ValueError(
+                f"the pipeline tells of {len(ends) - 1} steps and its transformer does {self._num_steps}: they cannot "
+                f"be timed with {type(self.pipeline.scheduler).__name__}; take another scheduler"
+            )
         for step in range(1, self._num_steps):  # the first step also warms up
             seconds.setdefault(names[step], []).append(ends[step + 1] - ends[step])
 
