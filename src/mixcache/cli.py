@@ -374,7 +374,8 @@ def calibrate(
         typer.echo(f"Interrupted; the same command goes on from {out}.partial.", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"profile   {out}")
-    typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in profile.costs.items()))
+    for expert in profile.experts:
+        typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in expert.costs.items()))
 
 
 @app.command()

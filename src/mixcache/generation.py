@@ -16,6 +16,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -287,9 +288,12 @@ def read_video(
     import PIL.Image
 
     try:
-        reader: Any = imageio.get_reader(path)
-        with reader:
-            frames = [PIL.Image.fromarray(frame[..., :3]) for frame in itertools.islice(reader, num_frames)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # ffmpeg's plugin leaves pipes to the collector
+            reader: Any = imageio.get_reader(path)
+            with reader:
+                frames = [PIL.Image.fromarray(frame[..., :3]) for frame in itertools.islice(reader, num_frames)]
+            del reader
     except Exception as error:  # each of its plugins fails in ways of its own
         raise ValueError(f"the video {path} cannot be read: {_reason(error, 'it is no film')}") from error
     if not frames:
