@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -44,7 +44,7 @@ class ExpertsPlanner(Planner):
     def _free(self) -> tuple[Planner, ...]:
         """A planner for each expert, of which nothing is asked."""
         return tuple(
-            replace_planner(self, profile=profile, speedup=1.0, quality=None) for profile in self.profile.experts
+            limited_planner(self, profile=profile, speedup=1.0, quality=None) for profile in self.profile.experts
         )
 
     @cached_property
@@ -52,16 +52,16 @@ class ExpertsPlanner(Planner):
         """For each number of steps of the calibration, a planner for each expert, asked for its part."""
         found = []
         for profile in (self.profile, *self.profile.others):
-            plan = self.nearest_plan(self.frontier(profile.loop_sigmas, None))
-            asked = []
-            for part in plan.parts:
-                # a part that is computed has no quality to ask for
-                by_speedup = self.speedup is not None or not math.isfinite(part.psnr_db)
-                asked.append({"speedup": part.speedup if by_speedup else None})
-                asked[-1]["quality"] = None if by_speedup else part.psnr_db - 1e-6
-            own = replace(profile, others=[]).experts
-            found.append(tuple(replace_planner(self, profile=p, **a) for p, a in zip(own, asked, strict=True)))
+            parts = self.nearest_plan(self.frontier(profile.loop_sigmas, None)).parts
+            pairs = zip(profile.alone.experts, parts, strict=True)
+            found.append(tuple(limited_planner(self, profile=expert, **self._wish(part)) for expert, part in pairs))
         return found
+
+    def _wish(self, part: Plan) -> dict[str, float | None]:
+        """What an expert is asked for to get this plan; one that computes everything has no quality to ask for."""
+        if self.speedup is not None or not math.isfinite(part.psnr_db):
+            return {"speedup": part.speedup, "quality": None}
+        return {"speedup": None, "quality": part.psnr_db - 1e-6}
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Plan, Trajectory]:
         """The plan of the expert whose noise levels these are, and its profile read there."""
@@ -98,6 +98,6 @@ class ExpertsPlanner(Planner):
         )
 
 
-def replace_planner(planner: Planner, **asked: Any) -> Planner:
-    """A planner of one transformer with the limits of another one."""
+def limited_planner(planner: Planner, **asked: Any) -> Planner:
+    """A planner of one transformer with the limits of another planner."""
     return Planner(choices=planner.choices, order=planner.order, corrects=planner.corrects, **asked)

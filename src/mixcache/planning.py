@@ -156,17 +156,26 @@ class Planner:
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
         """The least harmful plans from slowest to fastest; the first computes everything.
 
-        Warns where the profile was made with far more or fewer steps.
+        Warns where the profile was made with far more or fewer steps. What was searched for last is remembered.
         """
         wanted = len(sigmas) - 1
-        calibrated = self.profile.nearest(wanted).num_steps
+        profile = self.profile.nearest(wanted)
+        calibrated = profile.num_steps
         if not 1 / FAR < wanted / calibrated < FAR:
             logger.warning(
                 "the profile was made with %d steps and foretells %d badly; calibrate with about as many",
                 calibrated,
                 wanted,
             )
-        trajectory = self._trajectory(sigmas, guidance)
+        scale = profile.guidance if guidance is None else guidance
+        key = (profile.alone.digest, self.choices, self.order, self.corrects, tuple(sigmas), scale)
+        if key not in _FRONTIERS:
+            _FRONTIERS[key] = self._searched(self._trajectory(sigmas, guidance))
+            while len(_FRONTIERS) > NUM_REMEMBERED:
+                del _FRONTIERS[next(iter(_FRONTIERS))]
+        return list(_FRONTIERS[key])
+
+    def _searched(self, trajectory: Trajectory) -> list[Plan]:
         options = list(self._options(trajectory))
         found = self._search(trajectory, options)
         steps_alone = [choice for choice in options if choice[0] is Granularity.STEP]
@@ -262,6 +271,7 @@ def _floored(value: float, num_digits: int) -> str:
 
 
 _PLANS: dict[Hashable, tuple[Plan, Trajectory]] = {}
+_FRONTIERS: dict[Hashable, list[Plan]] = {}
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:

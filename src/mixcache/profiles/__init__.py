@@ -132,6 +132,11 @@ class Profile:
         return min((self, *self.others), key=lambda profile: abs(math.log(profile.num_steps / num_steps)))
 
     @cached_property
+    def alone(self) -> Profile:
+        """This profile without others."""
+        return replace(self, others=[]) if self.others else self
+
+    @cached_property
     def digest(self) -> str:
         """Names what is in it: a SHA-256."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
