@@ -134,7 +134,7 @@ def test_carry_is_the_rms_over_the_prompts(pipeline: Any) -> None:
     calibration = Calibration(pipeline, config_of(PROMPTS[:2]))
     first = windows(NUM_STEPS, 2)[0]
     sigmas = [1 - k / NUM_STEPS for k in range(NUM_STEPS)]
-    calibration.done["0 plain"] = {"sigmas": sigmas}
+    calibration.done["0 plain"] = {"sigmas": sigmas, "counts": [NUM_STEPS]}
     for index, change in ((0, 0.1), (1, 0.3)):
         for window in windows(NUM_STEPS, 2):
             calibration.done[f"{index} carry step {window}"] = {"change": change, "injected": 0.1}
@@ -148,12 +148,15 @@ def test_costs_are_times_over_that_of_a_plain_step(pipeline: Any, monkeypatch: p
     """A computed step costs a plain one and what it is measured for; `block` is timed in a run of its own."""
     runs: list[set[str]] = []
 
-    def timed(_: Any, index: int, names: Sequence[str], seconds: dict[str, list[float]]) -> None:
-        runs.append(set(names))
-        has_block = "block" in names
+    def timed(
+        _: Any, index: int, names: Sequence[tuple[int, str]], seconds: dict[tuple[int, str], list[float]]
+    ) -> None:
+        runs.append({name for _, name in names})
+        has_block = (0, "block") in names
         values = {"plain": 2.0, "computed": 9.0, AFTER_COMPUTED: 0.7, "step": 0.2, "cfg": 1.0, "block": 0.6}
-        for name in names:
-            seconds.setdefault(name, []).append(values[name] * (3 if has_block and name == AFTER_COMPUTED else 1))
+        for place, name in names:
+            value = values[name] * (3 if has_block and name == AFTER_COMPUTED else 1)
+            seconds.setdefault((place, name), []).append(value)
 
     calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
     calibration.done["0 plain"] = calibration._plain(0)
@@ -346,7 +349,9 @@ def test_plans_are_tried_whatever_the_machine_is_like(pipeline: Any) -> None:
     assert plan.trust == 0.5
     assert 1.2 < plan.speedup < 1.9
     slow = Calibration(pipeline, config_of(PROMPTS[:1]))
-    slow.done = calibration.done | {"0 times": {name: 2 * cost for name, cost in calibration.done["0 times"].items()}}
+    times = calibration.done["0 times"]
+    costs = [{name: 2 * cost for name, cost in of_expert.items()} for of_expert in times["costs"]]
+    slow.done = calibration.done | {"0 times": times | {"costs": costs}}
     assert slow._plan(0.5, 1.5) == plan
 
 

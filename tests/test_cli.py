@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from mixcache import cli, generation
+from mixcache.calibration import Calibration
 from mixcache.models import MODELS
 from mixcache.trace import Trace
 
@@ -62,6 +64,13 @@ def failed(arguments: list[str]) -> str:
             "the trace none.jsonl cannot be read",
         ),
         (["generate", CAPTION, "--model", "shapes-won"], "did you mean 'shapes-wan'?"),
+        (["generate", CAPTION, "--image", "none.png"], "the image none.png cannot be read: No such file or directory"),
+        (["generate", CAPTION, "--video", "none.mp4"], "the video none.mp4 cannot be read: No such file or directory"),
+        (["calibrate", "--out", "profile.json", "--image", "none.png"], "the image none.png cannot be read"),
+        (["bench", "--out", "bench", "--image", "none.png"], "the image none.png cannot be read"),
+        (["generate", CAPTION, "--dtype", "float31"], "unknown dtype 'float31'; did you mean 'float32'?"),
+        (["demo", "--dtype", "float31"], "unknown dtype 'float31'; did you mean 'float32'?"),
+        (["calibrate", "--out", "profile.json", "--device", "toaster"], "device 'toaster' is not on this machine"),
         (["demo", "--stepz", "3"], "No such option"),
         (["demo", "--prompts", "0"], "Invalid value for '--prompts'"),
     ],
@@ -164,6 +173,129 @@ def test_generate_takes_a_pipeline_folder(tmp_path: Path, pipeline: Any) -> None
     result = runner.invoke(cli.app, ["generate", "a red circle", "--model", str(tmp_path / "model"), *arguments])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "clip.mp4").exists()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pipelines of three kinds, a picture and a film, as files."""
+    from conformance import wan
+
+    from mixcache.report.video import write_mp4
+
+    folder = tmp_path_factory.mktemp("models")
+    classes = {"text": "WanPipeline", "image": "WanImageToVideoPipeline", "video": "WanVideoToVideoPipeline"}
+    for kind, name in classes.items():
+        expands = {"expand_timesteps": True} if kind == "image" else {}
+        wan.build_pipeline(name, **expands).save_pretrained(folder / kind)
+    wan.picture(0, 40, 48).save(folder / "picture.png")
+    write_mp4(np.stack([np.asarray(p) for p in wan.film(0, 9, 48, 64)]) / 255, folder / "film.mp4")
+    (folder / "no picture.png").write_text("no picture")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+SMALL = ["--size", "32x32", "--frames", "5", "--steps", "4", "--guidance", "3", "--negative-prompt", "a square"]
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_generate_passes_a_picture_or_a_film_on(
+    kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    generate = generation.generate
+
+    def watched(pipeline: Any, prompt: str, **arguments: Any) -> Any:
+        asked.update(arguments)
+        return generate(pipeline, prompt, **arguments)
+
+    monkeypatch.setattr(generation, "generate", watched)
+    given = {"image": folders["picture"], "video": folders["film"]}[kind]
+    out = tmp_path / "clip.mp4"
+    model = ["--model", str(folders[kind]), f"--{kind}", str(given), "--dtype", "float32", "--device", "cpu"]
+    result = runner.invoke(cli.app, ["generate", "a circle", *model, *SMALL, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert out.stat().st_size > 500
+    assert asked["negative_prompt"] == "a square"
+    pictures = asked["video"] if kind == "video" else [asked["image"]]
+    assert [picture.size for picture in pictures] == [(32, 32)] * (5 if kind == "video" else 1)
+    assert ("num_frames" in asked) == (kind == "image")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "image"], "WanImageToVideoPipeline needs an image and none was given; give image=, or --image"),
+        (["--model", "video"], "WanVideoToVideoPipeline needs a video and none was given; give video=, or --video"),
+        (["--model", "text", "--image", "picture"], "WanPipeline takes no image (--image); leave it out"),
+        (["--model", "image", "--image", "no picture"], "no picture.png cannot be read: it is no picture"),
+        (["--model", "video", "--video", "no picture"], "no picture.png cannot be read: it is no film"),
+        (["--model", "video", "--frames", "5"], "WanVideoToVideoPipeline takes no num_frames (--frames); leave it out"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["generate", "plain", "calibrate", "bench"])
+def test_what_a_pipeline_needs_is_told_before_it_runs(
+    verb: str,
+    arguments: list[str],
+    message: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model ran")
+
+    for name in ("generate", "final_latents"):
+        monkeypatch.setattr(generation, name, never)
+    (tmp_path / "prompts.txt").write_text("a circle")
+    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
+    begins = {
+        "generate": ["generate", "a circle", "--out", str(tmp_path / "clip.mp4")],
+        "plain": ["generate", "a circle", "--plain", "--out", str(tmp_path / "clip.mp4")],
+        "calibrate": ["calibrate", *prompts, "--out", str(tmp_path / "profile.json")],
+        "bench": ["bench", *prompts, "--methods", "hindsight", "--out", str(tmp_path / "bench")],
+    }
+    given = [str(folders[word]) if word in folders else word for word in arguments]
+    text = failed([*begins[verb], *given])
+    assert message in text
+    assert text.count("\n") == 1
+
+
+def test_a_plain_clip_is_made_by_pipelines_that_are_not_supported(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixcache.models.MODELS", ())
+    common = ["generate", "a circle", "--model", str(folders["text"]), *SMALL, "--out", str(tmp_path / "clip.mp4")]
+    assert "WanPipeline with WanTransformer3DModel is not supported" in failed(common)
+    result = runner.invoke(cli.app, [*common, "--plain"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "clip.mp4").exists()
+
+
+def test_calibrate_takes_a_picture_and_goes_on_where_it_was_cut_off(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is another object each time, and the same one by its pixels."""
+    (tmp_path / "prompts.txt").write_text("a circle")
+    out = str(tmp_path / "profile.json")
+    begin = ["calibrate", "--model", str(folders["image"]), "--prompts", str(tmp_path / "prompts.txt"), "--out", out]
+    small = ["--image", str(folders["picture"]), "--size", "32x32", "--frames", "5", "--steps", "6"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Calibration, "_impact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert runner.invoke(cli.app, [*begin, *small]).exit_code == 130
+    assert "is of another calibration" in failed([*begin, *small, "--negative-prompt", "a square"])
+    result = runner.invoke(cli.app, [*begin, *small])
+    assert result.exit_code == 0, result.output
+    film = ["--speedup", "1.2", "--profile", out, "--out", str(tmp_path / "clip.mp4")]
+    clip = runner.invoke(cli.app, ["generate", "a circle", "--model", str(folders["image"]), *small, *film])
+    assert clip.exit_code == 0, clip.output
+
+
+def test_the_demo_chooses_as_the_library_does(pipeline: Any) -> None:
+    import mixcache
+    from mixcache.demo import DemoConfig
+
+    with mixcache.enable(pipeline) as handle:
+        assert DemoConfig().policy == handle.config.policy_name
+    assert DemoConfig().settings == {}
 
 
 def test_models_lists_what_is_supported() -> None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from mixcache.generation import accepted_arguments, generate, watched_loop
+from mixcache.generation import (
+    accepted_arguments,
+    call_arguments,
+    check_call,
+    final_latents,
+    generate,
+    open_model,
+    read_image,
+    read_video,
+    told_arguments,
+    watched_loop,
+)
 
 ARGUMENTS = {
     "height": 16,
@@ -54,3 +68,121 @@ def test_the_pipeline_gets_it_back_after_an_error(pipeline: Any) -> None:
 def test_accepted_arguments_drops_what_the_call_does_not_take(pipeline: Any) -> None:
     asked = {"height": 16, "width": None, "no_such_argument": 1}
     assert accepted_arguments(pipeline, asked) == {"height": 16}
+
+
+def test_a_picture_is_told_by_its_pixels() -> None:
+    from conformance.wan import film, picture
+
+    told = told_arguments({"image": picture(0), "video": film(0), "height": 16})
+    assert told == told_arguments({"image": picture(0), "video": film(0), "height": 16})
+    other = told_arguments({"image": picture(1), "video": film(1), "height": 16})
+    assert (told["image"] != other["image"], told["video"] != other["video"]) == (True, True)
+    assert json.loads(json.dumps(told)) == told
+    assert told["height"] == 16
+
+
+class Sana:
+    """A pipeline that calls the number of frames by another name."""
+
+    def __call__(self, image: Any, prompt: Any = None, frames: int = 81, guidance_scale: float = 6.0) -> None:
+        pass
+
+
+def test_an_argument_has_the_name_that_the_pipeline_knows() -> None:
+    assert accepted_arguments(Sana(), {"num_frames": 9, "height": 4}) == {"frames": 9}
+    asked = {"image": "one", "num_frames": 9}
+    assert call_arguments(Sana(), {"guidance_scale": 5.0, "height": 4}, asked) == {
+        "guidance_scale": 5.0,
+        "image": "one",
+        "frames": 9,
+    }
+
+
+def test_the_size_of_a_picture_is_enough_where_the_pipeline_takes_none() -> None:
+    assert call_arguments(Sana(), {}, {"image": "one", "height": 4, "width": 4}) == {"image": "one"}
+
+
+def test_arguments_that_the_pipeline_lacks_or_does_not_take(pipeline: Any) -> None:
+    with pytest.raises(ValueError, match=r"^Sana needs an image and none was given; give image=, or --image on the"):
+        check_call(Sana(), {"frames": 4})
+    with pytest.raises(ValueError, match=r"^Sana takes no num_inference_steps \(--steps\); leave it out$"):
+        call_arguments(Sana(), {}, {"num_inference_steps": 4, "image": "one"})
+    with pytest.raises(ValueError, match=r"^WanPipeline takes no image \(--image\); leave it out$"):
+        generate(pipeline, "a circle", seed=0, image="one", **ARGUMENTS)
+    with pytest.raises(TypeError, match=r"^function is not called with a prompt"):
+        check_call(lambda image: None, {})
+
+
+class Answers:
+    """A pipeline that gives the same whatever it is asked for."""
+
+    _execution_device = torch.device("cpu")
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+
+    def __call__(self, prompt: Any = None, generator: Any = None, output_type: str = "np") -> dict[str, Any]:
+        return self.fields
+
+
+def test_what_a_pipeline_gives_under_other_names() -> None:
+    frames = np.zeros((5, 4, 4, 3))
+    assert generate(Answers(video=frames), "", seed=0).clip.shape == (5, 4, 4, 3)
+    assert generate(Answers(frames=frames[None]), "", seed=0).clip.shape == (5, 4, 4, 3)
+    parts = [torch.ones(1, 2), torch.ones(1, 3)]
+    assert final_latents(Answers(frames=parts), "", seed=0).shape == (5,)
+    assert final_latents(Answers(video=parts[0], sound=parts[1]), "", seed=0).shape == (5,)
+    assert final_latents(Answers(frames=parts[0], latent=parts[1]), "", seed=0).shape == (1, 2)
+
+
+def test_a_pipeline_that_gives_no_latents_or_no_video() -> None:
+    with pytest.raises(TypeError, match=r'^Answers gives no latents for output_type="latent"$'):
+        final_latents(Answers(frames=np.zeros((1, 5, 4, 4, 3))), "", seed=0)
+    for answers in (Answers(), Answers(text="a circle"), Answers(frames=np.zeros(3))):
+        with pytest.raises(TypeError, match=r"^Answers gives no video; mixcache takes a diffusers video pipeline$"):
+            generate(answers, "", seed=0)
+
+
+def test_a_loop_that_walks_through_its_progress_bar_or_closes_it(pipeline: Any) -> None:
+    told: list[tuple[int, int]] = []
+    with watched_loop(pipeline, lambda done, total: told.append((done, total))) as clock:
+        assert list(pipeline.progress_bar([5, 6])) == [5, 6]
+        bar = pipeline.progress_bar(total=1)
+        bar.update()
+        bar.close()
+    assert told == [(0, 2), (1, 2), (2, 2), (0, 1), (1, 1)]
+    assert clock.num_loops == 2
+    assert clock.seconds > 0
+
+
+def test_pictures_and_films_are_read_at_a_size(tmp_path: Path) -> None:
+    from conformance.wan import film, picture
+
+    from mixcache.report.video import write_mp4
+
+    picture(0, 20, 30).convert("L").save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").size == (30, 20)
+    assert read_image(tmp_path / "grey.png", (8, 16)).size == (8, 16)
+    assert read_image(tmp_path / "grey.png").mode == "RGB"
+    write_mp4(np.stack([np.asarray(frame) for frame in film(0, 7)]) / 255, tmp_path / "film.mp4")
+    assert len(read_video(tmp_path / "film.mp4")) == 7
+    assert [frame.size for frame in read_video(tmp_path / "film.mp4", (8, 16), 3)] == [(8, 16)] * 3
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_vae_of_wan_stays_float32(tmp_path: Path, pipeline: Any, dtype: str | None, expected: torch.dtype) -> None:
+    pipeline.save_pretrained(tmp_path)
+    for name in (str(tmp_path), "shapes-wan"):
+        opened, _ = open_model(name, dtype=dtype, device="cpu")
+        assert opened.transformer.proj_out.weight.dtype is expected
+        assert opened.text_encoder.dtype is expected
+        assert opened.vae.dtype is torch.float32
+    opened, arguments = open_model("shapes-hunyuan", dtype=dtype)
+    assert opened.vae.dtype is expected
+    assert arguments["num_inference_steps"] == 50
+
+
+def test_a_clip_is_made_in_bfloat16(tmp_path: Path, pipeline: Any) -> None:
+    pipeline.save_pretrained(tmp_path)
+    opened, _ = open_model(str(tmp_path), dtype="bfloat16")
+    assert np.isfinite(generate(opened, "a circle", seed=0, **ARGUMENTS).clip).all()

@@ -42,7 +42,8 @@ def small_profile(**changed: Any) -> Profile:
 
 def written(tmp_path: Path, **changed: Any) -> Path:
     """A file of the small profile with some keys changed, or left out where they are None."""
-    values = {name: value for name, value in (asdict(small_profile()) | changed).items() if value is not None}
+    values = asdict(small_profile()) | changed
+    values = {name: value for name, value in values.items() if value is not None or name not in changed}
     path = tmp_path / "small.json"
     path.write_text(json.dumps(values))
     return path
@@ -85,6 +86,13 @@ def profile_of(transformer: Any, **changed: Any) -> Profile:
     return small_profile(**own | changed)
 
 
+def of_two_experts(**of_second: Any) -> Profile:
+    """The small profile down to a level of 0.25, and another expert's from there on, of two steps."""
+    two = {name: getattr(small_profile(), name)[:2] for name in ("outputs", "differences", "residuals")}
+    second = small_profile(**{"sigmas": [0.25, 0.125, 0.0], "weights": "2" * 16, "share": 0.25} | two | of_second)
+    return small_profile(sigmas=[1.0, 0.75, 0.5, 0.25], share=0.75, second=second)
+
+
 # ---------------------------------------------------------------------------------------------------------------- file
 
 
@@ -93,6 +101,48 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     profile.save(tmp_path / "small.json")
     assert Profile.load(tmp_path / "small.json") == profile
     assert [path.name for path in tmp_path.iterdir()] == ["small.json"]
+
+
+def test_a_profile_of_two_experts_is_saved_and_loaded(tmp_path: Path) -> None:
+    profile = of_two_experts()
+    profile = replace(profile, others=[replace(profile, band=2.5)])
+    profile.save(tmp_path / "small.json")
+    assert Profile.load(tmp_path / "small.json") == profile
+    assert profile.loop_sigmas == [1.0, 0.75, 0.5, 0.25, 0.125, 0.0]
+    assert profile.num_steps == 5
+    first, second = profile.experts
+    assert (first.num_steps, second.num_steps) == (3, 2)
+    assert [other.band for other in first.others] == [2.5]
+    assert (first.second, second.weights, second.others[0].weights) == (None, "2" * 16, "2" * 16)
+
+
+def test_an_older_profile_is_read_as_that_of_one_transformer(tmp_path: Path) -> None:
+    values = asdict(with_fewer_steps())
+    for older in (values, *values["others"]):
+        older["format"] = 6
+        del older["second"], older["share"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    assert Profile.load(tmp_path / "old.json") == with_fewer_steps()
+
+
+@pytest.mark.parametrize(
+    ("of_second", "message"),
+    [
+        ({"sigmas": [0.3, 0.125, 0.0]}, "its second does not begin where it ends"),
+        ({"others": [small_profile()], "weights": "1" * 16}, "its second has others, or a second, itself"),
+        ({"share": 0.0}, "share is not between 0 and 1"),
+    ],
+)
+def test_a_second_expert_that_is_not_sound(of_second: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        of_two_experts(**of_second)
+
+
+def test_other_numbers_of_steps_have_the_same_second_expert() -> None:
+    profile = of_two_experts()
+    for other in (of_two_experts(weights="3" * 16), replace(profile, second=None)):
+        with pytest.raises(ValueError, match="the second expert of one of its others is another"):
+            replace(profile, others=[other])
 
 
 def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -112,7 +162,7 @@ def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
         (b'{"format": 3,\n "model": "sma', r"broken off or damaged JSON \(line 2\)"),
         (b"[1, 2]", "is no profile of mixcache"),
         (b'{"name": "small"}', "is no profile of mixcache"),
-        (b'{"format": 7, "model": "small"}', f"has format 7, newer than this mixcache, which reads {FORMAT}"),
+        (b'{"format": 8, "model": "small"}', f"has format 8, newer than this mixcache, which reads {FORMAT}"),
         (b'{"format": 1, "model": "small"}', f"has format 1, not of this mixcache, which reads {FORMAT}"),
         (b'{"format": "two"}', "has format two, not of this mixcache"),
     ],
@@ -201,6 +251,22 @@ def test_a_profile_does_not_fit_another_model(pipeline: Any, make_pipeline: Call
     other_weights = make_pipeline(seed=1).transformer
     assert profile.misfit(other_weights) == "it is of other weights of the same architecture"
     assert profile_for(transformer) is None
+
+
+def test_both_experts_must_fit(make_pipeline: Callable[..., Any]) -> None:
+    high, low, other = (make_pipeline(seed=seed).transformer for seed in range(3))
+    points = {"outputs": [[0.0]] * 2, "differences": [[0.0]] * 2, "residuals": []}
+    of_low = profile_of(low, sigmas=[0.25, 0.125, 0.0], **points)
+    of_both = profile_of(high, sigmas=[1.0, 0.75, 0.5, 0.25], second=of_low)
+    other_weights = "it is of other weights of the same architecture"
+    assert of_both.misfit(high, low) is None
+    assert of_both.misfit(high, other) == f"{other_weights} (transformer_2)"
+    assert of_both.misfit(other, low) == f"{other_weights} (transformer)"
+    assert of_both.misfit(high) == "it is of two experts, and this model has one transformer"
+    two = "and this model has two experts: it does not fit"
+    assert profile_of(high).misfit(high, low) == f"it is of transformer alone, {two} transformer_2"
+    assert profile_of(low).misfit(high, low) == f"it is of transformer_2 alone, {two} transformer"
+    assert profile_of(other).misfit(high, low) == f"it is of one transformer, {two} transformer and transformer_2"
 
 
 def test_the_fingerprint_is_of_the_architecture(pipeline: Any, make_pipeline: Callable[..., Any]) -> None:

@@ -4,10 +4,12 @@ leaving nothing."""
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -187,6 +189,14 @@ class Handle:
             self.why_not = self._why_not(session)
             if self.why_not is not None:
                 self.tell_once(self.why_not, key=self.why_not.partition(":")[0])
+            for cell in session.cells.values():
+                state = cell.engine.policy_state
+                if (other := getattr(state, "other_guidance", None)) is not None:
+                    self.tell_once(
+                        f"the guidance scale changes from step to step ({state.guidance:.3g} to {other:.3g}): the PSNR "
+                        "that the plan foretold does not hold",
+                        key="guidance",
+                    )
 
     def _why_not(self, session: Session) -> str | None:
         entries, policy = session.entries, self.policy
@@ -280,8 +290,15 @@ class Handle:
     @property
     def plan(self) -> Any:
         """The `Plan` in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
-        and under other policies."""
-        return getattr(self.engine.policy_state, "plan", None)
+        and under other policies. With two experts it is that of both once the second is at work. The PSNR is NaN where
+        the guidance scale has changed since: it was foretold for another one."""
+        states = [denoiser.engine.policy_state for denoiser in self.denoisers]
+        known = [
+            plan if state.other_guidance is None else replace(plan, psnr_db=math.nan)
+            for state in states
+            if (plan := getattr(state, "plan", None)) is not None
+        ]
+        return self.planner.together(known) if len(known) > 1 else next(iter(known), None)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -43,6 +43,11 @@ Quality = Annotated[
 ProfileFile = Annotated[
     Path | None, typer.Option("--profile", help="Profile from `mixcache calibrate`; else the one that is shipped.")
 ]
+ImageFile = Annotated[Path | None, typer.Option("--image", help="Picture that the pipeline begins with.")]
+VideoFile = Annotated[Path | None, typer.Option("--video", help="Film that the pipeline begins with.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What not to show.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU unless told.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the GPU unless told, if there is one.")]
 
 
 def fail(message: object) -> NoReturn:
@@ -133,6 +138,9 @@ def demo(
     profile: ProfileFile = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Annotated[float, typer.Option(min=0, max=1000, help="Guidance scale.")] = 5.0,
+    negative_prompt: NegativePrompt = None,
+    dtype: Dtype = None,
+    device: Device = None,
     settings: Settings = None,
     force: Force = False,
 ) -> None:
@@ -155,6 +163,9 @@ def demo(
         settings=dict(chosen.settings),
         num_inference_steps=steps,
         guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+        dtype=dtype,
+        device=device,
     )
     with progress_display() as progress:
 
@@ -206,16 +217,21 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first noise.")] = 0,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Number of frames.")] = None,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    negative_prompt: NegativePrompt = None,
+    dtype: Dtype = None,
+    device: Device = None,
     out: Annotated[Path, typer.Option(help="The film to write.")] = Path("clip.mp4"),
     trace: Annotated[Path | None, typer.Option(help="JSON lines of what was cached at each step.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Without the cache.")] = False,
     settings: Settings = None,
     force: Force = False,
 ) -> None:
-    """Generates one clip from any supported local pipeline folder."""
+    """Generates one clip from any supported local pipeline folder; --plain from any video pipeline."""
     try:
         config = parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
-        asked = asked_arguments(size, frames, steps, guidance)
+        asked = asked_arguments(size, frames, steps, guidance, negative_prompt, image, video)
         if plain and trace:
             raise ValueError("--trace needs the cache, which --plain leaves out")
         prepare_file(out, force, ".mp4")
@@ -228,7 +244,8 @@ def generate(
     from mixcache.report.video import write_mp4
 
     try:
-        pipeline, arguments, handle = prepare_pipeline(model, config, plain, asked)
+        placement = {"dtype": dtype, "device": device}
+        pipeline, arguments, handle = prepare_pipeline(model, None if plain else config, asked, placement)
     except (ValueError, TypeError) as error:
         fail(error)
     try:
@@ -255,27 +272,39 @@ def generate(
 
 
 def prepare_pipeline(
-    model: str, config: MixCacheConfig, plain: bool, asked: dict[str, Any]
+    model: str, config: MixCacheConfig | None, asked: dict[str, Any], placement: dict[str, str | None]
 ) -> tuple[Any, dict[str, Any], Handle | None]:
-    """The pipeline, the arguments of its call, and the handle, which a plain run has not.
+    """The pipeline, the arguments of its call, and the handle, which a plain run (`config` None) has not.
 
-    ValueError or TypeError for what is no pipeline or is not supported, plain or not.
+    ValueError or TypeError for what is no pipeline, is not supported, or cannot be called so.
     """
     from mixcache.attachment import enable
-    from mixcache.generation import accepted_arguments, open_model
+    from mixcache.generation import call_arguments, open_model
 
-    pipeline, arguments = open_model(model)
-    handle = enable(pipeline, config)
-    if plain:
-        handle.disable()
-    return pipeline, accepted_arguments(pipeline, arguments | asked), None if plain else handle
+    pipeline, defaults = open_model(model, **placement)
+    arguments = call_arguments(pipeline, defaults, asked)
+    return pipeline, arguments, None if config is None else enable(pipeline, config)
 
 
-def asked_arguments(size: str | None, frames: int | None, steps: int | None, guidance: float | None) -> dict[str, Any]:
-    """Arguments of the pipeline's call, those that were given; ValueError for a size that is none."""
+def asked_arguments(
+    size: str | None,
+    frames: int | None,
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str | None,
+    image: Path | None,
+    video: Path | None,
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call, those that were given; ValueError for a size that is none, and for a picture or
+    film that cannot be read."""
     width, height = parse_size(size)
     asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
-    asked |= {"num_inference_steps": steps, "guidance_scale": guidance}
+    asked |= {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt}
+    if image or video:
+        from mixcache.generation import read_image, read_video
+
+        asked["image"] = read_image(image, (width, height)) if image else None
+        asked["video"] = read_video(video, (width, height), frames) if video else None
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -301,11 +330,16 @@ def calibrate(
     guidance: Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Number of frames.")] = None,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    negative_prompt: NegativePrompt = None,
+    dtype: Dtype = None,
+    device: Device = None,
     force: Force = False,
 ) -> None:
     """Measures what `--speedup` needs to know of a model, on a few prompts; goes on where it was cut off."""
     try:
-        asked = asked_arguments(size, frames, None, guidance)
+        asked = asked_arguments(size, frames, None, guidance, negative_prompt, image, video)
         prepare_file(out, force, ".json")
         given = read_prompts(prompts) if prompts else None
     except (ValueError, TypeError) as error:
@@ -313,14 +347,14 @@ def calibrate(
     quiet()
     from mixcache.calibration import CalibrationConfig, built_in_prompts
     from mixcache.calibration import calibrate as measure
-    from mixcache.generation import accepted_arguments, open_model
+    from mixcache.generation import call_arguments, open_model
     from mixcache.zoo import BUILT_IN
 
     try:
-        pipeline, arguments = open_model(model)
+        pipeline, defaults = open_model(model, dtype=dtype, device=device)
         if given is None and model not in BUILT_IN:
             raise ValueError("--prompts FILE is missing: only the built-in models bring captions of their own")
-        arguments = accepted_arguments(pipeline, arguments | asked)
+        arguments = call_arguments(pipeline, defaults, asked)
         config = CalibrationConfig(
             model=model if model in BUILT_IN else Path(model).resolve().name,
             prompts=tuple(given or built_in_prompts(num_prompts)),
@@ -340,7 +374,8 @@ def calibrate(
         typer.echo(f"Interrupted; the same command goes on from {out}.partial.", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"profile   {out}")
-    typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in profile.costs.items()))
+    for expert in profile.experts:
+        typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in expert.costs.items()))
 
 
 @app.command()
@@ -361,6 +396,11 @@ def bench(
     calibration_prompts: Annotated[
         Path | None, typer.Option(help="The same for peers that calibrate themselves; not to be measured on.")
     ] = None,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    negative_prompt: NegativePrompt = None,
+    dtype: Dtype = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first clip.")] = 9000,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Clips of each method and prompt.")] = 1,
     resume: Annotated[
@@ -373,7 +413,7 @@ def bench(
 ) -> None:
     """Measures caching methods side by side: ours, the real peers, and fewer plain steps."""
     try:
-        asked = asked_arguments(size, frames, steps, guidance)
+        asked = asked_arguments(size, frames, steps, guidance, negative_prompt, image, video)
         prepare_folder(out, [], force)
         given = read_prompts(prompts)[:num_prompts] if prompts else None
         own = read_prompts(calibration_prompts) if calibration_prompts else None
@@ -390,6 +430,7 @@ def bench(
             prompts=tuple(given or held_out(model, num_prompts or 8)),
             calibration_prompts=calibration_captions(model, own),
             arguments=asked,
+            placement={name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None},
             scheduler=scheduler,
             seed=seed,
             num_repeats=repeats,

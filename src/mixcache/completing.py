@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mixcache.config import MixCacheConfig
-from mixcache.planning import Planner
+from mixcache.experts import planner_for
 from mixcache.policies import MixCache, Planned, Policy
 from mixcache.policies.mixcache import EVEN_IMPACTS
 from mixcache.profiles import Profile, ProfileError, profile_for
@@ -34,13 +34,13 @@ def completed(config: MixCacheConfig, pipeline: Any, experts: Sequence[torch.nn.
 
 def _completed_policy(policy: Policy, pipeline: Any, experts: Sequence[torch.nn.Module]) -> Policy:
     if isinstance(policy, MixCache) and policy.impacts is None:
-        profile = profile_for(experts[0])
+        profile = profile_for(*experts)
         if profile is None:
             logger.info("no profile for this %s: the impact of every granularity is 1", type(experts[0]).__name__)
         return replace(policy, impacts=dict(EVEN_IMPACTS if profile is None else profile.impacts))
     if isinstance(policy, Planned) and policy.planner is None:
-        planner = Planner(
-            profile=_profile_of(policy, experts),
+        planner = planner_for(
+            _profile_of(policy, experts),
             speedup=policy.speedup,
             quality=policy.quality,
             choices=policy.choices,
@@ -53,17 +53,16 @@ def _completed_policy(policy: Policy, pipeline: Any, experts: Sequence[torch.nn.
 
 def _profile_of(policy: Planned, experts: Sequence[torch.nn.Module]) -> Profile:
     """The profile given by path or object, else the shipped one; ProfileError where there is none that fits."""
-    transformer = experts[0]
     if policy.profile is None:
-        profile = profile_for(transformer)
+        profile = profile_for(*experts)
         if profile is None:
             raise ProfileError(
-                f"no profile for this {type(transformer).__name__}: make one with `mixcache calibrate` and give it as "
+                f"no profile for this {type(experts[0]).__name__}: make one with `mixcache calibrate` and give it as "
                 'profile=, or use policy "hindsight", which needs none'
             )
         return profile
     profile = policy.profile if isinstance(policy.profile, Profile) else Profile.load(policy.profile)
-    misfit = profile.misfit(transformer)
+    misfit = profile.misfit(*experts)
     if misfit is not None and not policy.force_profile:
         raise ProfileError(f"the profile does not fit this model: {misfit}; force_profile=True takes it all the same")
     return profile

@@ -13,11 +13,12 @@ from typing import Any
 
 from mixcache import generation
 from mixcache.attachment import Handle, enable
+from mixcache.config import DEFAULT_POLICY
 from mixcache.generation import Generated, OnStep
 from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.report.html import write_html
 from mixcache.report.video import ClipPair, film_names, side_by_side, write_mp4
-from mixcache.zoo import call_defaults, load, world
+from mixcache.zoo import world
 
 FORMAT = 1
 MODEL = "shapes-wan"
@@ -31,10 +32,15 @@ class DemoConfig:
 
     num_prompts: int = 3
     seed: int = 0
-    policy: str = "mixcache"
+    policy: str = DEFAULT_POLICY
+    """As that of `mixcache.enable`."""
     settings: dict[str, Any] = field(default_factory=dict)
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
+    negative_prompt: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    """These two as in `open_model`."""
 
 
 Watcher = Callable[[int, str], OnStep]
@@ -48,13 +54,13 @@ def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> d
     Another error leaves the same, and goes on to the caller. ValueError for settings that do not fit the model, before
     any work.
     """
-    pipeline = load(MODEL)
+    pipeline, defaults = generation.open_model(MODEL, dtype=config.dtype, device=config.device)
     with enable(pipeline, config.policy, **config.settings) as probe:
         settings = probe.settings
-    arguments = call_defaults(MODEL) | {
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-    }
+    asked: dict[str, Any] = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
+    if config.negative_prompt is not None:
+        asked["negative_prompt"] = config.negative_prompt
+    arguments = generation.call_arguments(pipeline, defaults, asked)
     captions = world.held_out_captions(config.num_prompts, config.seed)
     clips: list[dict[str, Any]] = []
     pairs: list[ClipPair] = []

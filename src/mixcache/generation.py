@@ -1,27 +1,61 @@
-"""One clip from a pipeline, with the denoising loop timed apart and watched, and the memory it took."""
+"""One clip from a pipeline, with the denoising loop timed apart and watched, and the memory it took.
+
+What a pipeline's call takes, and by which name, is read from its signature: some begin with an image, some with a
+video, and the number of frames has three names.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
+import itertools
+import json
 import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from mixcache import zoo
 from mixcache.config import unknown_name
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DTYPES = ("float32", "bfloat16", "float16")
+WAN = ("Wan", "SkyReelsV2", "LucyEdit", "ChronoEdit")
+"""Beginnings of the names of Wan's pipelines. Others with its VAE have it in the dtype of the rest."""
+VIDEO = ("frames", "video", "images")
+"""Under which of these names pipelines give their clips."""
+BESIDE = ("audio", "sound", "action")
+"""And what some of them denoise together with it."""
+OTHER_NAMES = {"num_frames": ("num_frames", "frames", "video_length")}
+"""What some pipelines call an argument."""
+NEEDED_BY_KIND = {"ImageToVideo": "image", "VideoToVideo": "video"}
+"""What a pipeline of such a name cannot do without, even where its call has a default."""
+OPTIONS = {
+    "image": "--image",
+    "video": "--video",
+    "negative_prompt": "--negative-prompt",
+    "guidance_scale": "--guidance",
+    "num_inference_steps": "--steps",
+    "num_frames": "--frames",
+    "height": "--size",
+    "width": "--size",
+}
+"""Of the command line, by argument of the pipeline's call."""
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) when the loop begins and after each step."""
 
@@ -39,30 +73,43 @@ class LoopTime:
 
 
 class _Watch:
-    """Stands in for the progress bar that a pipeline opens around its denoising loop."""
+    """Stands in for the progress bar of a denoising loop, which a pipeline opens around it, walks through, or closes
+    itself."""
 
-    def __init__(self, total: int, clock: LoopTime, device: torch.device, on_step: OnStep | None) -> None:
-        self.total, self.clock, self.device, self.on_step, self.num_done = total, clock, device, on_step, 0
-
-    def __enter__(self) -> _Watch:
+    def __init__(
+        self, iterable: Any, total: int | None, clock: LoopTime, device: torch.device, on_step: OnStep | None
+    ) -> None:
+        self.iterable, self.total = iterable, total or (len(iterable) if iterable is not None else 0)
+        self.clock, self.device, self.on_step, self.num_done = clock, device, on_step, 0
         if self.on_step:
             self.on_step(0, self.total)
         _synchronize(self.device)
         self.start = time.perf_counter()
         if self.clock.began is None:
             self.clock.began = self.start
+
+    def __enter__(self) -> _Watch:
         return self
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
 
     def update(self, num_steps: int = 1) -> None:
         self.num_done += num_steps
         if self.on_step:
             self.on_step(self.num_done, self.total)
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         _synchronize(self.device)
         self.clock.ended = time.perf_counter()
         self.clock.seconds += self.clock.ended - self.start
         self.clock.num_loops += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 @contextlib.contextmanager
@@ -72,7 +119,7 @@ def watched_loop(pipeline: Any, on_step: OnStep | None = None) -> Iterator[LoopT
     clock = LoopTime()
 
     def progress_bar(iterable: Any = None, total: int | None = None) -> _Watch:
-        return _Watch(total or 0, clock, pipeline._execution_device, on_step)
+        return _Watch(iterable, total, clock, pipeline._execution_device, on_step)
 
     pipeline.progress_bar = progress_bar
     try:
@@ -100,17 +147,19 @@ class Generated:
 
 
 def generate(pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = None, **arguments: Any) -> Generated:
-    """Calls the pipeline once with a generator of that seed; other arguments go to the pipeline's call."""
+    """Calls the pipeline once with a generator of that seed; other arguments go to the pipeline's call.
+
+    ValueError where that lacks an argument, or takes none of that name; TypeError where it gives no video.
+    """
     device = pipeline._execution_device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    generator = torch.Generator("cpu").manual_seed(seed)
     start = time.perf_counter()
     with watched_loop(pipeline, on_step) as clock:
-        video = pipeline(prompt, generator=generator, output_type="np", **arguments).frames[0]
+        made = _called(pipeline, prompt, seed, "np", arguments)
     end = time.perf_counter()
     return Generated(
-        clip=np.asarray(video, dtype=np.float32),
+        clip=clip_of(pipeline, made),
         denoising_seconds=clock.seconds,
         total_seconds=end - start,
         encoding_seconds=(clock.began or start) - start,
@@ -122,12 +171,34 @@ def generate(pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = 
 def final_latents(
     pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = None, **arguments: Any
 ) -> torch.Tensor:
-    """What the VAE would decode, float32 on the CPU; seed and arguments as for `generate`."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    """What the VAE would decode, float32 on the CPU; seed and arguments as for `generate`.
+
+    Where several things are denoised together, such as video and sound, it is the values of all of them in one row.
+    """
     with watched_loop(pipeline, on_step):
-        made = pipeline(prompt, generator=generator, output_type="latent", **arguments)
-    latents: torch.Tensor = made.frames
-    return latents.detach().float().cpu()
+        made = _called(pipeline, prompt, seed, "latent", arguments)
+    fields = dict(made)
+    names = [name for name in (*VIDEO, *BESIDE) if name in fields]
+    tensors = [leaf for name in names for leaf in pytree.tree_leaves(fields[name]) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise TypeError(f'{type(pipeline).__name__} gives no latents for output_type="latent"')
+    latents = [tensor.detach().float().cpu() for tensor in tensors]
+    return latents[0] if len(latents) == 1 else torch.cat([tensor.flatten() for tensor in latents])
+
+
+def clip_of(pipeline: Any, made: Any) -> np.ndarray:
+    """The first video of what a pipeline gave, as in `Generated`; TypeError where there is none."""
+    fields = dict(made)
+    clips = [np.asarray(fields[name], dtype=np.float32) for name in VIDEO if fields.get(name) is not None]
+    if not clips or clips[0].ndim not in (4, 5):
+        raise TypeError(f"{type(pipeline).__name__} gives no video; mixcache takes a diffusers video pipeline")
+    return clips[0][0] if clips[0].ndim == 5 else clips[0]
+
+
+def _called(pipeline: Any, prompt: str, seed: int, output_type: str, arguments: dict[str, Any]) -> Any:
+    check_call(pipeline, arguments)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return pipeline(prompt=prompt, generator=generator, output_type=output_type, **arguments)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -139,33 +210,161 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def accepted_arguments(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that are not None and that the pipeline's call takes."""
+    """Those of `arguments` that are not None and that the pipeline's call takes, under its own names."""
     known = inspect.signature(pipeline.__call__).parameters
-    return {name: value for name, value in arguments.items() if value is not None and name in known}
+    named = {
+        next((own for own in OTHER_NAMES.get(name, ()) if own in known), name): value
+        for name, value in arguments.items()
+        if value is not None
+    }
+    return {name: value for name, value in named.items() if name in known}
 
 
-def open_model(name: str) -> tuple[Any, dict[str, Any]]:
+def call_arguments(pipeline: Any, defaults: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline's call: those of `defaults` that it takes, and all that was asked for.
+
+    ValueError where it takes one of these not, or lacks another.
+    """
+    if {"image", "video"} & set(asked):  # it has the size already, and some pipelines take it from there
+        asked = {k: v for k, v in asked.items() if k not in ("height", "width") or accepted_arguments(pipeline, {k: v})}
+    if "video" in asked and not accepted_arguments(pipeline, {"num_frames": 1}):
+        asked = {name: value for name, value in asked.items() if name != "num_frames"}  # the same for its length
+    unknown = [name for name in asked if not accepted_arguments(pipeline, {name: 1})]
+    if unknown:
+        raise ValueError(_takes_no(pipeline, unknown[0]))
+    arguments = accepted_arguments(pipeline, defaults | asked)
+    check_call(pipeline, arguments)
+    return arguments
+
+
+def check_call(pipeline: Any, arguments: Mapping[str, Any]) -> None:
+    """ValueError where the pipeline's call lacks an argument that it needs, or takes none of that name; TypeError where
+    it is not called with a prompt."""
+    name = type(pipeline).__name__
+    known = inspect.signature(pipeline.__call__).parameters
+    if "prompt" not in known:
+        raise TypeError(f"{name} is not called with a prompt; mixcache generates with pipelines of model_index.json")
+    unknown = [argument for argument in arguments if argument not in known]
+    if unknown:
+        raise ValueError(_takes_no(pipeline, unknown[0]))
+    given = {argument for argument, value in arguments.items() if value is not None}
+    needed = [k for k, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    needed += [argument for kind, argument in NEEDED_BY_KIND.items() if kind in name and argument in known]
+    missing = [argument for argument in needed if argument not in given and argument != "prompt"]
+    if missing:
+        option = OPTIONS.get(missing[0])
+        how = f"give {missing[0]}=, or {option} on the command line" if option else f"give {missing[0]}= in Python"
+        raise ValueError(f"{name} needs {_with_article(missing[0])} and none was given; {how}")
+    if "VideoToWorld" in name and not given & {"image", "video"}:
+        raise ValueError(f"{name} needs an image or a video and none was given; give image= or video=")
+
+
+def _takes_no(pipeline: Any, argument: str) -> str:
+    option = f" ({OPTIONS[argument]})" if argument in OPTIONS else ""
+    return f"{type(pipeline).__name__} takes no {argument}{option}; leave it out"
+
+
+def _with_article(argument: str) -> str:
+    return {"image": "an image", "video": "a video"}.get(argument, f"the argument {argument}")
+
+
+def read_image(path: Path, size: tuple[int | None, int | None] = (None, None)) -> Image:
+    """The picture in a file, in colours, at (width, height) where that is given; ValueError where there is none."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as picture:
+            return _resized(picture.convert("RGB"), size)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"the image {path} cannot be read: {_reason(error, 'it is no picture')}") from error
+
+
+def read_video(
+    path: Path, size: tuple[int | None, int | None] = (None, None), num_frames: int | None = None
+) -> list[Image]:
+    """The first `num_frames` frames of a film, or all of them, at (width, height) where that is given; ValueError where
+    they cannot be read."""
+    import imageio.v2 as imageio
+    import PIL.Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # ffmpeg's plugin leaves pipes to the collector
+            reader: Any = imageio.get_reader(path)
+            with reader:
+                frames = [PIL.Image.fromarray(frame[..., :3]) for frame in itertools.islice(reader, num_frames)]
+            del reader
+    except Exception as error:  # each of its plugins fails in ways of its own
+        raise ValueError(f"the video {path} cannot be read: {_reason(error, 'it is no film')}") from error
+    if not frames:
+        raise ValueError(f"the video {path} has no frames")
+    return [_resized(frame.convert("RGB"), size) for frame in frames]
+
+
+def _resized(picture: Image, size: tuple[int | None, int | None]) -> Image:
+    width, height = size
+    return picture.resize((width, height)) if width and height else picture
+
+
+def _reason(error: BaseException, otherwise: str) -> str:
+    return getattr(error, "strerror", None) or otherwise
+
+
+def told_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call as they can be written down and compared: a picture or a film is told by its hash."""
+    return {name: _told(value) for name, value in arguments.items()}
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and value and hasattr(value[0], "tobytes"):
+        digest = hashlib.sha256("".join(_told(picture) for picture in value).encode()).hexdigest()
+        return f"{len(value)} pictures, sha256 {digest[:16]}"
+    if hasattr(value, "tobytes"):
+        size = "x".join(map(str, getattr(value, "size", ""))) if isinstance(getattr(value, "size", 0), tuple) else ""
+        return f"picture {size}, sha256 {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    return value
+
+
+def open_model(name: str, *, dtype: str | None = None, device: str | None = None) -> tuple[Any, dict[str, Any]]:
     """A built-in model with its call arguments, or the pipeline in a folder with none; ValueError if it is neither.
 
-    A folder is loaded in bfloat16 onto the GPU where there is one, else in float32.
+    A folder is loaded in bfloat16 onto the GPU where there is one, else, as the built-in models are, in float32 onto
+    the CPU; `dtype` ("float32", "bfloat16", "float16") and `device` ("cpu", "cuda", "cuda:1") ask for others. Wan's VAE
+    stays float32, as its authors ask for.
     """
-    if name in zoo.BUILT_IN:
-        return zoo.load(name), zoo.call_defaults(name)
-    folder = Path(name)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(unknown_name("dtype", dtype, DTYPES))
+    is_own = name in zoo.BUILT_IN
+    folder = zoo.folder(name) if is_own else Path(name)
     if not folder.is_dir():
         raise ValueError(unknown_name("model or folder", name, zoo.BUILT_IN))
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
     from diffusers import DiffusionPipeline
 
-    has_gpu = torch.cuda.is_available()
+    place = _device(device) or torch.device("cuda" if torch.cuda.is_available() and not is_own else "cpu")
+    wanted = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" and not is_own else "float32"))
     try:
-        dtype = torch.bfloat16 if has_gpu else torch.float32
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        parts = json.loads((folder / "model_index.json").read_text())
+        keeps_vae = parts["_class_name"].startswith(WAN) and "AutoencoderKLWan" in (parts.get("vae") or ())
+        dtypes = {"default": wanted, "vae": torch.float32} if keeps_vae else wanted
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
     except Exception as error:  # a broken folder fails in as many ways as it has files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
-    return pipeline.to("cuda") if has_gpu else pipeline, {}
+    return pipeline.to(place), zoo.call_defaults(name) if is_own else {}
+
+
+def _device(name: str | None) -> torch.device | None:
+    """The device of that name; ValueError where there is none here."""
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} is not on this machine; take cpu, or cuda where there is a GPU") from error
+    return device
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -42,6 +42,8 @@ class Plan:
     """How far extrapolations are followed."""
     instead_of: Plan | None = None
     """The plan that was asked for, where this one is followed because that one is under `LEAST_PSNR_DB`."""
+    parts: tuple[Plan, ...] = ()
+    """The plan of each of two experts; empty where there is one transformer."""
 
     def decision(self, index: int) -> Decision:
         granularity, order = self.choices[index]
@@ -125,12 +127,7 @@ class Planner:
         known = _PLANS.get(self._key(sigmas, guidance))
         if known is not None:
             return known
-        plans = self.frontier(sigmas, guidance)
-        try:
-            plan = self._chosen(plans)
-        except ValueError:
-            plan = _watchable(plans, plans[-1] if self.speedup is not None else plans[0])
-        return self._remember(sigmas, guidance, plan)
+        return self._remember(sigmas, guidance, self.nearest_plan(self.frontier(sigmas, guidance)))
 
     def _key(self, sigmas: tuple[float, ...], guidance: float | None) -> Hashable:
         limits = (self.choices, self.order, self.corrects)
@@ -141,6 +138,13 @@ class Planner:
         while len(_PLANS) > NUM_REMEMBERED:
             del _PLANS[next(iter(_PLANS))]
         return found
+
+    def nearest_plan(self, plans: Sequence[Plan]) -> Plan:
+        """As `chosen`; where there is none, the fastest plan for a speed-up and the best one for a quality."""
+        try:
+            return self._chosen(plans)
+        except ValueError:
+            return _watchable(plans, plans[-1] if self.speedup is not None else plans[0])
 
     def chosen(self, plans: Sequence[Plan]) -> Plan:
         """Of a frontier, the plan nearest to what was asked for, which for a quality is the fastest that is not under
@@ -187,28 +191,36 @@ class Planner:
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
         """The least harmful plans from slowest to fastest; the first computes everything.
 
-        Warns where the profile was made with far more or fewer steps.
+        Warns where the profile was made with far more or fewer steps. What was searched for last is remembered.
         """
         wanted = len(sigmas) - 1
-        calibrated = self.profile.nearest(wanted).num_steps
+        profile = self.profile.nearest(wanted)
+        calibrated = profile.num_steps
         if not 1 / FAR < wanted / calibrated < FAR:
             logger.warning(
                 "the profile was made with %d steps and foretells %d badly; calibrate with about as many",
                 calibrated,
                 wanted,
             )
-        trajectory = self._trajectory(sigmas, guidance)
+        scale = profile.guidance if guidance is None else guidance
+        key = (profile.alone.digest, self.choices, self.order, self.corrects, tuple(sigmas), scale)
+        if key not in _FRONTIERS:
+            _FRONTIERS[key] = self._searched(self._trajectory(sigmas, guidance))
+            while len(_FRONTIERS) > NUM_REMEMBERED:
+                del _FRONTIERS[next(iter(_FRONTIERS))]
+        return list(_FRONTIERS[key])
+
+    def _searched(self, trajectory: Trajectory) -> list[Plan]:
         options = list(self._options(trajectory))
         found = self._search(trajectory, options)
         steps_alone = [choice for choice in options if choice[0] is Granularity.STEP]
         if len(steps_alone) < len(options):  # a beam may lose among many options what it finds among few
             found += self._search(trajectory, steps_alone)
-        best, frontier = -math.inf, []
-        for plan in sorted(found, key=lambda plan: (-plan.speedup, -plan.psnr_db)):  # a slower one must be better
-            if plan.psnr_db > best and plan.speedup >= 1:
-                best = plan.psnr_db
-                frontier.append(plan)
-        return frontier[::-1]
+        return least_harmful(found)
+
+    def together(self, plans: Sequence[Plan]) -> Plan:
+        """What the plans of a loop's transformers give; here there is one."""
+        return plans[0]
 
     def _trajectory(self, sigmas: Sequence[float], guidance: float | None) -> Trajectory:
         return Trajectory(self.profile.nearest(len(sigmas) - 1), sigmas, guidance, corrects=self.corrects)
@@ -285,6 +297,16 @@ def _watchable(plans: Sequence[Plan], asked: Plan) -> Plan:
     return replace(fastest, instead_of=asked)
 
 
+def least_harmful(plans: Iterable[Plan]) -> list[Plan]:
+    """The plans than which none is as fast and better, from slowest to fastest."""
+    best, frontier = -math.inf, []
+    for plan in sorted(plans, key=lambda plan: (-plan.speedup, -plan.psnr_db)):  # a slower one must be better
+        if plan.psnr_db > best and plan.speedup >= 1:
+            best = plan.psnr_db
+            frontier.append(plan)
+    return frontier[::-1]
+
+
 def _floored(value: float, num_digits: int) -> str:
     """With so many digits behind the point, and never over `value`: what a message promises can be asked for."""
     scale = 10**num_digits
@@ -292,6 +314,7 @@ def _floored(value: float, num_digits: int) -> str:
 
 
 _PLANS: dict[Hashable, tuple[Plan, Trajectory]] = {}
+_FRONTIERS: dict[Hashable, list[Plan]] = {}
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:

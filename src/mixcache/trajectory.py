@@ -136,7 +136,7 @@ def noise_levels(profile: Profile, scheduler: Any, num_steps: int | None) -> tup
     where the number is not given. ValueError where the scheduler needs to know more."""
     nearest = profile if num_steps is None else profile.nearest(num_steps)
     if num_steps in (None, nearest.num_steps):
-        return tuple(nearest.sigmas)
+        return tuple(nearest.loop_sigmas)
     scheduler = copy.deepcopy(scheduler)
     try:
         scheduler.set_timesteps(num_steps)
@@ -147,4 +147,4 @@ def noise_levels(profile: Profile, scheduler: Any, num_steps: int | None) -> tup
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) < num_steps:
         raise ValueError(f"{type(scheduler).__name__} has no sigmas; leave the number of steps as in the profile")
-    return (*(float(sigma) for sigma in sigmas[:num_steps]), float(profile.sigmas[-1]))
+    return (*(float(sigma) for sigma in sigmas[:num_steps]), float(profile.loop_sigmas[-1]))

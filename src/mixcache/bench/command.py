@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixcache import generation, zoo
+from mixcache.attachment import experts_of
 from mixcache.bench.families import select
 from mixcache.bench.methods import Method
 from mixcache.bench.page import write
@@ -46,6 +47,8 @@ class BenchConfig:
     """For methods that calibrate themselves; training captions for a built-in model."""
     arguments: dict[str, Any]
     """Of the pipeline's call, those that were given."""
+    placement: dict[str, str] = field(default_factory=dict)
+    """`dtype` and `device` of the model, those that were given."""
     scheduler: str | None = None
     """One of `FLOW_SCHEDULERS`; the pipeline's own unless given."""
     seed: int = SEED
@@ -73,7 +76,7 @@ class Bench:
         self._check_folder(resume, force)
         pipeline, defaults = self._load()
         self._loaded = [pipeline]
-        self.arguments = generation.accepted_arguments(pipeline, defaults | config.arguments)
+        self.arguments = generation.call_arguments(pipeline, defaults, config.arguments)
         num_steps = self.arguments.setdefault("num_inference_steps", 50)
         transformer = type(pipeline.transformer).__name__
         self.methods: list[Method] = select(config.methods, num_steps, transformer)
@@ -93,7 +96,7 @@ class Bench:
 
     def _load(self) -> tuple[Any, dict[str, Any]]:
         """The pipeline, and the arguments of its call that the model brings; TypeError where it is not supported."""
-        pipeline, defaults = generation.open_model(self.config.model)
+        pipeline, defaults = generation.open_model(self.config.model, **self.config.placement)
         row_for(getattr(pipeline, "transformer", None), pipeline)
         if self.config.scheduler is not None:
             pipeline.scheduler = flow_scheduler(self.config.scheduler, pipeline.scheduler)
@@ -104,13 +107,14 @@ class Bench:
 
     def _case(self, pipeline: Any) -> dict[str, Any]:
         """What must be the same in all records of a run."""
-        profile = profile_for(pipeline.transformer)
+        experts = experts_of(pipeline).values()
+        profile = profile_for(*experts)
         return {
             "model": self.config.model,
-            "weights": weights_hash(pipeline.transformer),
+            "weights": " ".join(weights_hash(expert) for expert in experts),
             "profile": profile.digest if profile else None,
             "source": code_hash(),
-            "arguments": self.arguments,
+            "arguments": generation.told_arguments(self.arguments),
             "scheduler": type(pipeline.scheduler).__name__,
             "seed": self.config.seed,
             "prompts": list(self.config.prompts),

@@ -46,7 +46,7 @@ def calibrate(
     *,
     step_counts: Sequence[int] = (),
 ) -> Profile:
-    """The profile of a pipeline's transformer, written to `out` if given.
+    """The profile of a pipeline's transformer, or of both its experts, written to `out` if given.
 
     `step_counts` are the numbers of denoising steps that it is made for, the first being the one that others are told
     as ranges of; by default that of the config, or of the pipeline. A run that was cut off goes on from `out` with

@@ -12,9 +12,12 @@ COMPUTED, AFTER_COMPUTED = "computed", "step after a computed one"
 Schedule = Sequence[Choice]
 
 
-def trace_of(schedule: Schedule, trust: float = 1.0, *, corrects: bool = False) -> Trace:
+def trace_of(
+    schedule: Schedule, trust: float = 1.0, *, corrects: bool = False, ends: Sequence[int] | None = None
+) -> Trace:
     """A schedule that extrapolates with one trust as a trace, for policy `replay`, which corrects cached steps or does
-    not."""
+    not. `ends` are the steps at which each of two experts is done."""
+    ends = ends or (len(schedule),)
     trace, num_cached = Trace(), 0
     for step, (granularity, order) in enumerate(schedule):
         is_computed = granularity is Granularity.COMPUTE
@@ -22,7 +25,7 @@ def trace_of(schedule: Schedule, trust: float = 1.0, *, corrects: bool = False) 
             TraceEntry(
                 generation=0,
                 step=step,
-                num_steps=len(schedule),
+                num_steps=next(end for end in ends if step < end),
                 sigma=0.0,
                 granularity=granularity,
                 order=order,
@@ -36,17 +39,27 @@ def trace_of(schedule: Schedule, trust: float = 1.0, *, corrects: bool = False) 
 
 
 class FixedPlanner:
-    """Gives policy `planned` one schedule and expects nothing, so that the guard stays off."""
+    """Gives policy `planned` one schedule and expects nothing, so that the guard stays off.
+
+    Where two experts share the loop, `arrivals` are the noise levels at which each of them arrives, in order, with the
+    step at which it is done.
+    """
 
     band = math.inf
 
-    def __init__(self, schedule: Schedule, trust: float = 1.0) -> None:
+    def __init__(
+        self, schedule: Schedule, trust: float = 1.0, arrivals: Sequence[tuple[float, int]] | None = None
+    ) -> None:
         self.profile = self
         self._schedule, self._trust = schedule, trust
+        self._arrivals = arrivals or ((0.0, len(schedule)),)
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[FixedPlanner, FixedPlanner]:
-        """Itself, as schedule and as expectation."""
-        return self, self
+        """The schedule of the expert that arrives there, as schedule and as expectation."""
+        levels, ends = zip(*self._arrivals, strict=True)
+        index = min(range(len(levels)), key=lambda k: abs(levels[k] - sigmas[-1]))
+        own = FixedPlanner(self._schedule[(0, *ends)[index] : ends[index]], self._trust)
+        return own, own
 
     def decision(self, index: int) -> Decision:
         """What the schedule says."""

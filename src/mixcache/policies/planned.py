@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Protocol
 from mixcache.decision import CACHED, Choice, Decision, Granularity, Measurement, Step, Trial
 from mixcache.policies.base import Policy, check_order, checked_choices, is_number
 
+SAME_GUIDANCE = 0.01
+"""Relative change of the guidance scale that a plan does not notice."""
 WORSE = 1.5
 """Error over that of reuse from which an extrapolation is not followed as planned."""
 
@@ -54,6 +56,10 @@ class Progress:
     last_excess: float = 1.0
     trials: Mapping[Choice, Trial] = field(default_factory=dict)
     """Of the last computed step."""
+    guidance: float | None = None
+    """Scale that the plan was made for; None where there is none."""
+    other_guidance: float | None = None
+    """Another scale that a later step was guided with: what was foretold does not hold then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +138,9 @@ class Planned(Policy):
             return Decision(granularity=Granularity.COMPUTE, reason=f"no plan: {what}")
         if state.plan is None:
             state.plan, state.expectation = self.planner.plan(step.sigmas, step.guidance)
+            state.guidance = step.guidance
+        if _differ(step.guidance, state.guidance):
+            state.other_guidance = step.guidance
         decision = state.plan.decision(step.index)
         if decision.granularity is Granularity.COMPUTE:
             return decision
@@ -154,3 +163,7 @@ class Planned(Policy):
                 excess = trial.error() / max(expected, 1e-6)
                 state.excess, state.last_excess = math.sqrt(excess * state.last_excess), excess
         state.computed, state.trials = [measurement.sigma], measurement.trials
+
+
+def _differ(scale: float | None, planned: float | None) -> bool:
+    return scale is not None and planned is not None and not math.isclose(scale, planned, rel_tol=SAME_GUIDANCE)

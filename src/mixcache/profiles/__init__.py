@@ -4,6 +4,9 @@ A profile is in terms of sigma. Its heart are *coordinates*: the conditional out
 of every step of plain trajectories, as points in a space of few dimensions in which distances are what they were
 between the tensors, averaged over prompts (the principal coordinates of their Gram matrix). Whatever a cache would
 predict is a weighted sum of such points, so the error of any (granularity, order, step, age) follows from them.
+
+Where two experts share the loop there is still one file: the profile of the first, for the noise levels that it works
+at, with that of the other in it (`Profile.second`). Both stand in one space, measured on whole trajectories.
 """
 
 from __future__ import annotations
@@ -12,15 +15,19 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-FORMAT = 6
+FORMAT = 7
+ADDED_SINCE: dict[int, dict[str, Any]] = {6: {"second": None, "share": 1.0}}
+"""Older formats that are read, and what such a file lacks: they are of one transformer."""
 GRANULARITIES = ("step", "cfg", "block")
+EXPERTS = ("transformer", "transformer_2")
+"""How pipelines call the first and the second of their experts."""
 
 
 class ProfileError(ValueError):
@@ -71,9 +78,14 @@ class Profile:
     """Command, prompts, seeds, scheduler, versions, machine, date."""
     others: Sequence[Profile] = field(default_factory=list)
     """The same model at other numbers of steps, each a profile without others."""
+    second: Profile | None = None
+    """Of the expert that goes on where these steps arrive, without others; None for a model of one transformer. Carry
+    and impacts are those of the whole loop in both."""
+    share: float = 1.0
+    """Of the time of a plain loop, what these steps take: 1 for a model of one transformer."""
 
     def __post_init__(self) -> None:
-        num_steps = self.num_steps
+        num_steps = len(self.sigmas) - 1
         _must(num_steps >= 2, "sigmas has fewer than 3 values")
         _must(all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False)), "sigmas does not fall")
         for name in ("outputs", "differences", "residuals"):
@@ -88,16 +100,41 @@ class Profile:
         _must(0 <= self.trust <= 1, "trust is not between 0 and 1")
         _must(self.band >= 1, "band is under 1")
         _must(all(other.weights == self.weights for other in self.others), "one of its others is of other weights")
+        _must(0 < self.share <= 1, "share is not between 0 and 1")
+        for other in self.others:
+            of_second = [profile.second and profile.second.weights for profile in (self, other)]
+            _must(of_second[0] == of_second[1], "the second expert of one of its others is another")
+        if self.second is not None:
+            _must(not self.second.others and self.second.second is None, "its second has others, or a second, itself")
+            _must(self.second.sigmas[0] == self.sigmas[-1], "its second does not begin where it ends")
         _must(all(_is_finite(getattr(self, f.name)) for f in fields(self) if f.name != "provenance"), "a NaN is in it")
 
     @property
     def num_steps(self) -> int:
-        """Of the calibration."""
-        return len(self.sigmas) - 1
+        """Of the calibration, of both experts where there are two."""
+        return len(self.loop_sigmas) - 1
+
+    @property
+    def loop_sigmas(self) -> Sequence[float]:
+        """Noise levels of the whole loop, of both experts where there are two, and the one at which it ends."""
+        return self.sigmas if self.second is None else [*self.sigmas[:-1], *self.second.sigmas]
+
+    @cached_property
+    def experts(self) -> tuple[Profile, ...]:
+        """Each expert's profile by itself, with its other numbers of steps."""
+        if self.second is None:
+            return (self,)
+        first = replace(self, second=None, others=[replace(other, second=None) for other in self.others])
+        return first, replace(self.second, others=[other.second for other in self.others if other.second])
 
     def nearest(self, num_steps: int) -> Profile:
         """Of this profile and its others, the one whose number of steps is nearest, as a ratio."""
         return min((self, *self.others), key=lambda profile: abs(math.log(profile.num_steps / num_steps)))
+
+    @cached_property
+    def alone(self) -> Profile:
+        """This profile without others."""
+        return replace(self, others=[]) if self.others else self
 
     @cached_property
     def digest(self) -> str:
@@ -129,6 +166,8 @@ class Profile:
             raise ProfileError(f"{name} is no profile: broken off or damaged JSON (line {error.lineno})") from error
         if not isinstance(values, dict) or "format" not in values:
             raise ProfileError(f"{name} is no profile of mixcache")
+        if values["format"] in ADDED_SINCE:
+            values = ADDED_SINCE[values["format"]] | values | {"format": FORMAT}
         if values["format"] != FORMAT:
             age = "newer than" if isinstance(values["format"], int) and values["format"] > FORMAT else "not of"
             raise ProfileError(f"{name} has format {values['format']}, {age} this mixcache, which reads {FORMAT}")
@@ -139,14 +178,30 @@ class Profile:
             raise ProfileError(f"{name} is no profile of this mixcache: it has {what}")
         try:
             others = [cls.parse(json.dumps(other), name) for other in values["others"]]
-            return cls(**values | {"others": others})
+            second = values["second"] and cls.parse(json.dumps(values["second"]), name)
+            return cls(**values | {"others": others, "second": second})
         except ProfileError:
             raise
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ProfileError(f"{name} is no sound profile: {error}") from error
 
-    def misfit(self, transformer: Any) -> str | None:
-        """Why this profile is not of this transformer, or None where it is."""
+    def misfit(self, *transformers: Any) -> str | None:
+        """Why this profile is not of these transformers, the experts of one pipeline in their order, or None where it
+        is."""
+        own = self.experts
+        if len(own) == len(transformers) == 1:
+            return self._misfit(transformers[0])
+        if len(own) < len(transformers):
+            known = [name for name, expert in zip(EXPERTS, transformers, strict=True) if not self._misfit(expert)]
+            alone = f"{known[0]} alone" if known else "one transformer"
+            missing = next((name for name in EXPERTS if known and name not in known), " and ".join(EXPERTS))
+            return f"it is of {alone}, and this model has two experts: it does not fit {missing}"
+        if len(own) > len(transformers):
+            return "it is of two experts, and this model has one transformer"
+        found = [profile._misfit(expert) for profile, expert in zip(own, transformers, strict=True)]
+        return next((f"{why} ({name})" for name, why in zip(EXPERTS, found, strict=True) if why), None)
+
+    def _misfit(self, transformer: Any) -> str | None:
         if type(transformer).__name__ != self.transformer_class:
             return f"it is of a {self.transformer_class}, not of a {type(transformer).__name__}"
         if fingerprint(transformer) != self.fingerprint:
@@ -206,6 +261,6 @@ def shipped_profiles() -> tuple[Profile, ...]:
     return tuple(Profile.parse(resources.files(__name__).joinpath(name).read_text(), name) for name in files)
 
 
-def profile_for(transformer: Any) -> Profile | None:
-    """The shipped profile of exactly this model, or None."""
-    return next((profile for profile in shipped_profiles() if profile.misfit(transformer) is None), None)
+def profile_for(*transformers: Any) -> Profile | None:
+    """The shipped profile of exactly this model, or None; of both experts where it has two."""
+    return next((profile for profile in shipped_profiles() if profile.misfit(*transformers) is None), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mixcache.bench.methods import Case
-from mixcache.generation import final_latents
+from mixcache.generation import final_latents, told_arguments
 from mixcache.profiles import fingerprint, weights_hash
 
 SEED = 20241128
@@ -23,7 +23,7 @@ def calibrated(peer: str, case: Case, measure: Callable[[Case], Any]) -> Any:
         peer,
         fingerprint(transformer),
         weights_hash(transformer),
-        repr(sorted(case.arguments.items())),
+        repr(sorted(told_arguments(case.arguments).items())),
         type(scheduler).__name__ + repr(sorted(scheduler.config.items(), key=str)),
         repr(case.calibration_prompts),
     )
