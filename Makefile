@@ -103,16 +103,16 @@ gate-anew: .venv/installed
 	cp build/gate/results.json tests/gate.json
 
 study: .venv/installed
-	$(BIN)/python -m mixcache.bench.study --num-prompts 4 --num-trials 16 --out docs/results
+	$(BIN)/python -m studies.study --num-prompts 4 --num-trials 16 --out docs/results
 
 overhead: .venv/installed
-	$(BIN)/python -m mixcache.bench.overhead --num-pairs 20 --num-steps 25 --out docs/results
+	$(BIN)/python -m studies.overhead --num-pairs 20 --num-steps 25 --out docs/results
 
 guard: .venv/installed
-	$(BIN)/python -m mixcache.bench.guard --out docs/results
+	$(BIN)/python -m studies.guard --out docs/results
 
 joined: .venv/installed
-	$(BIN)/python -m mixcache.bench.joined --out docs/results
+	$(BIN)/python -m studies.joined --out docs/results
 
 clean:
 	rm -rf .venv build dist

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mixcache.bench.full_size.models import FullSizeModel
+from studies.full_size.models import FullSizeModel
 
 NUM_WORDS = 64
 """Tokens of a prompt that are no padding, where the model is told."""

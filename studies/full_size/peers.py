@@ -17,14 +17,14 @@ from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 
 from mixcache.attachment import blocks_of
-from mixcache.bench.full_size.compiling import compiled_blocks
-from mixcache.bench.full_size.medians import step_names
-from mixcache.bench.full_size.runs import Account, Subject
-from mixcache.bench.full_size.schedules import share_left_out
 from mixcache.bench.methods import Case
 from mixcache.bench.peers.cache_dit import enabled, masked_options
 from mixcache.bench.peers.diffusers_caches import forecast_by_taylorseer
 from mixcache.models import row_for
+from studies.full_size.compiling import compiled_blocks
+from studies.full_size.medians import step_names
+from studies.full_size.runs import Account, Subject
+from studies.full_size.schedules import share_left_out
 
 TAYLORSEER_WARM_UP = 3
 """Steps that are computed first: the class's default."""

@@ -11,17 +11,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mixcache.bench.full_size import __main__ as command  # noqa: E402
-from mixcache.bench.full_size import measure as measuring  # noqa: E402
-from mixcache.bench.full_size import peers  # noqa: E402
-from mixcache.bench.full_size.families import build_pipeline, build_transformer, call_arguments  # noqa: E402
-from mixcache.bench.full_size.medians import step_names, told  # noqa: E402
-from mixcache.bench.full_size.models import MODELS, FullSizeModel, tiny  # noqa: E402
-from mixcache.bench.full_size.modes import MODES  # noqa: E402
-from mixcache.bench.full_size.runs import Run, Subject  # noqa: E402
-from mixcache.bench.full_size.schedules import carried, levels_of, placed, recorded, share_left_out  # noqa: E402
 from mixcache.decision import Choice, Granularity  # noqa: E402
 from mixcache.trace import Trace, TraceEntry  # noqa: E402
+from studies.full_size import __main__ as command  # noqa: E402
+from studies.full_size import measure as measuring  # noqa: E402
+from studies.full_size import peers  # noqa: E402
+from studies.full_size.families import build_pipeline, build_transformer, call_arguments  # noqa: E402
+from studies.full_size.medians import step_names, told  # noqa: E402
+from studies.full_size.models import MODELS, FullSizeModel, tiny  # noqa: E402
+from studies.full_size.modes import MODES  # noqa: E402
+from studies.full_size.runs import Run, Subject  # noqa: E402
+from studies.full_size.schedules import carried, levels_of, placed, recorded, share_left_out  # noqa: E402
 
 COMPUTE, STEP, CFG, BLOCK = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 FAMILY_NAMES = ("wan-1.3b-480p", "hunyuan-720p", "cogvideox-5b")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mixcache.bench import search
 from mixcache.bench.families import select
 from mixcache.bench.peers import PEERS, peer
 from mixcache.bench.peers.peer import FALLBACK, SETTINGS, Peer, every
+from studies import search
 
 
 def test_the_front_is_thinned_to_the_wanted_speedups() -> None:

@@ -1,6 +1,6 @@
 """make joined: what a `cfg` step costs beside a full one where one call holds both branches of guidance.
 
-    python -m mixcache.bench.joined --out docs/results
+    python -m studies.joined --out docs/results
 
 A real `CogVideoXPipeline` with random weights, smaller than the checkpoints, yet so large that a CPU's time goes into
 matrix products: 6 blocks 512 wide, 2 x 1426 tokens. Runs of the plain pipeline take turns with attached ones, in which
@@ -22,12 +22,12 @@ from rich.console import Console
 
 from mixcache import generation
 from mixcache.attachment import enable
-from mixcache.bench.full_size.families import build_pipeline, call_arguments
-from mixcache.bench.full_size.models import MODELS, FullSizeModel
-from mixcache.bench.full_size.runs import StepMarks
 from mixcache.bench.meter import WorkMeter
-from mixcache.bench.overhead import summary
 from mixcache.decision import Granularity
+from studies.full_size.families import build_pipeline, call_arguments
+from studies.full_size.models import MODELS, FullSizeModel
+from studies.full_size.runs import StepMarks
+from studies.overhead import summary
 
 CHECKPOINT = MODELS["cogvideox-5b"]
 MODEL = replace(
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     options = f"--num-rounds {args.num_rounds} --num-pairs {args.num_pairs}"
-    result = {"command": f"python -m mixcache.bench.joined {options}"} | measure(MODEL, args.num_rounds, args.num_pairs)
+    result = {"command": f"python -m studies.joined {options}"} | measure(MODEL, args.num_rounds, args.num_pairs)
     (args.out / "joined.json").write_text(json.dumps(result, indent=1) + "\n")
     seconds = ", ".join(f"{kind} {result[kind]['median']:.2f} s" for kind in KINDS)
     ratios = ", ".join(f"over {kind} {result[f'cfg over {kind}']['median']:.1%}" for kind in KINDS[:2])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from mixcache.bench.full_size.runs import Run
+from studies.full_size.runs import Run
 
 PLAIN_STEP = "plain"
 AFTER_COMPUTED = " after a computed one"

@@ -13,19 +13,19 @@ import torch
 
 from mixcache.attachment import Handle
 from mixcache.bench.store import Store
-from mixcache.bench.study import __main__ as study
-from mixcache.bench.study import measure, trials
-from mixcache.bench.study.engines import ENGINES
-from mixcache.bench.study.measure import Study
-from mixcache.bench.study.page import ablation_sentence, curve_sentence, interference_sentence
-from mixcache.bench.study.search import climb, neighbour
-from mixcache.bench.study.settings import BLOCK, CFG, COMPUTE, HINDSIGHT, PLAIN, STEP
-from mixcache.bench.study.summary import level, oracle_rows, with_margins
-from mixcache.bench.study.trials import even_schedule
 from mixcache.calibration.schedules import trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.models import row_for
 from mixcache.policies import Replay
+from studies.study import __main__ as study
+from studies.study import measure, trials
+from studies.study.engines import ENGINES
+from studies.study.measure import Study
+from studies.study.page import ablation_sentence, curve_sentence, interference_sentence
+from studies.study.search import climb, neighbour
+from studies.study.settings import BLOCK, CFG, COMPUTE, HINDSIGHT, PLAIN, STEP
+from studies.study.summary import level, oracle_rows, with_margins
+from studies.study.trials import even_schedule
 
 SCHEDULE = [(COMPUTE, 0), (COMPUTE, 0), (STEP, 1), (COMPUTE, 0), (CFG, 0), (BLOCK, 1), (COMPUTE, 0), (STEP, 0)]
 

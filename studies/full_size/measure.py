@@ -14,19 +14,19 @@ import torch
 
 from mixcache import generation
 from mixcache.attachment import enable
-from mixcache.bench.full_size.compiling import compiled_blocks
-from mixcache.bench.full_size.families import FAMILIES, build_pipeline, call_arguments
-from mixcache.bench.full_size.medians import told
-from mixcache.bench.full_size.models import FullSizeModel
-from mixcache.bench.full_size.modes import ENOUGH_STEPS, MODES, tour
-from mixcache.bench.full_size.results import Entry, Results
-from mixcache.bench.full_size.runs import Subject, mirrored, release
-from mixcache.bench.full_size.schedules import carried, levels_of, placed
 from mixcache.bench.run import reason_of
 from mixcache.calibration.schedules import trace_of
 from mixcache.policies import Replay
 from mixcache.report.frontier import letters
 from mixcache.trace import Trace
+from studies.full_size.compiling import compiled_blocks
+from studies.full_size.families import FAMILIES, build_pipeline, call_arguments
+from studies.full_size.medians import told
+from studies.full_size.models import FullSizeModel
+from studies.full_size.modes import ENOUGH_STEPS, MODES, tour
+from studies.full_size.results import Entry, Results
+from studies.full_size.runs import Subject, mirrored, release
+from studies.full_size.schedules import carried, levels_of, placed
 
 TRIED_STEPS = 2
 """Steps of the generation that finds out whether a number of frames fits."""

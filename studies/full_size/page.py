@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixcache.bench.full_size.medians import AFTER_COMPUTED, PLAIN_STEP
 from mixcache.report.markdown import table
+from studies.full_size.medians import AFTER_COMPUTED, PLAIN_STEP
 
 Row = dict[str, Any]
 MIB = 2**20

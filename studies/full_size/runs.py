@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from mixcache import generation
-from mixcache.bench.full_size.compiling import num_graphs
-from mixcache.bench.full_size.families import FAMILIES, Family
-from mixcache.bench.full_size.models import FullSizeModel
-from mixcache.bench.full_size.schedules import Schedule
+from studies.full_size.compiling import num_graphs
+from studies.full_size.families import FAMILIES, Family
+from studies.full_size.models import FullSizeModel
+from studies.full_size.schedules import Schedule
 
 WARM_UP_STEPS = 6
 MAX_WARM_UPS = 3

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixcache.bench.methods import Method, fewer_steps
-from mixcache.bench.study.settings import (
+from mixcache.decision import Granularity
+from studies.study.settings import (
     BLOCK,
     CFG,
     COOL_DOWNS,
@@ -25,7 +26,6 @@ from mixcache.bench.study.settings import (
     WITH_BLOCK,
     WITH_CFG,
 )
-from mixcache.decision import Granularity
 
 
 @dataclass(frozen=True, kw_only=True)

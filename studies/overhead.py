@@ -1,6 +1,6 @@
 """make overhead: what the cache itself costs on `shapes-wan`.
 
-    python -m mixcache.bench.overhead --out docs/results
+    python -m studies.overhead --out docs/results
 
 With `always_compute`: interleaved pairs of the same clip, detached and attached, the order turning; the ratio of the
 denoising loops, median of the pairs. A second column pairs the plain pipeline with itself: the measurement's noise.
@@ -102,7 +102,7 @@ def main() -> None:
                 over, under = seconds(attached), seconds(False)
             ratios[name].append(over / under)
     result: dict[str, Any] = {
-        "command": f"python -m mixcache.bench.overhead --num-pairs {args.num_pairs} --num-steps {args.num_steps}",
+        "command": f"python -m studies.overhead --num-pairs {args.num_pairs} --num-steps {args.num_steps}",
         "versions": generation.versions(),
         "machine": generation.machine(pipeline._execution_device),
     }

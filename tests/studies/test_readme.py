@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mixcache.bench.families import GROUPS, methods_of
-from mixcache.bench.readme import BEGIN, END, RUNS, failures, filled, machine_of, measured
 from mixcache.bench.results import load
+from studies.readme import BEGIN, END, RUNS, failures, filled, machine_of, measured
 
 ROOT = Path(__file__).parents[2]
 

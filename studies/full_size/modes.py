@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any
 
 from mixcache.attachment import enable
-from mixcache.bench.full_size import peers
-from mixcache.bench.full_size.medians import PLAIN_STEP, step_names
-from mixcache.bench.full_size.runs import Account, Subject, Way
-from mixcache.bench.full_size.schedules import Schedule
 from mixcache.calibration.schedules import timed_schedule, trace_of
 from mixcache.decision import CACHED, Granularity
 from mixcache.models import row_for
 from mixcache.policies import Replay
 from mixcache.report.frontier import letters
+from studies.full_size import peers
+from studies.full_size.medians import PLAIN_STEP, step_names
+from studies.full_size.runs import Account, Subject, Way
+from studies.full_size.schedules import Schedule
 
 NEVER = 1e-30
 """An error budget that nothing fits."""

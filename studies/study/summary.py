@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import cast
 
 from mixcache.bench.records import Record, margin, summarise
-from mixcache.bench.study.settings import CURVES, HINDSIGHT, MIXCACHE, PLAIN, Points, Row
-from mixcache.bench.study.trials import Trial
+from studies.study.settings import CURVES, HINDSIGHT, MIXCACHE, PLAIN, Points, Row
+from studies.study.trials import Trial
 
 
 def row_of(trial: Trial, records: Sequence[Record], reason: str | None = None) -> Row:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mixcache.bench import guard
+from studies import guard
 
 ARGUMENTS = {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 5.0, "max_sequence_length": 24}
 

@@ -1,6 +1,6 @@
 """What a cache costs and saves on models of full size, with random weights; quality is not measured.
 
-    python -m mixcache.bench.full_size --models wan-1.3b-480p,cogvideox-5b --out docs/results
+    python -m studies.full_size --models wan-1.3b-480p,cogvideox-5b --out docs/results
 
 For each model and each mode, plain and cached generations take turns; every finished mode is kept in gpu-<model>.json,
 and is not measured again. gpu.md is written from all such files in the folder. --tiny tries it all out on a CPU.
@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mixcache.bench.full_size.measure import Options, measure
-from mixcache.bench.full_size.models import MODELS, FullSizeModel, tiny
-from mixcache.bench.full_size.modes import MODES
-from mixcache.bench.full_size.page import write_page
-from mixcache.bench.full_size.schedules import recorded
 from mixcache.config import unknown_name
+from studies.full_size.measure import Options, measure
+from studies.full_size.models import MODELS, FullSizeModel, tiny
+from studies.full_size.modes import MODES
+from studies.full_size.page import write_page
+from studies.full_size.schedules import recorded
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SCHEDULE_FILE = "gpu-schedule.jsonl"
@@ -32,7 +32,7 @@ INTERRUPTED = 130
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m mixcache.bench.full_size",
+        prog="python -m studies.full_size",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

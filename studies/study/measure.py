@@ -17,10 +17,6 @@ from mixcache.bench.methods import Method
 from mixcache.bench.records import Record
 from mixcache.bench.run import WARM_UP_STEPS
 from mixcache.bench.store import Store, code_hash
-from mixcache.bench.study.engines import ENGINES
-from mixcache.bench.study.search import climb
-from mixcache.bench.study.settings import BLOCK, EVEN_IMPACTS, SEED, SPEEDUP, STEP
-from mixcache.bench.study.trials import Trial, even_schedule, planned_trial
 from mixcache.calibration.schedules import Schedule, trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Granularity
@@ -29,6 +25,10 @@ from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.models import row_for
 from mixcache.policies import Replay
 from mixcache.profiles import profile_for, weights_hash
+from studies.study.engines import ENGINES
+from studies.study.search import climb
+from studies.study.settings import BLOCK, EVEN_IMPACTS, SEED, SPEEDUP, STEP
+from studies.study.trials import Trial, even_schedule, planned_trial
 
 
 class Study:

@@ -1,6 +1,6 @@
 """make study: which rules of the method pay, on `shapes-wan` and held-out captions.
 
-    python -m mixcache.bench.study --out docs/results
+    python -m studies.study --out docs/results
 
 Five parts: (a) interference of granularities, (b) the two ends of the trajectory, (c) the parts of policy `mixcache`,
 (d) predictor orders and curves of quality against speed-up, (e) the distance to a schedule searched with the true
@@ -22,12 +22,12 @@ from mixcache import generation
 from mixcache.attachment import enable
 from mixcache.bench.records import Record
 from mixcache.bench.store import Store
-from mixcache.bench.study.measure import Study, schedule_trial
-from mixcache.bench.study.page import draw, markdown
-from mixcache.bench.study.settings import PARTS, PROMPTS_OF_PART
-from mixcache.bench.study.summary import lines, mean_deviations, oracle_rows, row_of, with_margins
-from mixcache.bench.study.trials import all_trials
 from mixcache.zoo import call_defaults, load, world
+from studies.study.measure import Study, schedule_trial
+from studies.study.page import draw, markdown
+from studies.study.settings import PARTS, PROMPTS_OF_PART
+from studies.study.summary import lines, mean_deviations, oracle_rows, row_of, with_margins
+from studies.study.trials import all_trials
 
 
 def block_cost_of(pipeline: Any) -> float:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured = measure_all(study, parts, args.num_steps, args.num_trials, progress)
     counts = " ".join(map(str, args.num_steps))
     result = {
-        "command": f"python -m mixcache.bench.study --num-prompts {args.num_prompts} --num-steps {counts} "
+        "command": f"python -m studies.study --num-prompts {args.num_prompts} --num-steps {counts} "
         f"--num-trials {args.num_trials} --parts {','.join(parts)}",
         "arguments": call_arguments,
         "num_steps": args.num_steps,

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 
-from mixcache.bench.study.settings import BLOCK, CFG
 from mixcache.calls import CallInfo, SpanMode
 from mixcache.engine import Compute, Engine, Streams, parts_of
 from mixcache.histories import StepRecord
+from studies.study.settings import BLOCK, CFG
 
 
 class StackedEngine(Engine):

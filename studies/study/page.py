@@ -7,7 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mixcache.bench.study.settings import (
+from mixcache.report.figures import significant
+from mixcache.report.markdown import table
+from studies.study.settings import (
     COLUMNS,
     COOL_DOWNS,
     CURVES,
@@ -20,9 +22,7 @@ from mixcache.bench.study.settings import (
     Points,
     Row,
 )
-from mixcache.bench.study.summary import level, lines, points
-from mixcache.report.figures import significant
-from mixcache.report.markdown import table
+from studies.study.summary import level, lines, points
 
 
 def db(value: float) -> str:

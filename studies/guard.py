@@ -1,6 +1,6 @@
 """make guard: what a plan is worth whose profile was made at another guidance scale.
 
-    python -m mixcache.bench.guard --out docs/results
+    python -m studies.guard --out docs/results
 
 Calibrates `shapes-wan` at two guidance scales on training captions; then denoises held-out ones at the second: by plans
 for 2x from either profile, by plans for other speed-ups from the matching one, which make the line that the first is
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     profiles = [profile_at(scale, pipeline, defaults, prompts, args.work) for scale in SCALES]
     options = f"--num-prompts {args.num_prompts} --num-calibration-prompts {len(prompts)} --num-steps {args.num_steps}"
     result = {
-        "command": f"python -m mixcache.bench.guard {options}",
+        "command": f"python -m studies.guard {options}",
         "versions": generation.versions(),
         "machine": generation.machine(pipeline._execution_device),
         **measure(pipeline, defaults, world.held_out_captions(args.num_prompts, seed=1), *profiles),

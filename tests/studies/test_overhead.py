@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mixcache.bench import overhead
-from mixcache.bench.overhead import share_of_hook
 from mixcache.engine import Engine
+from studies import overhead
+from studies.overhead import share_of_hook
 
 
 def test_the_time_of_the_hook_is_what_the_model_does_not_take(

@@ -1,6 +1,6 @@
 """Writes the measured figures of docs/results into the README, between its two markers.
 
-python -m mixcache.bench.readme
+python -m studies.readme
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mixcache.bench import joined
-from mixcache.bench.full_size.models import tiny
+from studies import joined
+from studies.full_size.models import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_cfg_steps_run_half_the_batch(tmp_path: Path) -> None:
 
 def test_the_record_says_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = result_in(tmp_path)
-    assert result["command"] == "python -m mixcache.bench.joined --num-rounds 2 --num-pairs 3"
+    assert result["command"] == "python -m studies.joined --num-rounds 2 --num-pairs 3"
     assert {"versions", "machine", "config"} <= set(result)
     assert result["model"] == {"name": "tiny-cogvideox-512-wide", "height": 32, "width": 32, "num_frames": 9}
     for kind in ("plain", "computed"):

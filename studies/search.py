@@ -1,6 +1,6 @@
 """Searches the settings of the peers that are worth measuring on a model, on captions that it was trained on.
 
-    python -m mixcache.bench.search --model shapes-hunyuan --work out/search
+    python -m studies.search --model shapes-hunyuan --work out/search
 
 Every setting of a peer's grid makes the same clips; its speed is the inverse of the share of the work that it does, its
 quality the distance of its latents from the plain ones. Of those that nothing beats in both, the nearest to each of

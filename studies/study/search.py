@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from mixcache.bench.study.settings import COMPUTE
 from mixcache.calibration.schedules import Schedule
+from studies.study.settings import COMPUTE
 
 
 def neighbour(schedule: Schedule, rng: random.Random) -> Schedule:
