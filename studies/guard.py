@@ -11,7 +11,6 @@ the clips.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +26,7 @@ from mixcache.calibration import CalibrationConfig, built_in_prompts, calibrate
 from mixcache.metrics import video_psnr
 from mixcache.profiles import Profile
 from mixcache.report.markdown import table
+from mixcache.store import write_json
 from mixcache.zoo import call_defaults, load, world
 
 SCALES = (3.0, 7.0)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": generation.machine(pipeline._execution_device),
         **measure(pipeline, defaults, world.held_out_captions(args.num_prompts, seed=1), *profiles),
     }
-    (args.out / "guard.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out / "guard.json", result)
     Console(soft_wrap=True).print(table(result["rows"]) + "\n" + "\n".join(told(result)))
 
 

@@ -11,7 +11,6 @@ same number, medians of the pairs.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from mixcache import generation
 from mixcache.attachment import enable
 from mixcache.bench.meter import WorkMeter
 from mixcache.decision import Granularity
+from mixcache.store import write_json
 from studies.full_size.families import build_pipeline, call_arguments
 from studies.full_size.models import MODELS, FullSizeModel
 from studies.full_size.runs import StepMarks
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     options = f"--num-rounds {args.num_rounds} --num-pairs {args.num_pairs}"
     result = {"command": f"python -m studies.joined {options}"} | measure(MODEL, args.num_rounds, args.num_pairs)
-    (args.out / "joined.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out / "joined.json", result)
     seconds = ", ".join(f"{kind} {result[kind]['median']:.2f} s" for kind in KINDS)
     ratios = ", ".join(f"over {kind} {result[f'cfg over {kind}']['median']:.1%}" for kind in KINDS[:2])
     Console(soft_wrap=True).print(f"{MODEL.name}, a step: {seconds}; cfg {ratios}")

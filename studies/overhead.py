@@ -13,7 +13,6 @@ CPU, where calls do not run ahead.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.console import Console
 
 from mixcache import generation
 from mixcache.attachment import enable
+from mixcache.store import write_json
 from mixcache.zoo import call_defaults, load, world
 
 
@@ -110,7 +110,7 @@ def main() -> None:
         ratios[f"hook of {policy}"] = [1 + share_of_hook(pipeline, policy, long) for _ in range(args.num_pairs)]
     for name, values in ratios.items():
         result[name] = summary(values)
-    (args.out / "overhead.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out / "overhead.json", result)
     console = Console()
     for name in ratios:
         row = result[name]

@@ -15,6 +15,7 @@ from typing import Any
 from mixcache.bench.page import idle_reason, kind_of, level_rows, never_fires, noise_of_time
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
+from mixcache.store import write_whole
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 RUNS = (
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
-    args.readme.write_text(filled(args.readme.read_text(), measured(args.results)))
+    write_whole(args.readme, filled(args.readme.read_text(), measured(args.results)))
 
 
 if __name__ == "__main__":

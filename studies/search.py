@@ -29,9 +29,10 @@ from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers import PEERS, Peer
 from mixcache.bench.peers.peer import SETTINGS, Options, length_word
 from mixcache.bench.records import pareto_front
-from mixcache.bench.store import Store, code_hash, write_whole
+from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
 from mixcache.profiles import weights_hash
+from mixcache.store import OtherCaseError, Store, write_whole
 
 SEED = 7000
 WANTED = (1.35, 1.65, 2.0, 2.4, 2.9, 3.5)
@@ -84,8 +85,10 @@ class Search:
             "source": code_hash(),
             "seed": SEED,
         }
-        if self.store.get(["case"], lambda: case) != case:
-            raise ValueError(f"{work} holds a search on another model or with other code: give another folder")
+        try:
+            self.store.claim(case)
+        except OtherCaseError as error:
+            raise ValueError(f"{work} holds a search of {error}; --work names another folder") from None
         self._plain = [self._made(index) for index in range(num_prompts)]
 
     def _made(self, index: int) -> tuple[torch.Tensor, list[int]]:

@@ -11,7 +11,6 @@ long as model, profile, engine and policies are the same.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from rich.progress import Progress
 from mixcache import generation
 from mixcache.attachment import enable
 from mixcache.bench.records import Record
-from mixcache.bench.store import Store
+from mixcache.store import Store, write_json, write_whole
 from mixcache.zoo import call_defaults, load, world
 from studies.study.measure import Study, schedule_trial
 from studies.study.page import draw, markdown
@@ -108,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": generation.machine(pipeline._execution_device),
         **measured,
     }
-    (args.out / "method-study.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "method-study.md").write_text(markdown(result))
+    write_json(args.out / "method-study.json", result)
+    write_whole(args.out / "method-study.md", markdown(result))
     draw(result, args.out / "method-study.png")
 
 

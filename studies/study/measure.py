@@ -16,7 +16,7 @@ from mixcache.attachment import Handle, enable
 from mixcache.bench.methods import Method
 from mixcache.bench.records import Record
 from mixcache.bench.run import WARM_UP_STEPS
-from mixcache.bench.store import Store, code_hash
+from mixcache.bench.source import code_hash
 from mixcache.calibration.schedules import Schedule, trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Granularity
@@ -25,6 +25,7 @@ from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.models import row_for
 from mixcache.policies import Replay
 from mixcache.profiles import profile_for, weights_hash
+from mixcache.store import Store
 from studies.study.engines import ENGINES
 from studies.study.search import climb
 from studies.study.settings import BLOCK, EVEN_IMPACTS, SEED, SPEEDUP, STEP

@@ -20,8 +20,8 @@ from mixcache.bench import meter
 from mixcache.bench import run as run_module
 from mixcache.bench.methods import PLAIN, Case, Method, cadence, fewer_steps, policy_method
 from mixcache.bench.run import Benchmark, adherence_of, same
-from mixcache.bench.store import Store
 from mixcache.generation import Generated
+from mixcache.store import Store
 
 ARGUMENTS = {
     "height": 16,

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mixcache.attachment import Handle
-from mixcache.bench.store import Store
 from mixcache.calibration.schedules import trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.models import row_for
@@ -108,17 +107,6 @@ def test_sentences_are_computed_from_rows() -> None:
     assert curve_sentence(curves, 50) == "At an ideal speed-up of 2: hindsight 42.0 dB."
     searched = row("", "searched", [2.0], [45.0], part="e")
     assert oracle_rows(curves, searched, 50)[0]["below_searched_db"] == pytest.approx(3)
-
-
-def test_the_store_measures_once_and_survives_a_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "study.jsonl"
-    assert Store(path).get(["a"], lambda: 1) == 1
-    with path.open("a") as file:
-        file.write('{"key": "torn')
-    store = Store(path)
-    assert store.get(["a"], lambda: 2) == 1
-    assert store.get(["b"], lambda: 3) == 3
-    assert Store(path).get(["b"], lambda: 4) == 3
 
 
 def test_a_stacked_step_runs_one_call_without_its_span(pipeline: Any, generate: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from mixcache.bench.results import FEWER, SPEEDUPS, levels, points
 from mixcache.report.figures import significant
 from mixcache.report.filmstrip import Strip, data_uri, image_uris
 from mixcache.report.markdown import table
+from mixcache.report.template import rendered
+from mixcache.store import write_whole
 
-TEMPLATE, STYLE = "results.html.j2", "style.css.j2"
+TEMPLATE = "results.html.j2"
 SIDE_BY_SIDE, NEAR = 2.0, 0.25
 """Speed-up at which frames are shown, and how far from it, as a share, they may be."""
 COLUMNS = {
@@ -255,25 +256,13 @@ def side_by_side(result: Mapping[str, Any], frames_path: Any) -> tuple[list[Stri
 
 def html(result: Mapping[str, Any], strips: Sequence[Strip], too_far: Sequence[str] = ()) -> str:
     """report.html; no request leaves it."""
-    import jinja2
-
-    style = resources.files("mixcache.report").joinpath(STYLE).read_text(encoding="utf-8")
-    page = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader({STYLE: style, TEMPLATE: page}),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    plot = io.BytesIO()
-    draw(result).savefig(plot, format="svg")
     rows = rows_of(result)
-    return environment.get_template(TEMPLATE).render(
+    return rendered(
+        TEMPLATE,
         result=result,
         case=case_line(result),
         notes=[pace_line(result), noise_line(result)],
-        plot=data_uri(plot.getvalue(), "image/svg+xml"),
+        plot=data_uri(_image(draw(result), "svg"), "image/svg+xml"),
         levels=level_tables(result),
         speedups=[f"{s:g}x" for s in SPEEDUPS],
         strips=strips,
@@ -286,6 +275,12 @@ def html(result: Mapping[str, Any], strips: Sequence[Strip], too_far: Sequence[s
 
 def write(result: Mapping[str, Any], out: Path, frames_path: Any) -> None:
     """results.md, quality.png and report.html into the folder `out`."""
-    (out / "results.md").write_text(markdown(result), encoding="utf-8")
-    draw(result).savefig(out / "quality.png", dpi=110)
-    (out / "report.html").write_text(html(result, *side_by_side(result, frames_path)), encoding="utf-8")
+    write_whole(out / "results.md", markdown(result))
+    write_whole(out / "quality.png", _image(draw(result), "png", dpi=110))
+    write_whole(out / "report.html", html(result, *side_by_side(result, frames_path)))
+
+
+def _image(figure: Any, kind: str, **settings: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, **settings)
+    return content.getvalue()

@@ -12,6 +12,7 @@ store, and is not done again.
 from __future__ import annotations
 
 import gc
+import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,10 +27,10 @@ from mixcache import generation
 from mixcache.bench.meter import MemoryGauge, WorkMeter, counting_tokens, work_digits, work_share
 from mixcache.bench.methods import PLAIN, Case, Method
 from mixcache.bench.records import Progress, Record
-from mixcache.bench.store import Store
 from mixcache.generation import Generated
 from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
 from mixcache.signals import relative_l1
+from mixcache.store import Store, write_whole
 
 WARM_UP_STEPS = 4
 GROUP = 10
@@ -298,7 +299,9 @@ class Benchmark:
     def _keep_frames(self, method: Method, made: Generated) -> None:
         """A few frames of the first prompt's clip, for the page."""
         shown = np.linspace(0, len(made.clip) - 1, min(6, len(made.clip))).round().astype(int)
-        np.save(self.frames_path(method.name), (made.clip[shown] * 255).round().clip(0, 255).astype(np.uint8))
+        frames = io.BytesIO()
+        np.save(frames, (made.clip[shown] * 255).round().clip(0, 255).astype(np.uint8))
+        write_whole(self.frames_path(method.name), frames.getvalue())
 
     def frames_path(self, name: str) -> Path:
         return self.folder / f"frames {''.join(c if c.isalnum() or c in ' .,-' else '_' for c in name)}.npy"

@@ -19,6 +19,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from mixcache.store import write_json
+
 FORMAT = 6
 GRANULARITIES = ("step", "cfg", "block")
 
@@ -106,9 +108,7 @@ class Profile:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""
-        partial = Path(f"{path}.writing")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Profile:

@@ -1,14 +1,17 @@
-"""What a long run has measured, kept line by line, so that a run cut off goes on without measuring it again."""
+"""What a long run has measured, kept so that a run cut off goes on from there; and files that are written whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import mixcache
+
+class OtherCaseError(ValueError):
+    """What is there was measured of another case; the message says in what it differs."""
 
 
 class Store:
@@ -22,7 +25,7 @@ class Store:
         if path.exists():
             text = path.read_text()
             if text and not text.endswith("\n"):
-                path.write_text(f"{text}\n")
+                write_whole(path, f"{text}\n")
             for line in text.splitlines():
                 try:
                     entry = json.loads(line)
@@ -34,6 +37,14 @@ class Store:
         key = key_of(identity)
         self.done[key] = value
         self._kinds[key] = str(identity[0])
+
+    def claim(self, case: Mapping[str, Any]) -> None:
+        """Notes what all of it is measured of; OtherCaseError where what is there is of another case."""
+        now = json.loads(json.dumps(case))
+        before = self.get(["case"], lambda: now)
+        for name, value in now.items():
+            if before.get(name) != value:
+                raise OtherCaseError(f"another {name} ({_short(before.get(name))}, not {_short(value)})")
 
     def all(self, kind: str) -> list[Any]:
         """Values whose identity begins with this word, oldest first."""
@@ -57,24 +68,27 @@ class Store:
         return self.done[key_of(identity)]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is never seen half written."""
-    partial = path.with_name(f"{path.name}.writing")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def key_of(identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def code_hash() -> str:
-    """Of the source that decides, predicts and measures, and of the peers."""
-    root = Path(mixcache.__file__).parent
-    deciding = ("attachment", "hooks", "host", "models", "calls", "config", "decision", "engine")
-    planning = ("planning", "trajectory", "profiles/__init__")
-    keeping = ("corrector", "histories", "history", "measuring", "schedulers", "seen", "signals", "trace", "velocity")
-    measuring = ("generation", "metrics", "bench/meter")
-    files = [root / f"{name}.py" for name in (*deciding, *planning, *keeping, *measuring)]
-    files += [*sorted((root / "policies").glob("*.py")), *sorted((root / "bench" / "peers").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
+    """Writes a file that is never seen half written: beside its place first. Text is UTF-8."""
+    place = Path(path).resolve()  # a link stays one
+    data = content.encode() if isinstance(content, str) else content
+    if place.exists() and not place.is_file():
+        place.write_bytes(data)  # a device or a pipe, which must not be replaced
+        return
+    beside = place.with_name(f"{place.name}.writing")
+    beside.write_bytes(data)
+    beside.replace(place)
+
+
+def write_json(path: str | PathLike[str], value: Any) -> None:
+    """As `write_whole`, of plain data."""
+    write_whole(path, json.dumps(value, indent=1) + "\n")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
