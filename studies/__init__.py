@@ -6,5 +6,6 @@ joined     what a `cfg` step costs where one call holds both branches
 overhead   what the attachment itself costs
 search     the settings of the peers that are worth measuring on a model
 full_size  what caching costs and saves on models of full size, with random weights
+targets    what this project set itself, held against results of `mixcache bench`
 readme     the README's figures, from docs/results
 """

@@ -1,4 +1,4 @@
-"""Writes the measured figures of docs/results into the README, between its two markers.
+"""Writes the measured figures of docs/results into the README, between its two markers, and docs/results/targets.md.
 
 python -m studies.readme
 """
@@ -16,7 +16,9 @@ from mixcache.bench.page import idle_reason, kind_of, level_rows, never_fires, n
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 from mixcache.store import write_whole
+from studies.targets import tally, targets
 
+TARGETS = "targets.md"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 RUNS = (
     "shapes-wan-50",
@@ -50,8 +52,9 @@ def measured(results: Path) -> str:
         f"{machine_of(runs)}.",
         "PSNR (dB) against the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each",
         "method's best settings. One caption's PSNR is off the mean by several dB, and the time of one clip by the",
-        "noise told with each table, so that near neighbours may change places. A bar is a target of this project;",
-        "`results.md` lists each, met or not, and the same tables by the work that was done.",
+        "noise told with each table, so that near neighbours may change places. "
+        f"[{TARGETS}](docs/results/{TARGETS}) lists",
+        "the targets of this project, met or not; `results.md` holds the same tables by the work that was done.",
         "",
         f"**{case_of(case)}**. {whole_of(first)}:",
         "",
@@ -80,14 +83,13 @@ def machine_of(runs: Mapping[str, Mapping[str, Any]]) -> str:
 def case_of(run: Mapping[str, Any]) -> str:
     """What a run is of, how it did, and how sure its times are."""
     steps, guidance = (run["arguments"][key] for key in ("num_inference_steps", "guidance_scale"))
-    bars = [bar["met"] for bar in run["bars"] if bar["met"] is not None]
     case = f"{run['model']}, {steps} steps, guidance {guidance:g}, {run['scheduler']}"
-    return f"{case}: {sum(bars)} of {len(bars)} bars are met, noise of a clip's time {noise_of_time(run):.0%}"
+    return f"{case}: {tally(run)}, noise of a clip's time {noise_of_time(run):.0%}"
 
 
 def whole_of(name: str) -> str:
     """Where all of a run lies."""
-    return f"[Every setting, spread and bar](docs/results/{name}/results.md)"
+    return f"[Every setting and spread](docs/results/{name}/results.md)"
 
 
 def tables(run: Mapping[str, Any]) -> list[str]:
@@ -138,6 +140,19 @@ def overhead_line(overhead: dict[str, Any]) -> str:
     )
 
 
+def targets_page(results: Path) -> str:
+    """targets.md: for every folder of results, what this project set itself and whether the run meets it."""
+    lines = [
+        "# Targets",
+        "",
+        "What this project set itself, held against the results in this folder by `studies/targets.py`.",
+    ]
+    for path in sorted(results.glob("*/results.json")):
+        run = load(path)
+        lines += ["", f"## {path.parent.name}: {tally(run)}", "", *(target.line for target in targets(run))]
+    return "\n".join([*lines, ""])
+
+
 def filled(readme: str, section: str) -> str:
     """`readme` with the section between the markers; ValueError where a marker is missing."""
     head, begin, rest = readme.partition(BEGIN)
@@ -152,6 +167,7 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
+    write_whole(args.results / TARGETS, targets_page(args.results))
     write_whole(args.readme, filled(args.readme.read_text(), measured(args.results)))
 
 

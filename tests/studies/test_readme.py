@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mixcache.bench.families import GROUPS, methods_of
+from mixcache.bench.page import markdown
 from mixcache.bench.results import load
-from studies.readme import BEGIN, END, RUNS, failures, filled, machine_of, measured
+from studies.readme import BEGIN, END, RUNS, TARGETS, failures, filled, machine_of, measured, targets_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +70,15 @@ def test_every_method_has_a_row_in_every_run_measured_or_with_the_reason_why_not
 def test_the_readme_holds_the_figures_of_the_results_folder() -> None:
     readme = (ROOT / "README.md").read_text()
     assert filled(readme, measured(ROOT / "docs" / "results")) == readme
+
+
+def test_the_page_of_targets_holds_what_follows_from_the_results() -> None:
+    folder = ROOT / "docs" / "results"
+    assert targets_page(folder) == (folder / TARGETS).read_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "results").glob("*/results.json")), ids=lambda path: path.parent.name
+)
+def test_the_tables_beside_the_results_follow_from_them(path: Path) -> None:
+    assert markdown(load(path)) == path.with_name("results.md").read_text()

@@ -20,6 +20,8 @@ from mixcache.store import write_whole
 TEMPLATE = "results.html.j2"
 SIDE_BY_SIDE, NEAR = 2.0, 0.25
 """Speed-up at which frames are shown, and how far from it, as a share, they may be."""
+NUM_BEST = 4
+"""Families that are named at a speed-up once a run is done."""
 COLUMNS = {
     "method": "method",
     "seconds": "seconds",
@@ -95,6 +97,17 @@ def level_tables(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {BY_TIME: level_rows(result), BY_WORK: level_rows(result, "ideal")}
 
 
+def best_lines(result: Mapping[str, Any]) -> list[str]:
+    """The families that are best at each speed-up that is compared, one line each."""
+    lines = []
+    for speedup in SPEEDUPS:
+        reached = [(psnr, family) for family, at in result["at"].items() if (psnr := at[f"{speedup:g}"]) is not None]
+        best = sorted(reached, reverse=True)[:NUM_BEST]
+        if best:
+            lines.append(f"at {f'{speedup:g}x':6} {', '.join(f'{family} {psnr:.1f} dB' for psnr, family in best)}")
+    return lines
+
+
 def case_line(result: Mapping[str, Any]) -> str:
     """What was run, in one paragraph."""
     arguments = result["arguments"]
@@ -142,7 +155,6 @@ def noise_line(result: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """results.md."""
-    met = {True: "yes", False: "NO", None: "–"}
     columns = ["family", *(f"{s:g}x" for s in SPEEDUPS)]
     lines = [
         f"`{result['command']}`",
@@ -159,8 +171,6 @@ def markdown(result: Mapping[str, Any]) -> str:
         noise_line(result),
         "",
         *(line for title, rows in level_tables(result).items() for line in (f"{title}:", "", table(rows, columns), "")),
-        *(f"- {met[bar['met']]}: {bar['bar']}: {bar['measured']}" for bar in result["bars"]),
-        "",
         "Every setting:",
         "",
         table(rows_of(result)),
