@@ -24,10 +24,9 @@ from mixcache.attachment import enable
 from mixcache.bench.meter import WorkMeter
 from mixcache.decision import Granularity
 from mixcache.store import write_json
-from studies.full_size.families import build_pipeline, call_arguments
-from studies.full_size.models import MODELS, FullSizeModel
-from studies.full_size.runs import StepMarks
+from studies.full_size import StepTimes
 from studies.overhead import summary
+from studies.random_models import MODELS, RandomModel, build_pipeline, call_arguments
 
 CHECKPOINT = MODELS["cogvideox-5b"]
 MODEL = replace(
@@ -58,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Console(soft_wrap=True).print(f"{MODEL.name}, a step: {seconds}; cfg {ratios}")
 
 
-def measure(model: FullSizeModel, num_rounds: int, num_pairs: int) -> dict[str, Any]:
+def measure(model: RandomModel, num_rounds: int, num_pairs: int) -> dict[str, Any]:
     """Seconds and multiplications of the steps; the first round and every run's first step are thrown away."""
     device, dtype = torch.device("cpu"), torch.float32
     pipeline = build_pipeline(model, device, dtype)
-    arguments = call_arguments(model, device, dtype) | {"num_frames": model.num_frames[0]}
+    arguments = call_arguments(model, pipeline) | {"num_frames": model.num_frames[0]}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     work: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for index in range(1 + num_rounds):
@@ -86,7 +85,7 @@ def measure(model: FullSizeModel, num_rounds: int, num_pairs: int) -> dict[str, 
         "versions": generation.versions(),
         "machine": generation.machine(device),
         "model": {"name": model.name, "height": model.height, "width": model.width, "num_frames": model.num_frames[0]},
-        "config": dict(model.config),
+        "config": {name: value for name, value in pipeline.transformer.config.items() if not name.startswith("_")},
         **{name: summary(values) for name, values in (seconds | ratios).items()},
         "multiplications, cfg over plain": sum(work["cfg"]) / sum(work["plain"]),
     }
@@ -94,16 +93,16 @@ def measure(model: FullSizeModel, num_rounds: int, num_pairs: int) -> dict[str, 
 
 def run(pipeline: Any, arguments: dict[str, Any], num_steps: int) -> list[tuple[float, int]]:
     """Seconds and multiplications of every step."""
-    meter, marks = WorkMeter(), StepMarks(torch.device("cpu"))
+    meter, times = WorkMeter(), StepTimes(torch.device("cpu"))
 
     def on_step(num_done: int, total: int) -> None:
         meter.mark(num_done, total)
-        marks.mark(num_done, total)
+        times.mark(num_done, total)
 
     generator = torch.Generator().manual_seed(0)
     with meter.on(pipeline), generation.watched_loop(pipeline, on_step):
         pipeline(generator=generator, num_inference_steps=num_steps, **arguments)
-    return [(spent / 1000, done) for spent, done in zip(marks.step_ms(), meter.steps, strict=True)]
+    return [(spent, done) for spent, done in zip(times.seconds(), meter.steps, strict=True)]
 
 
 if __name__ == "__main__":

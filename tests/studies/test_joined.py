@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from studies import joined
-from studies.full_size.models import tiny
+from studies.random_models import tiny
 
 
 @pytest.fixture(autouse=True)
