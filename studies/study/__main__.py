@@ -4,8 +4,8 @@
 
 Five parts: (a) interference of granularities, (b) the two ends of the trajectory, (c) the parts of policy `mixcache`,
 (d) predictor orders and curves of quality against speed-up, (e) the distance to a schedule searched with the true
-error. What is measured is kept in the folder `--work`, clip by clip, and a run that was cut off goes on from there, as
-long as model, profile, engine and policies are the same.
+error. The clips are those of a benchmark for each number of steps. What is measured is kept in the folder `--work`, and
+a run that was cut off goes on from there, as long as model, profile, engine and policies are the same.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.progress import Progress
 
 from mixcache import generation
 from mixcache.attachment import enable
-from mixcache.bench.records import Record
+from mixcache.bench.methods import Method
+from mixcache.bench.run import Benchmark
+from mixcache.bench.source import code_hash
+from mixcache.profiles import profile_for, weights_hash
 from mixcache.store import Store, write_json, write_whole
 from mixcache.zoo import call_defaults, load, world
-from studies.study.measure import Study, schedule_trial
+from studies.study.measure import SEED, choices_of, deviations, searched
+from studies.study.methods import PARTS, PROMPTS_OF_PART, Question, questions, scheduled
 from studies.study.page import draw, markdown
-from studies.study.settings import PARTS, PROMPTS_OF_PART
-from studies.study.summary import lines, mean_deviations, oracle_rows, row_of, with_margins
-from studies.study.trials import all_trials
+from studies.study.summary import Row, lines, mean_deviations, oracle_rows, row_of, with_margins
 
 
 def block_cost_of(pipeline: Any) -> float:
@@ -36,41 +38,87 @@ def block_cost_of(pipeline: Any) -> float:
     return 1 - span.num_skipped / span.num_blocks
 
 
+def benchmark_at(num_steps: int, prompts: Sequence[str], work: Path) -> Benchmark:
+    """All clips of one number of steps; OtherCaseError where the folder holds those of another case."""
+    arguments = call_defaults() | {"num_inference_steps": num_steps}
+    store = Store(work / f"study-{num_steps}.jsonl")
+    benchmark = Benchmark(load, arguments, prompts, (), seed=SEED, store=store)
+    transformer = benchmark.pipeline.transformer
+    profile = profile_for(transformer)
+    store.claim(
+        {
+            "weights": weights_hash(transformer),
+            "profile": profile.digest if profile else None,
+            "source": code_hash(),
+            "arguments": arguments,
+            "prompts": list(prompts),
+        }
+    )
+    return benchmark
+
+
+def measure(benchmark: Benchmark, asked: Sequence[Question], progress: Progress) -> list[Row]:
+    """The rows of all questions at the benchmark's number of steps."""
+    wanted: dict[str, tuple[int, Method]] = {}
+    for question in asked:
+        for method in question.methods:
+            count, _ = wanted.get(method.name, (0, method))
+            wanted[method.name] = max(count, question.num_prompts), method
+    num_steps = benchmark.arguments["num_inference_steps"]
+    for num_prompts in sorted({count for count, _ in wanted.values()}):
+        methods = [method for count, method in wanted.values() if count == num_prompts]
+        task = progress.add_task(f"{num_steps} steps, {num_prompts} prompts")
+        benchmark.run(methods, lambda d, n, t=task: progress.update(t, completed=d, total=n), num_prompts=num_prompts)
+    return [
+        row
+        for question in asked
+        for row in (row_in(benchmark, question.part, method, question.num_prompts) for method in question.methods)
+    ]
+
+
+def row_in(benchmark: Benchmark, part: str, method: Method, num_prompts: int) -> Row:
+    """What a method came to on the first prompts, or why it cannot be run."""
+    records = [r for r in benchmark.records([method]) if r.method == method.name and r.seed - SEED < num_prompts]
+    return row_of(part, benchmark.arguments["num_inference_steps"], method, records, benchmark.failure(method))
+
+
+def search_all(benchmark: Benchmark, num_trials: int, block_cost: float) -> tuple[list[dict[str, Any]], Row]:
+    """Part e: the searched schedule of every prompt, and the row of their clips."""
+    num_prompts = min(len(benchmark.prompts), PROMPTS_OF_PART["e"])
+    searches = []
+    for index in range(num_prompts):
+        searches.append(searched(benchmark, index, num_trials, block_cost))
+        method = scheduled("searched", "", choices_of(searches[-1]), trust=searches[-1]["trust"])
+        benchmark.run([method], num_prompts=index + 1)
+    return searches, row_in(benchmark, "e", method, num_prompts)
+
+
 def measure_all(
-    study: Study, parts: Sequence[str], num_steps: Sequence[int], num_trials: int, progress: Progress
+    parts: Sequence[str], num_steps: Sequence[int], prompts: Sequence[str], num_trials: int, work: Path
 ) -> dict[str, Any]:
     """Rows, curves, deviations and searches of the parts."""
-    first, cost = num_steps[0], block_cost_of(study.pipeline)
-    trials = all_trials(parts, num_steps, len(study.prompts), cost)
-    records: dict[int, list[Record]] = {place: [] for place in range(len(trials))}
-    task = progress.add_task("clips", total=sum(trial.num_prompts for trial in trials))
-    for count in num_steps:
-        for index in range(len(study.prompts)):
-            places = [p for p, t in enumerate(trials) if t.num_steps == count and index < t.num_prompts]
-            turn = index * 7 % max(1, len(places))
-            for place in places[turn:] + places[:turn]:
-                record = study.record(trials[place], index)
-                if record is not None:
-                    records[place].append(record)
-                progress.advance(task)
-    rows = [row_of(trial, records[p], study.skipped.get(trial.method.name)) for p, trial in enumerate(trials)]
-    runs, searches, indices = [], [], range(len(study.prompts))
+    benchmarks = {count: benchmark_at(count, prompts, work) for count in num_steps}
+    first = benchmarks[num_steps[0]]
+    block_cost = block_cost_of(first.pipeline)
+    asked = questions(parts, num_steps, len(prompts), block_cost)
+    rows: list[Row] = []
+    with Progress() as progress:
+        for count, benchmark in benchmarks.items():
+            rows += measure(benchmark, [question for question in asked if question.num_steps == count], progress)
+    runs, searches = [], []
     if "b" in parts:
-        runs = [study.deviations(first, index) for index in indices[: PROMPTS_OF_PART["b"]]]
+        runs = [deviations(first, index) for index in range(min(len(prompts), PROMPTS_OF_PART["b"]))]
     if "e" in parts:
-        task = progress.add_task("searches", total=min(len(indices), PROMPTS_OF_PART["e"]))
-        found = []
-        for index in indices[: PROMPTS_OF_PART["e"]]:
-            searches.append(study.searched(first, index, num_trials, cost))
-            trial = schedule_trial("searched", searches[-1]["schedule"], 1, searches[-1]["trust"])
-            found.append(cast(Record, study.record(trial, index)))
-            progress.advance(task)
-        searched = row_of(trial, found)
-        rows += [searched, *oracle_rows(rows, searched, first)]
+        searches, best = search_all(first, num_trials, block_cost)
+        rows += [best, *oracle_rows(rows, best, num_steps[0])]
         for row in rows:
-            if row["part"] == "e" and row["method"].startswith("planned") and row["psnr_db"] is not None:
-                row["below_searched_db"] = (searched["psnr_db"] or 0.0) - row["psnr_db"]
+            if row["part"] == "e" and row["curve"] == "planned" and row["psnr_db"] is not None:
+                row["below_searched_db"] = (best["psnr_db"] or 0.0) - row["psnr_db"]
     return {
+        "weights": weights_hash(first.pipeline.transformer),
+        "scheduler": type(first.pipeline.scheduler).__name__,
+        "versions": generation.versions(),
+        "machine": generation.machine(first.pipeline._execution_device),
         "rows": with_margins(rows),
         "curves": {str(count): lines(rows, count) for count in num_steps},
         "deviations": mean_deviations(runs),
@@ -81,7 +129,7 @@ def measure_all(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--work", type=Path, default=Path("training/runs/study"), help="what a run goes on from")
+    parser.add_argument("--work", type=Path, default=Path("build/study"), help="what a run goes on from")
     parser.add_argument("--num-prompts", type=int, default=8, help="half as many for all step counts but the first")
     parser.add_argument("--num-steps", type=int, nargs="+", default=[50, 20])
     parser.add_argument("--num-trials", type=int, default=40, help="schedules tried per prompt in part e")
@@ -89,23 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     parts = [part for part in PARTS if part in args.parts.split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
-    pipeline, call_arguments = load(), call_defaults()
     prompts = world.held_out_captions(args.num_prompts, seed=1)
-    study = Study(pipeline, prompts, call_arguments, Store(args.work / "method-study.jsonl"))
-    with Progress() as progress:
-        measured = measure_all(study, parts, args.num_steps, args.num_trials, progress)
     counts = " ".join(map(str, args.num_steps))
     result = {
         "command": f"python -m studies.study --num-prompts {args.num_prompts} --num-steps {counts} "
         f"--num-trials {args.num_trials} --parts {','.join(parts)}",
-        "arguments": call_arguments,
+        "arguments": call_defaults(),
         "num_steps": args.num_steps,
         "prompts": prompts,
-        "scheduler": type(pipeline.scheduler).__name__,
-        "weights": study.model[0],
-        "versions": generation.versions(),
-        "machine": generation.machine(pipeline._execution_device),
-        **measured,
+        **measure_all(parts, args.num_steps, prompts, args.num_trials, args.work),
     }
     write_json(args.out / "method-study.json", result)
     write_whole(args.out / "method-study.md", markdown(result))

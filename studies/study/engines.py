@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 
 from mixcache.calls import CallInfo, SpanMode
+from mixcache.decision import Granularity
 from mixcache.engine import Compute, Engine, Streams, parts_of
 from mixcache.histories import StepRecord
-from studies.study.settings import BLOCK, CFG
 
 
 class StackedEngine(Engine):
@@ -18,13 +18,13 @@ class StackedEngine(Engine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._histories.kept |= {CFG, BLOCK}
+        self._histories.kept |= {Granularity.CFG, Granularity.BLOCK}
 
     def _computed_output(self, record: StepRecord, info: CallInfo, compute: Compute) -> torch.Tensor:
         decision = record.decision
-        if decision.granularity is not CFG:
+        if decision.granularity is not Granularity.CFG:
             return super()._computed_output(record, info, compute)
-        record.decision = replace(decision, granularity=BLOCK)
+        record.decision = replace(decision, granularity=Granularity.BLOCK)
         try:
             output = super()._computed_output(record, info, compute)
         finally:

@@ -7,22 +7,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from mixcache.bench.results import FEWER
 from mixcache.report.figures import significant
 from mixcache.report.markdown import table
-from studies.study.settings import (
-    COLUMNS,
-    COOL_DOWNS,
-    CURVES,
-    HINDSIGHT,
-    PLAIN,
-    SPEEDUP,
-    WARM_UPS,
-    WITH_BLOCK,
-    WITH_CFG,
-    Points,
-    Row,
+from studies.study.methods import COOL_DOWNS, ORDER_0, ORDER_2, SPEEDUP, WARM_UPS, WITH_BLOCK, WITH_CFG
+from studies.study.summary import CURVES, HINDSIGHT, Points, Row, level, lines, points
+
+COLUMNS = (
+    *("method", "ideal", "wall_clock", "psnr_db", "psnr_spread", "ssim", "adherence", "margin_db", "num_prompts"),
+    "note",
 )
-from studies.study.summary import level, lines, points
 
 
 def db(value: float) -> str:
@@ -92,7 +86,7 @@ def curve_sentence(rows: Sequence[Row], num_steps: int) -> str:
     sentence = _sentence([f"at an ideal speed-up of {SPEEDUP:g}: {', '.join(told)}"] if told else [])
     few = min((r["num_prompts"] for r in rows if r["curve"] == WITH_CFG and r["psnr_db"] is not None), default=0)
     chosen = points(rows, HINDSIGHT, num_steps, range(few)) if few else []
-    for curve in (WITH_CFG, WITH_BLOCK, "hindsight, order 0", "hindsight, order 2"):
+    for curve in (WITH_CFG, WITH_BLOCK, ORDER_0, ORDER_2):
         gaps = [psnr - at for ideal, psnr in points(rows, curve, num_steps) if (at := level(chosen, ideal)) is not None]
         if gaps:
             sentence += f" {curve.capitalize()}: {db(fmean(gaps))} from hindsight as it is, on the same prompts."
@@ -168,7 +162,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     for panel, (count, of_count) in zip(panels, curves.items(), strict=False):
         for number, curve in enumerate(CURVES):
             if of_count.get(curve):
-                style = {"color": "black", "linestyle": "--"} if curve == PLAIN else {"color": f"C{number}"}
+                style = {"color": "black", "linestyle": "--"} if curve == FEWER else {"color": f"C{number}"}
                 panel.plot(*zip(*of_count[curve], strict=True), marker="o", markersize=4, label=curve, **style)
         panel.set(xlabel="ideal speed-up", ylabel="PSNR (dB) to the plain clip", title=f"{count} steps", xlim=(1, 4))
     for name, line in result["deviations"].items():

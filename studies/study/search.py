@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from mixcache.calibration.schedules import Schedule
-from studies.study.settings import COMPUTE
+from mixcache.decision import Granularity
 
 
 def neighbour(schedule: Schedule, rng: random.Random) -> Schedule:
@@ -15,7 +15,7 @@ def neighbour(schedule: Schedule, rng: random.Random) -> Schedule:
     The first step stays computed.
     """
     changed = list(schedule)
-    cached = [i for i, (granularity, _) in enumerate(schedule) if granularity is not COMPUTE]
+    cached = [i for i, (granularity, _) in enumerate(schedule) if granularity is not Granularity.COMPUTE]
     computed = [i for i in range(1, len(schedule)) if i not in cached]
     borders = [i for i in range(1, len(schedule) - 1) if (i in cached) != (i + 1 in cached)]
     kinds = (["order"] if cached else []) + (["move", "swap"] if borders else [])

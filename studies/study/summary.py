@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import cast
+from typing import Any, cast
 
+from mixcache.bench.methods import Method
 from mixcache.bench.records import Record, margin, summarise
-from studies.study.settings import CURVES, HINDSIGHT, MIXCACHE, PLAIN, Points, Row
-from studies.study.trials import Trial
+from mixcache.bench.results import FEWER
+from studies.study.methods import WITH_CFG
+
+HINDSIGHT, MIXCACHE = "hindsight", "mixcache, cool-down 3"
+CADENCES = ("every_nth step, order 0", "every_nth step, order 1")
+CURVES = (FEWER, "planned", HINDSIGHT, WITH_CFG, MIXCACHE, "mixcache, cool-down 8", *CADENCES)
+Points = list[tuple[float, float]]
+Row = dict[str, Any]
 
 
-def row_of(trial: Trial, records: Sequence[Record], reason: str | None = None) -> Row:
+def row_of(part: str, num_steps: int, method: Method, records: Sequence[Record], reason: str | None = None) -> Row:
     """A row of the results; without records it says why."""
-    row: Row = {"part": trial.part, "num_steps": trial.num_steps, "curve": trial.curve, "method": trial.method.name}
+    row: Row = {"part": part, "num_steps": num_steps, "curve": method.family, "method": method.name}
     if not records:
         return row | {"ideal": None, "psnr_db": None, "note": reason}
     found = summarise(records)[0]
@@ -53,8 +60,8 @@ def with_margins(rows: list[Row]) -> list[Row]:
     """Each row with what it is above fewer plain steps of the same work, on the same prompts."""
     for row in rows:
         row["margin_db"] = None
-        if row["psnr_db"] is not None and "ideal_by_prompt" in row and row["curve"] != PLAIN:
-            fewer = points(rows, PLAIN, row["num_steps"], range(row["num_prompts"]))
+        if row["psnr_db"] is not None and "ideal_by_prompt" in row and row["curve"] != FEWER:
+            fewer = points(rows, FEWER, row["num_steps"], range(row["num_prompts"]))
             row["margin_db"] = margin(fmean(row["ideal_by_prompt"]), row["psnr_db"], fewer)
     return rows
 
@@ -80,7 +87,7 @@ def mean_deviations(runs: Sequence[Sequence[Mapping[str, float | None]]]) -> dic
 def oracle_rows(rows: Sequence[Row], searched: Row, num_steps: int) -> list[Row]:
     """What the policies reach at the cost of the searched schedules, prompt by prompt, on the lines of their curves."""
     found = []
-    for curve in (HINDSIGHT, MIXCACHE, PLAIN):
+    for curve in (HINDSIGHT, MIXCACHE, FEWER):
         pairs = []
         for index, (ideal, psnr) in enumerate(
             zip(searched["ideal_by_prompt"], searched["psnr_by_prompt"], strict=True)

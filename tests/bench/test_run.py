@@ -416,6 +416,16 @@ def test_a_run_that_was_cut_off_goes_on_without_measuring_again(
     assert more[:6] == records
 
 
+def test_a_run_may_take_the_first_prompts_alone(make_benchmark: MakeBenchmark, made: list[str]) -> None:
+    benchmark = make_benchmark()
+    told: list[tuple[int, int]] = []
+    records = benchmark.run([FEWER], lambda done, total: told.append((done, total)), num_prompts=1)
+    assert [(record.method, record.seed) for record in records] == [("plain", 7), (FEWER.name, 7)]
+    assert set(made) == {PROMPTS[0]}
+    assert told == [(1, 1)]
+    assert len(benchmark.run([FEWER])) == 4
+
+
 def test_a_survey_is_not_made_again(make_benchmark: MakeBenchmark, made: list[str]) -> None:
     methods = [peer("broken", raises, unused), FEWER]
     survey = make_benchmark().survey(methods)

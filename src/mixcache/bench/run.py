@@ -149,9 +149,10 @@ class Benchmark:
         self.store.keep(["survey", method.name], {"memory_added_bytes": None, "failure": reason})
         self._renew()
 
-    def _has_failed(self, method: Method) -> bool:
-        key = ["survey", method.name]
-        return self.store.has(key) and self.store.get(key)["failure"] is not None
+    def failure(self, method: Method) -> str | None:
+        """Why it cannot be measured, if it is known that it cannot."""
+        reason: str | None = self._surveyed(method)["failure"]
+        return reason
 
     def _gauged(self, method: Method) -> MemoryGauge:
         gc.collect()  # what the method before has left, which is not this one's
@@ -176,20 +177,24 @@ class Benchmark:
 
     # ---------------------------------------------------------------------------------------------------- measure
 
-    def run(self, methods: Sequence[Method], on_clip: Progress | None = None) -> list[Record]:
-        """The records of every method on every prompt and repeat, each round beginning elsewhere in the list.
+    def run(
+        self, methods: Sequence[Method], on_clip: Progress | None = None, *, num_prompts: int | None = None
+    ) -> list[Record]:
+        """The records of every method on every prompt (or the first `num_prompts`) and repeat, each round beginning
+        elsewhere in the list.
 
-        What fails on the way is left out from there on; `survey` then tells the reason.
+        What fails on the way is left out from there on; `failure` then tells the reason.
         """
         self._warm_up()
-        num_done, total = 0, len(methods) * len(self.prompts) * self.num_repeats
+        num_prompts = num_prompts or len(self.prompts)
+        num_done, total = 0, len(methods) * num_prompts * self.num_repeats
         for repeat in range(self.num_repeats):
-            for index in range(len(self.prompts)):
-                turn = len(methods) * (index + repeat * len(self.prompts)) // (len(self.prompts) * self.num_repeats)
+            for index in range(num_prompts):
+                turn = len(methods) * (index + repeat * num_prompts) // (num_prompts * self.num_repeats)
                 asked = [
                     method
                     for method in (*methods[turn:], *methods[:turn])
-                    if not self._has_failed(method) and not self.store.has(self._key(method, index, repeat))
+                    if not self.failure(method) and not self.store.has(self._key(method, index, repeat))
                 ]
                 num_done += len(methods) - len(asked)
                 before: Measured | None = None
@@ -208,7 +213,7 @@ class Benchmark:
             for repeat in range(self.num_repeats)
             for index in range(len(self.prompts))
         ]
-        failed = {method.name for method in methods if self._has_failed(method)}
+        failed = {method.name for method in methods if self.failure(method)}
         return [Record(**self.store.get(key)) for key in keys if key[1] not in failed and self.store.has(key)]
 
     def pace(self) -> list[list[float]]:
