@@ -23,6 +23,7 @@ from mixcache.bench.methods import Method
 from mixcache.bench.run import Benchmark
 from mixcache.bench.source import code_hash
 from mixcache.profiles import profile_for, weights_hash
+from mixcache.report.plot import image
 from mixcache.store import Store, write_json, write_whole
 from mixcache.zoo import call_defaults, load, world
 from studies.study.measure import SEED, choices_of, deviations, searched
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     write_json(args.out / "method-study.json", result)
     write_whole(args.out / "method-study.md", markdown(result))
-    draw(result, args.out / "method-study.png")
+    write_whole(args.out / "method-study.png", image(draw(result), dpi=110))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -152,8 +151,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join([*text, ""])
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Quality against ideal speed-up, a panel for each step count, and the deviation over sigma."""
+def draw(result: Mapping[str, Any]) -> Any:
+    """Quality against ideal speed-up, a panel for each step count, and the deviation over sigma: a figure."""
     from matplotlib.figure import Figure
 
     curves: dict[str, dict[str, Points]] = result["curves"]
@@ -176,4 +175,4 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
         if panel.lines:
             panel.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mixcache.bench.results import FEWER, SPEEDUPS, levels, points
 from mixcache.report.figures import significant
 from mixcache.report.filmstrip import Strip, data_uri, image_uris
 from mixcache.report.markdown import table
+from mixcache.report.plot import image
 from mixcache.report.template import rendered
 from mixcache.store import write_whole
 
@@ -272,7 +272,7 @@ def html(result: Mapping[str, Any], strips: Sequence[Strip], too_far: Sequence[s
         result=result,
         case=case_line(result),
         notes=[pace_line(result), noise_line(result)],
-        plot=data_uri(_image(draw(result), "svg"), "image/svg+xml"),
+        plot=data_uri(image(draw(result), "svg"), "image/svg+xml"),
         levels=level_tables(result),
         speedups=[f"{s:g}x" for s in SPEEDUPS],
         strips=strips,
@@ -286,11 +286,5 @@ def html(result: Mapping[str, Any], strips: Sequence[Strip], too_far: Sequence[s
 def write(result: Mapping[str, Any], out: Path, frames_path: Any) -> None:
     """results.md, quality.png and report.html into the folder `out`."""
     write_whole(out / "results.md", markdown(result))
-    write_whole(out / "quality.png", _image(draw(result), "png", dpi=110))
+    write_whole(out / "quality.png", image(draw(result), dpi=110))
     write_whole(out / "report.html", html(result, *side_by_side(result, frames_path)))
-
-
-def _image(figure: Any, kind: str, **settings: Any) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format=kind, **settings)
-    return content.getvalue()
