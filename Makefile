@@ -77,10 +77,12 @@ CLIFF := $(subst $(space),$(comma),$(ERRORS:%=hindsight:error=%))
 
 cliff: .venv/installed-bench
 	$(BIN)/mixcache bench --methods $(CLIFF) --num-prompts 16 --force --out docs/results/cliff
+	$(BIN)/python -m studies.targets docs/results/cliff/results.json
 
 asked: .venv/installed-bench
 	$(BIN)/mixcache bench --methods planned --num-prompts 16 --steps 50 --force --out docs/results/asked-50
 	$(BIN)/mixcache bench --methods ours --num-prompts 16 --steps 20 --force --out docs/results/asked-20
+	$(BIN)/python -m studies.targets docs/results/asked-50/results.json docs/results/asked-20/results.json
 
 # planned beside the cadences of about its work, and the paper's policy at its most
 AT_MOST := :granularity=step:num_warmup_steps=2:num_cooldown_steps=1:max_age=9:max_cached_run=9
@@ -103,16 +105,16 @@ gate-anew: .venv/installed
 	cp build/gate/results.json tests/gate.json
 
 study: .venv/installed
-	$(BIN)/python -m mixcache.bench.study --num-prompts 4 --num-trials 16 --out docs/results
+	$(BIN)/python -m studies.study --num-prompts 4 --num-trials 16 --out docs/results
 
 overhead: .venv/installed
-	$(BIN)/python -m mixcache.bench.overhead --num-pairs 20 --num-steps 25 --out docs/results
+	$(BIN)/python -m studies.overhead --num-pairs 20 --num-steps 25 --out docs/results
 
 guard: .venv/installed
-	$(BIN)/python -m mixcache.bench.guard --out docs/results
+	$(BIN)/python -m studies.guard --out docs/results
 
 joined: .venv/installed
-	$(BIN)/python -m mixcache.bench.joined --out docs/results
+	$(BIN)/python -m studies.joined --out docs/results
 
 clean:
 	rm -rf .venv build dist

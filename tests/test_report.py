@@ -320,3 +320,12 @@ def test_importing_the_report_loads_nothing_heavy() -> None:
     code = f"import sys, mixcache.report; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_template_that_is_given_too_little_is_an_error() -> None:
+    from jinja2 import UndefinedError
+
+    from mixcache.report.template import rendered
+
+    with pytest.raises(UndefinedError, match="is undefined"):
+        rendered("results.html.j2")

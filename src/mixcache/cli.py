@@ -422,6 +422,7 @@ def bench(
     quiet()
     from mixcache.bench.command import Bench, BenchConfig, calibration_captions, held_out
     from mixcache.bench.families import split
+    from mixcache.bench.page import best_lines
 
     try:
         config = BenchConfig(
@@ -449,10 +450,8 @@ def bench(
     except KeyboardInterrupt:
         typer.echo("Interrupted; the same command with --resume goes on.", err=True)
         raise typer.Exit(130) from None
-    for bar in result["bars"]:
-        typer.echo(
-            f"{ {True: 'met   ', False: 'MISSED', None: '-     '}[bar['met']] }    {bar['bar']}: {bar['measured']}"
-        )
+    for line in best_lines(result):
+        typer.echo(line)
     for name, fact in result["methods"].items():
         if fact["failure"]:
             typer.echo(f"failed    {name}: {fact['failure']}", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from mixcache.generation import Generated, OnStep
 from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.report.html import write_html
 from mixcache.report.video import ClipPair, film_names, side_by_side, write_mp4
+from mixcache.store import write_json
 from mixcache.zoo import world
 
 FORMAT = 1
@@ -82,7 +82,7 @@ def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> d
         # also after an error: the finished clips are not lost
         report = _report(config, settings, arguments, clips, pipeline)
         report |= {"interrupted": interrupted, "cache_peak_bytes": peak_bytes}
-        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_json(out / "report.json", report)
         write_html(report, pairs[: len(clips)], out / "report.html")
     return report
 

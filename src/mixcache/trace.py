@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixcache.decision import Granularity
+from mixcache.store import write_whole
 
 FORMAT = 1
 MAX_RUN = 1000
@@ -147,7 +148,7 @@ class Trace:
         """Writes JSON lines: a header, then an entry a line. A deviation or distance not finite is left out."""
         header = {"mixcache_trace": FORMAT, "num_blocks": self.num_blocks}
         rows = [header, *(entry.to_json() for entry in self._entries)]
-        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Trace:

@@ -23,7 +23,7 @@ from mixcache.bench import meter, results
 from mixcache.bench.command import Bench, BenchConfig, calibration_captions, flow_scheduler, held_out
 from mixcache.bench.families import FAMILIES
 from mixcache.bench.methods import Method, fewer_steps
-from mixcache.bench.store import Store
+from mixcache.store import Store
 
 CAPTION = "a small red circle moving left on a plain black background"
 DEFAULTS = {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 5.0, "max_sequence_length": 24}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from mixcache.bench.families import FAMILIES, GROUPS, OURS, PEERS, select, split
-from mixcache.bench.results import FIRST_BLOCK
 
 
 @pytest.mark.parametrize("num_steps", [50, 20])
@@ -75,7 +74,3 @@ def test_a_setting_may_be_a_list_or_a_map() -> None:
 def test_an_unknown_name_is_an_error(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select(names, 50)
-
-
-def test_the_bar_of_memory_names_a_peer_that_there_is() -> None:
-    assert FIRST_BLOCK in PEERS

@@ -36,8 +36,9 @@ def test_summarise_takes_medians_of_times_and_means_of_qualities(make_record: Ca
 
 
 def test_what_was_never_measured_is_none(make_record: Callable[..., Record]) -> None:
-    (row,) = summarise([make_record(A, 1.0, None, adherence=None, cache_peak_bytes=None, granularity_counts={})])
-    for name in ("psnr_db", "psnr_spread", "adherence", "lpips", "cache_kib"):
+    nothing = {"ssim": None, "adherence": None, "cache_peak_bytes": None, "granularity_counts": {}}
+    (row,) = summarise([make_record(A, 1.0, None, **nothing)])
+    for name in ("psnr_db", "psnr_spread", "ssim", "adherence", "lpips", "cache_kib"):
         assert row[name] is None
     assert row["steps"] == {}
     assert row["speedup_spread"] == 0.0

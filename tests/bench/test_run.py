@@ -20,8 +20,8 @@ from mixcache.bench import meter
 from mixcache.bench import run as run_module
 from mixcache.bench.methods import PLAIN, Case, Method, cadence, fewer_steps, policy_method
 from mixcache.bench.run import Benchmark, adherence_of, same
-from mixcache.bench.store import Store
 from mixcache.generation import Generated
+from mixcache.store import Store
 
 ARGUMENTS = {
     "height": 16,
@@ -414,6 +414,16 @@ def test_a_run_that_was_cut_off_goes_on_without_measuring_again(
     assert len(more) == 8
     assert len(made) == 1 + 3 * 2  # of each prompt the new method between two plain clips
     assert more[:6] == records
+
+
+def test_a_run_may_take_the_first_prompts_alone(make_benchmark: MakeBenchmark, made: list[str]) -> None:
+    benchmark = make_benchmark()
+    told: list[tuple[int, int]] = []
+    records = benchmark.run([FEWER], lambda done, total: told.append((done, total)), num_prompts=1)
+    assert [(record.method, record.seed) for record in records] == [("plain", 7), (FEWER.name, 7)]
+    assert set(made) == {PROMPTS[0]}
+    assert told == [(1, 1)]
+    assert len(benchmark.run([FEWER])) == 4
 
 
 def test_a_survey_is_not_made_again(make_benchmark: MakeBenchmark, made: list[str]) -> None:

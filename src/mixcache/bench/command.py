@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,12 @@ from mixcache.bench.page import write
 from mixcache.bench.records import Progress
 from mixcache.bench.results import assemble
 from mixcache.bench.run import Benchmark
-from mixcache.bench.store import Store, code_hash, write_whole
+from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
 from mixcache.config import unknown_name
 from mixcache.models import row_for
 from mixcache.profiles import profile_for, weights_hash
+from mixcache.store import OtherCaseError, Store, write_json
 
 SEED = 9000
 MAX_PROMPTS = 200
@@ -125,27 +125,28 @@ class Bench:
 
     def _opened(self, resume: bool, force: bool) -> Store:
         """The records to go on with. With `force` those of another case are deleted, and without `resume` all."""
-        path = self.work / RECORDS
-        if force and path.exists() and not (resume and self._other(Store(path)) is None):
-            shutil.rmtree(self.work)
-        store = Store(path)
-        if other := self._other(store):
-            name, before, value = other
-            raise ValueError(
-                f"{self.out} holds a run of another {name} ({_short(before)}, not {_short(value)}): "
-                "its records cannot stand in one table with these; --force begins anew, --out names another"
-            )
-        if not store.has(["case"]):
-            store.keep(["case"], self.case)
+        if force and not resume:
+            self._forget()
+        try:
+            return self._claimed()
+        except OtherCaseError as error:
+            if not force:
+                raise ValueError(
+                    f"{self.out} holds a run of {error}: "
+                    "its records cannot stand in one table with these; --force begins anew, --out names another"
+                ) from None
+        self._forget()
+        return self._claimed()
+
+    def _claimed(self) -> Store:
+        store = Store(self.work / RECORDS)
+        store.claim(self.case)
         return store
 
-    def _other(self, store: Store) -> tuple[str, Any, Any] | None:
-        """In what the store's run is another one: a name, its value there, and its value here."""
-        if not store.has(["case"]):
-            return None
-        before = store.get(["case"])
-        now = json.loads(json.dumps(self.case))
-        return next(((name, before.get(name), now[name]) for name in now if before.get(name) != now[name]), None)
+    def _forget(self) -> None:
+        """Deletes what a run has left in the folder for its work, if there was one."""
+        if (self.work / RECORDS).exists():
+            shutil.rmtree(self.work)
 
     def run(self, watch: Callable[[str], Progress] | None = None) -> dict[str, Any]:
         """Measures what is missing, writes results.json, results.md, quality.png and report.html, and returns what is
@@ -176,7 +177,7 @@ class Bench:
             **self.case,
         }
         result = assemble(case, self.methods, survey, records, floor, benchmark.pace())
-        write_whole(self.out / RESULTS, json.dumps(result, indent=1) + "\n")
+        write_json(self.out / RESULTS, result)
         write(result, self.out, benchmark.frames_path)
         return result
 
@@ -217,8 +218,3 @@ def flow_scheduler(name: str, own: Any) -> Any:
         use_flow_sigmas=True,
         flow_shift=shift,
     )
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,15 @@ from mixcache.bench.results import FEWER, SPEEDUPS, levels, points
 from mixcache.report.figures import significant
 from mixcache.report.filmstrip import Strip, data_uri, image_uris
 from mixcache.report.markdown import table
+from mixcache.report.plot import image
+from mixcache.report.template import rendered
+from mixcache.store import write_whole
 
-TEMPLATE, STYLE = "results.html.j2", "style.css.j2"
+TEMPLATE = "results.html.j2"
 SIDE_BY_SIDE, NEAR = 2.0, 0.25
 """Speed-up at which frames are shown, and how far from it, as a share, they may be."""
+NUM_BEST = 4
+"""Families that are named at a speed-up once a run is done."""
 COLUMNS = {
     "method": "method",
     "seconds": "seconds",
@@ -94,6 +97,17 @@ def level_tables(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {BY_TIME: level_rows(result), BY_WORK: level_rows(result, "ideal")}
 
 
+def best_lines(result: Mapping[str, Any]) -> list[str]:
+    """The families that are best at each speed-up that is compared, one line each."""
+    lines = []
+    for speedup in SPEEDUPS:
+        reached = [(psnr, family) for family, at in result["at"].items() if (psnr := at[f"{speedup:g}"]) is not None]
+        best = sorted(reached, reverse=True)[:NUM_BEST]
+        if best:
+            lines.append(f"at {f'{speedup:g}x':6} {', '.join(f'{family} {psnr:.1f} dB' for psnr, family in best)}")
+    return lines
+
+
 def case_line(result: Mapping[str, Any]) -> str:
     """What was run, in one paragraph."""
     arguments = result["arguments"]
@@ -141,7 +155,6 @@ def noise_line(result: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """results.md."""
-    met = {True: "yes", False: "NO", None: "–"}
     columns = ["family", *(f"{s:g}x" for s in SPEEDUPS)]
     lines = [
         f"`{result['command']}`",
@@ -158,8 +171,6 @@ def markdown(result: Mapping[str, Any]) -> str:
         noise_line(result),
         "",
         *(line for title, rows in level_tables(result).items() for line in (f"{title}:", "", table(rows, columns), "")),
-        *(f"- {met[bar['met']]}: {bar['bar']}: {bar['measured']}" for bar in result["bars"]),
-        "",
         "Every setting:",
         "",
         table(rows_of(result)),
@@ -255,25 +266,13 @@ def side_by_side(result: Mapping[str, Any], frames_path: Any) -> tuple[list[Stri
 
 def html(result: Mapping[str, Any], strips: Sequence[Strip], too_far: Sequence[str] = ()) -> str:
     """report.html; no request leaves it."""
-    import jinja2
-
-    style = resources.files("mixcache.report").joinpath(STYLE).read_text(encoding="utf-8")
-    page = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader({STYLE: style, TEMPLATE: page}),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    plot = io.BytesIO()
-    draw(result).savefig(plot, format="svg")
     rows = rows_of(result)
-    return environment.get_template(TEMPLATE).render(
+    return rendered(
+        TEMPLATE,
         result=result,
         case=case_line(result),
         notes=[pace_line(result), noise_line(result)],
-        plot=data_uri(plot.getvalue(), "image/svg+xml"),
+        plot=data_uri(image(draw(result), "svg"), "image/svg+xml"),
         levels=level_tables(result),
         speedups=[f"{s:g}x" for s in SPEEDUPS],
         strips=strips,
@@ -286,6 +285,6 @@ def html(result: Mapping[str, Any], strips: Sequence[Strip], too_far: Sequence[s
 
 def write(result: Mapping[str, Any], out: Path, frames_path: Any) -> None:
     """results.md, quality.png and report.html into the folder `out`."""
-    (out / "results.md").write_text(markdown(result), encoding="utf-8")
-    draw(result).savefig(out / "quality.png", dpi=110)
-    (out / "report.html").write_text(html(result, *side_by_side(result, frames_path)), encoding="utf-8")
+    write_whole(out / "results.md", markdown(result))
+    write_whole(out / "quality.png", image(draw(result), dpi=110))
+    write_whole(out / "report.html", html(result, *side_by_side(result, frames_path)))

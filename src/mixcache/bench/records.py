@@ -25,8 +25,8 @@ class Record:
     ideal_speedup: float
     """If everything but the transformer's blocks cost nothing: the inverse of the share of their work that was done."""
     psnr_db: float | None
-    """Against the plain clip; None where the two are identical."""
-    ssim: float
+    """Against the plain clip; None where the two are identical, or no clip was decoded."""
+    ssim: float | None
     adherence: float | None
     """Share of the caption that the clip shows, 0 to 1; None where it cannot be measured."""
     cache_peak_bytes: int | None
@@ -68,7 +68,7 @@ def _row(name: str, records: Sequence[Record]) -> dict[str, Any]:
         "of_ideal": median(ratios),
         "psnr_db": fmean(psnrs) if psnrs else None,
         "psnr_spread": pstdev(psnrs) if psnrs else None,
-        "ssim": fmean(r.ssim for r in records),
+        "ssim": _mean_of_known([r.ssim for r in records]),
         "lpips": _mean_of_known([r.lpips for r in records]),
         "adherence": _mean_of_known([r.adherence for r in records]),
         "cache_kib": max(held) / 1024 if held else None,

@@ -12,6 +12,7 @@ store, and is not done again.
 from __future__ import annotations
 
 import gc
+import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,10 +27,10 @@ from mixcache import generation
 from mixcache.bench.meter import MemoryGauge, WorkMeter, counting_tokens, work_digits, work_share
 from mixcache.bench.methods import PLAIN, Case, Method
 from mixcache.bench.records import Progress, Record
-from mixcache.bench.store import Store
 from mixcache.generation import Generated
 from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
 from mixcache.signals import relative_l1
+from mixcache.store import Store, write_whole
 
 WARM_UP_STEPS = 4
 GROUP = 10
@@ -148,9 +149,10 @@ class Benchmark:
         self.store.keep(["survey", method.name], {"memory_added_bytes": None, "failure": reason})
         self._renew()
 
-    def _has_failed(self, method: Method) -> bool:
-        key = ["survey", method.name]
-        return self.store.has(key) and self.store.get(key)["failure"] is not None
+    def failure(self, method: Method) -> str | None:
+        """Why it cannot be measured, if it is known that it cannot."""
+        reason: str | None = self._surveyed(method)["failure"]
+        return reason
 
     def _gauged(self, method: Method) -> MemoryGauge:
         gc.collect()  # what the method before has left, which is not this one's
@@ -175,20 +177,24 @@ class Benchmark:
 
     # ---------------------------------------------------------------------------------------------------- measure
 
-    def run(self, methods: Sequence[Method], on_clip: Progress | None = None) -> list[Record]:
-        """The records of every method on every prompt and repeat, each round beginning elsewhere in the list.
+    def run(
+        self, methods: Sequence[Method], on_clip: Progress | None = None, *, num_prompts: int | None = None
+    ) -> list[Record]:
+        """The records of every method on every prompt (or the first `num_prompts`) and repeat, each round beginning
+        elsewhere in the list.
 
-        What fails on the way is left out from there on; `survey` then tells the reason.
+        What fails on the way is left out from there on; `failure` then tells the reason.
         """
         self._warm_up()
-        num_done, total = 0, len(methods) * len(self.prompts) * self.num_repeats
+        num_prompts = num_prompts or len(self.prompts)
+        num_done, total = 0, len(methods) * num_prompts * self.num_repeats
         for repeat in range(self.num_repeats):
-            for index in range(len(self.prompts)):
-                turn = len(methods) * (index + repeat * len(self.prompts)) // (len(self.prompts) * self.num_repeats)
+            for index in range(num_prompts):
+                turn = len(methods) * (index + repeat * num_prompts) // (num_prompts * self.num_repeats)
                 asked = [
                     method
                     for method in (*methods[turn:], *methods[:turn])
-                    if not self._has_failed(method) and not self.store.has(self._key(method, index, repeat))
+                    if not self.failure(method) and not self.store.has(self._key(method, index, repeat))
                 ]
                 num_done += len(methods) - len(asked)
                 before: Measured | None = None
@@ -207,7 +213,7 @@ class Benchmark:
             for repeat in range(self.num_repeats)
             for index in range(len(self.prompts))
         ]
-        failed = {method.name for method in methods if self._has_failed(method)}
+        failed = {method.name for method in methods if self.failure(method)}
         return [Record(**self.store.get(key)) for key in keys if key[1] not in failed and self.store.has(key)]
 
     def pace(self) -> list[list[float]]:
@@ -298,7 +304,9 @@ class Benchmark:
     def _keep_frames(self, method: Method, made: Generated) -> None:
         """A few frames of the first prompt's clip, for the page."""
         shown = np.linspace(0, len(made.clip) - 1, min(6, len(made.clip))).round().astype(int)
-        np.save(self.frames_path(method.name), (made.clip[shown] * 255).round().clip(0, 255).astype(np.uint8))
+        frames = io.BytesIO()
+        np.save(frames, (made.clip[shown] * 255).round().clip(0, 255).astype(np.uint8))
+        write_whole(self.frames_path(method.name), frames.getvalue())
 
     def frames_path(self, name: str) -> Path:
         return self.folder / f"frames {''.join(c if c.isalnum() or c in ' .,-' else '_' for c in name)}.npy"

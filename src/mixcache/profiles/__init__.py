@@ -22,6 +22,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from mixcache.store import write_json
+
 FORMAT = 7
 ADDED_SINCE: dict[int, dict[str, Any]] = {6: {"second": None, "share": 1.0}}
 """Older formats that are read, and what such a file lacks: they are of one transformer."""
@@ -143,9 +145,7 @@ class Profile:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""
-        partial = Path(f"{path}.writing")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Profile:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mixcache.decision import Choice, Granularity
 from mixcache.planning import Plan
+from mixcache.report.plot import image
+from mixcache.store import write_whole
 
 SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 LETTERS = {Granularity.COMPUTE: "#", Granularity.STEP: "s", Granularity.CFG: "g", Granularity.BLOCK: "b"}
@@ -49,4 +51,4 @@ def draw_frontier(plans: Sequence[Plan], chosen: Plan, path: Path) -> None:
     axes.set_ylabel("PSNR against the plain clip (dB), predicted")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    write_whole(path, image(figure, dpi=120))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from mixcache.report import figures
 from mixcache.report.filmstrip import Film, data_uri, film
+from mixcache.report.template import rendered
 from mixcache.report.timeline import GRANULARITIES, Cell, Curve, Mark, cells, curve, step_marks
 from mixcache.report.video import ClipPair
+from mixcache.store import write_whole
 
 TEMPLATE = "report.html.j2"
-STYLE = "style.css.j2"
 ASPECTS = ("colour", "shape", "motion", "background")
 
 
@@ -68,7 +68,8 @@ def write_html(report: Mapping[str, Any], clips: Sequence[ClipPair], path: str |
     views = [
         _clip_view(index, entry, pair, folder) for index, (entry, pair) in enumerate(zip(entries, clips, strict=True))
     ]
-    page = _template().render(
+    page = rendered(
+        TEMPLATE,
         title=f"{plain(report, 'model')} with {plain(report, 'policy')}",
         model=plain(report, "model"),
         policy=plain(report, "policy"),
@@ -80,27 +81,12 @@ def write_html(report: Mapping[str, Any], clips: Sequence[ClipPair], path: str |
         rows=_figure_rows(report, entries),
         tables=_tables(report),
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def plain(record: Mapping[str, Any], key: str) -> str:
     """The record's value in words; an en dash where it has none."""
     return figures.plain_text(record.get(key))
-
-
-def _template() -> Any:
-    import jinja2
-
-    folder = resources.files(__package__)
-    sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in (TEMPLATE, STYLE)}
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader(sources),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE)
 
 
 def _run_line(report: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The rivals: other caching methods for the same pipelines, run as their authors' packages run them.
 
 Each setting is the best that a search over the method's documented options found on training captions of a built-in
-model of the same class (`mixcache.bench.search`, which writes settings.json; Wan's were searched by hand, on finer
+model of the same class (`studies.search`, which writes settings.json; Wan's were searched by hand, on finer
 grids, and so were those slower than about 1.5x at 50 steps); where none was made, or nothing worked, those of Wan stand
 in. SeaCache has two where it never fires. The settings of one family form a curve from
 about 1.3x to 3.5x, or as far as it goes. cache-dit is imported only when one of its methods is put on.

@@ -49,17 +49,6 @@ def _db_cache(
     return _method("db-cache-taylorseer" if taylor_order else "db-cache", setting, options, taylor_order)
 
 
-def masked_options(mask: list[int], num_warmup_steps: int) -> dict[str, Any]:
-    """DBCache that computes the first block alone where the mask has a 0."""
-    return {
-        "Fn_compute_blocks": 1,
-        "Bn_compute_blocks": 0,
-        "max_warmup_steps": num_warmup_steps,
-        "steps_computation_mask": mask,
-        "steps_computation_policy": "static",
-    }
-
-
 def _masked(
     num_steps: int, num_first_steps: int, num_cached_in_a_row: int, num_last_steps: int, taylor_order: int
 ) -> Method:
@@ -72,7 +61,13 @@ def _masked(
         )
         for step in range(num_steps)
     ]
-    options = masked_options(mask, num_first_steps)
+    options = {
+        "Fn_compute_blocks": 1,
+        "Bn_compute_blocks": 0,
+        "max_warmup_steps": num_first_steps,
+        "steps_computation_mask": mask,
+        "steps_computation_policy": "static",
+    }
     setting = f"F1B0_SCM first {num_first_steps}, 1 of {period}, last {num_last_steps}{_order_word(taylor_order)}"
     return _method("db-cache-mask", setting, options, taylor_order)
 

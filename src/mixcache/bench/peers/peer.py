@@ -14,7 +14,7 @@ from mixcache.bench.methods import MANY_STEPS, Method
 Options = dict[str, Any]
 """One setting, by what `Peer.make` calls its parts."""
 SETTINGS = Path(__file__).with_name("settings.json")
-"""By transformer class, "many" or "few" steps, and family; `mixcache.bench.search` writes it."""
+"""By transformer class, "many" or "few" steps, and family; `studies.search` writes it."""
 FALLBACK = "WanTransformer3DModel"
 """Class of transformers whose settings stand in where none were found."""
 

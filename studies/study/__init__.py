@@ -1,0 +1,1 @@
+"""Which rules of the method pay: `python -m studies.study`."""
