@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from mixcache import generation
-from mixcache.attachment import blocks_of
 from mixcache.bench.meter import WorkMeter, work_digits, work_share
 from mixcache.bench.methods import PLAIN, Case, Method, policy_method
 from mixcache.bench.peers import PEERS
@@ -36,7 +35,8 @@ from mixcache.bench.run import reason_of
 from mixcache.bench.source import code_hash
 from mixcache.calibration.schedules import trace_of
 from mixcache.decision import CACHED, Granularity
-from mixcache.models import row_for
+from mixcache.hosts.diffusers.attachment import blocks_of
+from mixcache.hosts.diffusers.rows import row_for
 from mixcache.report.markdown import table
 from mixcache.store import OtherCaseError, Store, write_json, write_whole
 from studies.random_models import MODELS, RandomModel, build_pipeline, call_arguments, tiny

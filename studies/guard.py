@@ -19,12 +19,12 @@ from typing import Any
 from rich.console import Console
 
 from mixcache import generation
-from mixcache.attachment import enable
 from mixcache.bench.methods import Method, cadence, policy_method
 from mixcache.bench.records import best_at
 from mixcache.calibration import CalibrationConfig, built_in_prompts, calibrate
+from mixcache.hosts.diffusers.attachment import enable
 from mixcache.metrics import video_psnr
-from mixcache.profiles import Profile
+from mixcache.planning.profiles import Profile
 from mixcache.report.markdown import table
 from mixcache.store import write_json
 from mixcache.zoo import call_defaults, load, world

@@ -20,9 +20,9 @@ import torch
 from rich.console import Console
 
 from mixcache import generation
-from mixcache.attachment import enable
 from mixcache.bench.meter import WorkMeter
 from mixcache.decision import Granularity
+from mixcache.hosts.diffusers.attachment import enable
 from mixcache.store import write_json
 from studies.full_size import StepTimes
 from studies.overhead import summary

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from mixcache import generation
-from mixcache.attachment import enable
+from mixcache.hosts.diffusers.attachment import enable
 from mixcache.store import write_json
 from mixcache.zoo import call_defaults, load, world
 

@@ -20,8 +20,8 @@ from torch._dynamo.testing import CompileCounter
 from traces import letters
 
 import mixcache
-from mixcache import overlay
 from mixcache.decision import Granularity
+from mixcache.hosts.diffusers import overlay
 from mixcache.policies import Bounded, EveryNth
 from mixcache.trace import Trace
 

@@ -11,7 +11,7 @@ import torch
 import mixcache
 from mixcache import zoo
 from mixcache.decision import CACHED
-from mixcache.models import row_for
+from mixcache.hosts.diffusers.rows import row_for
 
 CAPTION = "a small red circle moving left and a large blue cross growing on a chequered grey background"
 MIXED: dict[str, Any] = {

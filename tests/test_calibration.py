@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import mixcache
-from mixcache import overlay
 from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfig, calibrate, measurements
 from mixcache.calibration.engines import PerturbingEngine
 from mixcache.calibration.measurements import (
@@ -29,7 +28,8 @@ from mixcache.calibration.measurements import (
 )
 from mixcache.calibration.schedules import AFTER_COMPUTED, windows
 from mixcache.decision import Granularity
-from mixcache.profiles import Profile, ProfileError, fingerprint, profile_for, shipped_profiles, weights_hash
+from mixcache.hosts.diffusers import overlay
+from mixcache.planning.profiles import Profile, ProfileError, fingerprint, profile_for, shipped_profiles, weights_hash
 
 GUIDANCE = 5.0
 NUM_STEPS = 8

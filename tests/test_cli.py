@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mixcache import cli, generation
 from mixcache.calibration import Calibration
-from mixcache.models import MODELS
+from mixcache.hosts.diffusers.rows import MODELS
 from mixcache.trace import Trace
 
 CAPTION = "a small red circle moving left on a plain black background"
@@ -262,7 +262,7 @@ def test_what_a_pipeline_needs_is_told_before_it_runs(
 def test_a_plain_clip_is_made_by_pipelines_that_are_not_supported(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixcache.models.MODELS", ())
+    monkeypatch.setattr("mixcache.hosts.diffusers.rows.MODELS", ())
     common = ["generate", "a circle", "--model", str(folders["text"]), *SMALL, "--out", str(tmp_path / "clip.mp4")]
     assert "WanPipeline with WanTransformer3DModel is not supported" in failed(common)
     result = runner.invoke(cli.app, [*common, "--plain"])

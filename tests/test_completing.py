@@ -11,8 +11,8 @@ from traces import letters
 
 import mixcache
 from mixcache import zoo
+from mixcache.planning.profiles import Profile, ProfileError, profile_for
 from mixcache.policies import Bounded, Policy
-from mixcache.profiles import Profile, ProfileError, profile_for
 
 CAPTION = "a large red circle moving left on a plain white background"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -26,15 +26,16 @@ from diffusers import (
 from traces import letters
 
 import mixcache
-from mixcache.calls import CallInfo, End, Span
-from mixcache.corrector import Corrector
+from mixcache.core.calls import CallInfo, End, Span
+from mixcache.core.corrector import Corrector
+from mixcache.core.engine import Engine
+from mixcache.core.histories import StepRecord
+from mixcache.core.velocity import v_from_velocity
 from mixcache.decision import Decision, Granularity, Step
-from mixcache.engine import Engine
-from mixcache.histories import StepRecord
+from mixcache.hosts.diffusers.levels import mixes_of
+from mixcache.hosts.diffusers.scheduler import REPEATABLE, SchedulerHook, is_repeatable
 from mixcache.policies import Policy
-from mixcache.schedulers import REPEATABLE, SchedulerHook, is_repeatable
 from mixcache.trace import Call, Trace, TraceWriter
-from mixcache.velocity import mixes_of, v_from_velocity
 
 NUM_STEPS = 10
 SHAPE = (1, 2, 3, 3)

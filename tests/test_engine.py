@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-import mixcache.engine
-from mixcache.calls import CallInfo, End, Span
+import mixcache.core.engine
+from mixcache.core.calls import CallInfo, End, Span
+from mixcache.core.engine import Engine
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
-from mixcache.engine import Engine
 from mixcache.policies import Policy
 from mixcache.trace import Trace, TraceEntry, TraceWriter
 
@@ -509,13 +509,13 @@ def test_only_computed_steps_are_measured() -> None:
 
 def test_at_most_one_transfer_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    real = mixcache.engine.to_floats
+    real = mixcache.core.engine.to_floats
 
     def counting(scalars: list[torch.Tensor]) -> list[float]:
         sizes.append(len(scalars))
         return real(scalars)
 
-    monkeypatch.setattr(mixcache.engine, "to_floats", counting)
+    monkeypatch.setattr(mixcache.core.engine, "to_floats", counting)
     host = Host(scripted(C, C, S, G, B, C, order=1))
     for step in range(6):
         before = len(sizes)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mixcache.decision import Granularity
-from mixcache.experts import ExpertsPlanner, planner_for
-from mixcache.planning import Planner
-from mixcache.profiles import FORMAT, Profile
-from mixcache.trajectory import COMPUTE
+from mixcache.planning.experts import ExpertsPlanner, planner_for
+from mixcache.planning.profiles import FORMAT, Profile
+from mixcache.planning.search import Planner
+from mixcache.planning.trajectory import COMPUTE
 
 COSTS = {"compute": 1.0, "step": 0.1}
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixcache.history import History, lagrange_weights
-from mixcache.signals import relative_l1, to_floats, total
+from mixcache.core.history import History, lagrange_weights
+from mixcache.core.signals import relative_l1, to_floats, total
 
 SIGMAS = [1.0, 0.9, 0.7]
 

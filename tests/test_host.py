@@ -10,8 +10,10 @@ import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from mixcache.host import Clock, Form, Moment, Reader, UnknownCallError, conditional_half, named_arguments
-from mixcache.models import ModelRow
+from mixcache.hosts.diffusers.clock import Clock, Moment, UnknownCallError
+from mixcache.hosts.diffusers.packing import Form, conditional_half, named_arguments
+from mixcache.hosts.diffusers.reader import Reader
+from mixcache.hosts.diffusers.rows import ModelRow
 
 ROW = ModelRow(transformer="T", pipelines=("P",), blocks=("blocks",))
 JOINED = ModelRow(

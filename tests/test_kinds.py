@@ -19,7 +19,7 @@ from mixcache.calibration import CalibrationConfig, calibrate
 from mixcache.calibration.measurements import MIN_STEPS
 from mixcache.decision import Granularity
 from mixcache.metrics import video_psnr
-from mixcache.profiles import Profile, ProfileError, weights_hash
+from mixcache.planning.profiles import Profile, ProfileError, weights_hash
 
 NUM_STEPS = 12
 CHEAP = {"compute": 1.0, "step": 0.05, "cfg": 0.5, "block": 0.6}

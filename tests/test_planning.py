@@ -7,17 +7,16 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mixcache.core.history import lagrange_weights
 from mixcache.decision import Choice, Granularity
-from mixcache.history import lagrange_weights
-from mixcache.planning import LEAST_PSNR_DB, MAX_AGE, Plan, Planner
-from mixcache.profiles import FORMAT, Profile
-from mixcache.trajectory import COMPUTE, DOUBT, SHOWN, Trajectory, noise_levels
+from mixcache.planning.profiles import FORMAT, Profile
+from mixcache.planning.search import LEAST_PSNR_DB, MAX_AGE, Plan, Planner
+from mixcache.planning.trajectory import COMPUTE, DOUBT, SHOWN, Trajectory
 
 STEP, CFG, BLOCK = Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 REUSE, EXTRAPOLATE = (STEP, 0), (STEP, 1)
@@ -446,31 +445,18 @@ def test_a_short_schedule_has_the_nearest_plan() -> None:
 # -------------------------------------------------------------------------------------------------------- noise levels
 
 
-class FakeScheduler:
-    """Even noise levels, as many as were asked for."""
-
-    sigmas: tuple[float, ...] = ()
-
-    def set_timesteps(self, num_steps: int) -> None:
-        if num_steps > 100:
-            raise ValueError("too many steps")
-        self.sigmas = tuple(1 - index / num_steps for index in range(num_steps + 1))
-
-
 def test_noise_levels_of_a_number_of_steps() -> None:
-    profile, scheduler = made([1.0, 2.0, 4.0]), FakeScheduler()
-    assert noise_levels(profile, scheduler, None) == SIGMAS
-    assert noise_levels(profile, scheduler, 3) == SIGMAS
-    assert noise_levels(profile, scheduler, 4) == (1.0, 0.75, 0.5, 0.25, 0.0)
-    assert scheduler.sigmas == ()
-
-
-def test_a_scheduler_that_does_not_tell_its_noise_levels() -> None:
     profile = made([1.0, 2.0, 4.0])
-    with pytest.raises(ValueError, match="FakeScheduler does not tell the noise levels of 200 steps: too many steps"):
-        noise_levels(profile, FakeScheduler(), 200)
-    with pytest.raises(ValueError, match="has no sigmas"):
-        noise_levels(profile, SimpleNamespace(set_timesteps=lambda _: None), 4)
+    asked: list[int] = []
+
+    def of_scheduler(num_steps: int) -> list[float]:
+        asked.append(num_steps)
+        return [1.0, 0.75, 0.5, 0.25]
+
+    assert profile.levels(None, of_scheduler) == SIGMAS
+    assert profile.levels(3, of_scheduler) == SIGMAS
+    assert profile.levels(4, of_scheduler) == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert asked == [4]
 
 
 def test_a_plan_stands_on_the_profile_of_the_nearest_number_of_steps() -> None:
@@ -480,4 +466,4 @@ def test_a_plan_stands_on_the_profile_of_the_nearest_number_of_steps() -> None:
     assert two[-1].speedup == pytest.approx(2 / 1.1)  # there a step costs 0.1
     assert four[-1].speedup == pytest.approx(4 / 2.5)
     assert planner.plan((1.0, 0.6, 0.0), None)[1].profile.num_steps == 2
-    assert noise_levels(planner.profile, None, 2) == (1.0, 0.5, 0.0)
+    assert planner.profile.levels(2, lambda num_steps: []) == (1.0, 0.5, 0.0)

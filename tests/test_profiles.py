@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from mixcache.profiles import FORMAT, Profile, ProfileError, dtype_family, fingerprint, profile_for, weights_hash
+from mixcache.planning.profiles import (
+    FORMAT,
+    Profile,
+    ProfileError,
+    dtype_family,
+    fingerprint,
+    profile_for,
+    weights_hash,
+)
 
 
 def small_profile(**changed: Any) -> Profile:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from mixcache.calls import Mix
-from mixcache.velocity import mixes_of, v_from_velocity, velocity_from_v
+from mixcache.core.calls import Mix
+from mixcache.core.velocity import v_from_velocity, velocity_from_v
+from mixcache.hosts.diffusers.levels import mixes_of
 
 MIX = Mix(0.6, 0.8)
 

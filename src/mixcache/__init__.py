@@ -27,8 +27,8 @@ from mixcache.policies import (
 from mixcache.trace import Trace, TraceEntry
 
 if TYPE_CHECKING:
-    from mixcache.attachment import Handle, disable, enable
-    from mixcache.profiles import Profile
+    from mixcache.hosts.diffusers.attachment import Handle, disable, enable
+    from mixcache.planning.profiles import Profile
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,11 +57,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in {"Handle", "disable", "enable"}:
-        from mixcache import attachment
+        from mixcache.hosts.diffusers import attachment
 
         return getattr(attachment, name)
     if name == "Profile":
-        from mixcache.profiles import Profile
+        from mixcache.planning.profiles import Profile
 
         return Profile
     raise AttributeError(f"module 'mixcache' has no attribute {name!r}")

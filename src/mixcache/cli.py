@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from mixcache.attachment import Handle
     from mixcache.config import MixCacheConfig
+    from mixcache.hosts.diffusers.attachment import Handle
 
 app = typer.Typer(
     help="Makes video diffusion transformers faster by caching what is safe to cache at each step.",
@@ -278,8 +278,8 @@ def prepare_pipeline(
 
     ValueError or TypeError for what is no pipeline, is not supported, or cannot be called so.
     """
-    from mixcache.attachment import enable
     from mixcache.generation import call_arguments, open_model
+    from mixcache.hosts.diffusers.attachment import enable
 
     pipeline, defaults = open_model(model, **placement)
     arguments = call_arguments(pipeline, defaults, asked)
@@ -522,17 +522,17 @@ def plan(
     except (ValueError, TypeError) as error:
         fail(error)
     quiet()
-    from mixcache.attachment import enable
     from mixcache.generation import open_model
+    from mixcache.hosts.diffusers.attachment import enable
+    from mixcache.hosts.diffusers.levels import levels_of_steps
     from mixcache.report.frontier import draw_frontier, frontier_rows, letters
-    from mixcache.trajectory import noise_levels
 
     try:
         pipeline, arguments = open_model(model)
         with enable(pipeline, config) as handle:
             planner = handle.planner
         scale = guidance if guidance is not None else arguments.get("guidance_scale", planner.profile.guidance)
-        sigmas = noise_levels(planner.profile, pipeline.scheduler, steps)
+        sigmas = planner.profile.levels(steps, lambda count: levels_of_steps(pipeline.scheduler, count))
         plans = planner.frontier(sigmas, scale)
         chosen = planner.chosen(plans)
         if png:
@@ -559,7 +559,7 @@ def psnr_text(chosen: Any) -> str:
 @app.command()
 def models() -> None:
     """Lists the supported transformers and pipelines, and the built-in models."""
-    from mixcache.models import rows_as_table
+    from mixcache.hosts.diffusers.rows import rows_as_table
     from mixcache.zoo import BUILT_IN
 
     rows = rows_as_table()

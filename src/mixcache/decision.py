@@ -40,7 +40,7 @@ class Step:
     num_steps: int
     """Steps that this denoiser does."""
     sigma: float
-    """Noise level, 0 to 1 (`mixcache.levels`)."""
+    """Noise level, 0 to 1 (`mixcache.hosts.diffusers.levels`)."""
     offset: int = 0
     """Steps of the loop that another denoiser does before; `index` and `num_steps` count this one's own."""
     ages: Mapping[Granularity, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Step:
     """Share of a computed step's block work that is still done by each granularity."""
     corrects: bool = False
     """True where a step cached by `step` will most likely be taken again once the next computed one is known
-    (`mixcache.corrector`)."""
+    (`mixcache.core.corrector`)."""
 
     @property
     def distance(self) -> float:

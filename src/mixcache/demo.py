@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from mixcache import generation
-from mixcache.attachment import Handle, enable
 from mixcache.config import DEFAULT_POLICY
 from mixcache.generation import Generated, OnStep
+from mixcache.hosts.diffusers.attachment import Handle, enable
 from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.report.html import write_html
 from mixcache.report.video import ClipPair, film_names, side_by_side, write_mp4

@@ -18,11 +18,11 @@ from typing import Any
 from rich.progress import Progress
 
 from mixcache import generation
-from mixcache.attachment import enable
 from mixcache.bench.methods import Method
 from mixcache.bench.run import Benchmark
 from mixcache.bench.source import code_hash
-from mixcache.profiles import profile_for, weights_hash
+from mixcache.hosts.diffusers.attachment import enable
+from mixcache.planning.profiles import profile_for, weights_hash
 from mixcache.report.plot import image
 from mixcache.store import Store, write_json, write_whole
 from mixcache.zoo import call_defaults, load, world

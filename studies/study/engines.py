@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 
-from mixcache.calls import CallInfo
+from mixcache.core.calls import CallInfo
+from mixcache.core.engine import Engine, Run, parts_of
+from mixcache.core.histories import StepRecord
 from mixcache.decision import Granularity
-from mixcache.engine import Engine, Run, parts_of
-from mixcache.histories import StepRecord
 
 
 class StackedEngine(Engine):

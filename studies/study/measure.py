@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from mixcache import generation
-from mixcache.attachment import enable
 from mixcache.bench.run import Benchmark
 from mixcache.decision import Choice, Granularity
+from mixcache.hosts.diffusers.attachment import enable
 from studies.study.methods import BLOCK, EVEN_IMPACTS, SPEEDUP, STEP, even_schedule, scheduled
 from studies.study.search import climb
 

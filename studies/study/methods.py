@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mixcache.attachment import Handle
 from mixcache.bench.methods import Account, Case, Method, account_of, cadence, fewer_steps, policy_method
 from mixcache.calibration.schedules import trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Choice, Granularity
-from mixcache.models import row_for
+from mixcache.hosts.diffusers.attachment import Handle
+from mixcache.hosts.diffusers.rows import row_for
 from mixcache.policies import Replay
 from studies.study.engines import ENGINES
 

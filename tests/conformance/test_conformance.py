@@ -17,11 +17,11 @@ import torch
 from conformance.variant import Variant
 
 import mixcache
-from mixcache.attachment import blocks_of, experts_of
-from mixcache.calls import CallInfo, Span
+from mixcache.core.calls import CallInfo, Span
 from mixcache.decision import Granularity
-from mixcache.models import row_for
-from mixcache.schedulers import is_repeatable
+from mixcache.hosts.diffusers.attachment import blocks_of, experts_of
+from mixcache.hosts.diffusers.rows import row_for
+from mixcache.hosts.diffusers.scheduler import is_repeatable
 from mixcache.trace import TraceEntry
 
 FAMILIES = (

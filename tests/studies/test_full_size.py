@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from mixcache.attachment import blocks_of
 from mixcache.bench.methods import PLAIN
 from mixcache.bench.records import Record
 from mixcache.decision import Granularity
-from mixcache.models import row_for
+from mixcache.hosts.diffusers.attachment import blocks_of
+from mixcache.hosts.diffusers.rows import row_for
 from studies import full_size
 from studies.full_size import FullSize, StepTimes, methods, page, replayed, row_of
 from studies.random_models import MODELS, RandomModel, tiny

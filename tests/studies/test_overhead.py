@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixcache.engine import Engine
+from mixcache.core.engine import Engine
 from studies import overhead
 from studies.overhead import share_of_hook
 

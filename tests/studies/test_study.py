@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from mixcache.attachment import Handle
 from mixcache.bench.methods import Case
 from mixcache.bench.results import FEWER
 from mixcache.bench.run import Benchmark
 from mixcache.calibration.schedules import trace_of
 from mixcache.config import MixCacheConfig
-from mixcache.models import row_for
+from mixcache.hosts.diffusers.attachment import Handle
+from mixcache.hosts.diffusers.rows import row_for
 from mixcache.policies import Replay
 from studies.study import __main__ as study
 from studies.study import methods

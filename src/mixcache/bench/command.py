@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mixcache import generation, zoo
-from mixcache.attachment import experts_of
 from mixcache.bench.families import select
 from mixcache.bench.methods import Method
 from mixcache.bench.page import write
@@ -19,8 +18,9 @@ from mixcache.bench.run import Benchmark
 from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
 from mixcache.config import unknown_name
-from mixcache.models import row_for
-from mixcache.profiles import profile_for, weights_hash
+from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.rows import row_for
+from mixcache.planning.profiles import profile_for, weights_hash
 from mixcache.store import OtherCaseError, Store, write_json
 
 SEED = 9000

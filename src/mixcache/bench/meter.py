@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mixcache.attachment import blocks_of, experts_of
-from mixcache.models import row_for
+from mixcache.hosts.diffusers.attachment import blocks_of, experts_of
+from mixcache.hosts.diffusers.rows import row_for
 
 FULL = 0.995
 """Share of a plain step's work from which a step counts as computed in full."""

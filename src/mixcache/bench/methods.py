@@ -60,7 +60,7 @@ class Method:
             with self.attach(case) as account:
                 yield account
         elif self.policy is not None:
-            from mixcache.attachment import enable
+            from mixcache.hosts.diffusers.attachment import enable
 
             with enable(case.pipeline, self.policy, **self.settings) as handle:
                 yield lambda: account_of(handle)

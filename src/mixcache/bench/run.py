@@ -27,9 +27,9 @@ from mixcache import generation
 from mixcache.bench.meter import MemoryGauge, WorkMeter, counting_tokens, work_digits, work_share
 from mixcache.bench.methods import PLAIN, Case, Method
 from mixcache.bench.records import Progress, Record
+from mixcache.core.signals import relative_l1
 from mixcache.generation import Generated
 from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
-from mixcache.signals import relative_l1
 from mixcache.store import Store, write_whole
 
 WARM_UP_STEPS = 4

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mixcache.calibration.measurements import CALIBRATION_SEED, Calibration, CalibrationConfig
-from mixcache.profiles import Profile
+from mixcache.planning.profiles import Profile
 from mixcache.zoo import world
 
 __all__ = ["CALIBRATION_SEED", "Calibration", "CalibrationConfig", "built_in_prompts", "calibrate"]

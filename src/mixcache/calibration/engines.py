@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
+from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
+from mixcache.core.engine import Engine, Run, parts_of
+from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Granularity
-from mixcache.engine import Engine, Run, parts_of
-from mixcache.velocity import v_from_velocity, velocity_from_v
 
 STRENGTH = 0.1
 NUM_SAMPLES = 16384

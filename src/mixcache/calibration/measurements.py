@@ -21,21 +21,21 @@ import numpy as np
 import torch
 
 from mixcache import generation
-from mixcache.attachment import Handle, enable, experts_of
 from mixcache.calibration.engines import STRENGTH, PerturbingEngine, RecordingEngine
 from mixcache.calibration.schedules import AFTER_COMPUTED, FixedPlanner, timed_schedule, trace_of, windows
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL
 from mixcache.config import MixCacheConfig
+from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
+from mixcache.core.engine import Engine
 from mixcache.decision import CACHED, Granularity
-from mixcache.engine import Engine
-from mixcache.experts import planner_for
+from mixcache.hosts.diffusers.attachment import Handle, enable, experts_of
+from mixcache.hosts.diffusers.scheduler import is_repeatable
 from mixcache.metrics import video_psnr
-from mixcache.planning import KEPT_PER_LEVEL, Plan
+from mixcache.planning.experts import planner_for
+from mixcache.planning.profiles import EXPERTS, FORMAT, Profile, fingerprint, weights_hash
+from mixcache.planning.search import KEPT_PER_LEVEL, Plan
+from mixcache.planning.trajectory import DOUBT
 from mixcache.policies import MixCache, Planned, Replay
 from mixcache.policies.base import check_count
-from mixcache.profiles import EXPERTS, FORMAT, Profile, fingerprint, weights_hash
-from mixcache.schedulers import is_repeatable
-from mixcache.trajectory import DOUBT
 
 logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242

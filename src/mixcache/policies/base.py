@@ -47,7 +47,7 @@ class Policy:
 
     @property
     def corrects(self) -> bool:
-        """True if cached steps are to be taken again with what the next computed one shows (`mixcache.corrector`)."""
+        """True if cached steps are to be taken again with what the next computed one shows (`core/corrector.py`)."""
         return False
 
     def init(self) -> Any:

@@ -1,6 +1,6 @@
 """planned: a schedule worked out beforehand from a profile, for a wanted speed-up or quality, with a guard.
 
-Source: ours. The planner (`mixcache.planning`) gives the schedule for the noise levels of this generation. At every
+Source: ours. The planner (`planning/search.py`) gives the schedule for the noise levels of this generation. At every
 computed step the error that reuse would have made is held against the one that the profile expects: where it is over
 `guard` times the calibrated band, steps that were to be cached are computed until a computed step is within it again.
 Where the extrapolation that is planned would have been much worse than reuse at the last computed step, it is followed
@@ -38,7 +38,7 @@ class Expectation(Protocol):
 
 
 class SchedulePlanner(Protocol):
-    """Makes schedules; `mixcache.planning.Planner` is the one."""
+    """Makes schedules; `mixcache.planning.search.Planner` is the one."""
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[Schedule, Expectation]: ...
 

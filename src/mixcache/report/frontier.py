@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixcache.decision import Choice, Granularity
-from mixcache.planning import Plan
+from mixcache.planning.search import Plan
 from mixcache.report.plot import image
 from mixcache.store import write_whole
 

@@ -9,11 +9,11 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-from mixcache.attachment import experts_of
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.extras import imported
 from mixcache.bench.peers.leftovers import quiet, restored
 from mixcache.bench.peers.peer import Peer, every
+from mixcache.hosts.diffusers.attachment import experts_of
 
 PACKAGE = "cache-dit"
 LOGGERS = ("cache_dit", "CACHE_DIT")

@@ -11,10 +11,10 @@ from typing import Any
 import diffusers
 import torch
 
-from mixcache.attachment import experts_of
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import quiet, restored
 from mixcache.bench.peers.peer import Peer, every
+from mixcache.hosts.diffusers.attachment import experts_of
 
 MakeConfig = Callable[[Case], Any]
 

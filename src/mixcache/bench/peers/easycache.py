@@ -24,11 +24,11 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from mixcache.attachment import experts_of
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
 from mixcache.bench.peers.peer import Peer, every
 from mixcache.bench.peers.teacache import position
+from mixcache.hosts.diffusers.attachment import experts_of
 
 FAMILY = "easycache"
 

@@ -25,12 +25,12 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformerBlock
 
-from mixcache.attachment import experts_of
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.leftovers import restored
 from mixcache.bench.peers.peer import Peer, every
-from mixcache.models import row_for
+from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.rows import row_for
 
 FAMILY = "teacache"
 DEGREE = 4

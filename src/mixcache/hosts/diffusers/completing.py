@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from mixcache.config import MixCacheConfig
-from mixcache.experts import planner_for
+from mixcache.hosts.diffusers.scheduler import is_repeatable
+from mixcache.planning.experts import planner_for
+from mixcache.planning.profiles import Profile, ProfileError, profile_for
 from mixcache.policies import MixCache, Planned, Policy
 from mixcache.policies.mixcache import EVEN_IMPACTS
-from mixcache.profiles import Profile, ProfileError, profile_for
-from mixcache.schedulers import is_repeatable
 
 logger = logging.getLogger("mixcache")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from importlib import resources
@@ -120,6 +120,14 @@ class Profile:
     def loop_sigmas(self) -> Sequence[float]:
         """Noise levels of the whole loop, of both experts where there are two, and the one at which it ends."""
         return self.sigmas if self.second is None else [*self.sigmas[:-1], *self.second.sigmas]
+
+    def levels(self, num_steps: int | None, of_scheduler: Callable[[int], Sequence[float]]) -> tuple[float, ...]:
+        """Noise levels of a loop of so many steps and of its end: those of the profile where it was made with as many,
+        or the number is not given; else those that `of_scheduler` tells."""
+        nearest = self if num_steps is None else self.nearest(num_steps)
+        if num_steps in (None, len(nearest.loop_sigmas) - 1):
+            return tuple(nearest.loop_sigmas)
+        return (*of_scheduler(num_steps or 0), float(self.loop_sigmas[-1]))
 
     @cached_property
     def experts(self) -> tuple[Profile, ...]:

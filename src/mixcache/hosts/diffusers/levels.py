@@ -7,13 +7,19 @@ over 1 + sigma, or over a + s, then lie on that path, at l = sigma / (1 + sigma)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from mixcache.core.calls import Mix
+
 NOISE_OR_SIGNAL = ("epsilon", "sample", "v_prediction")
 """Prediction types of schedulers whose sigma is a ratio, unless they use sigmas of flow matching."""
+
+OTHER_LEVELS = ("use_flow_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Settings of schedulers by which the shares are not those of `alphas_cumprod`."""
 
 
 def level_of_ratio(sigma: float) -> float:
@@ -57,6 +63,20 @@ def noise_levels(scheduler: Any, timesteps: Sequence[float]) -> list[float]:
     return levels
 
 
+def mixes_of(scheduler: Any, timesteps: Sequence[float]) -> list[Mix]:
+    """The mix of every step; none unless the scheduler takes v and tells its shares."""
+    predicted = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+    cumulated = getattr(scheduler, "alphas_cumprod", None)
+    if predicted != "v_prediction" or not isinstance(cumulated, torch.Tensor):
+        return []
+    if any(getattr(scheduler.config, flag, False) for flag in OTHER_LEVELS):
+        return []
+    shares = cumulated.tolist()
+    if any(number != int(number) or not 0 <= number < len(shares) for number in timesteps):
+        return []
+    return [Mix(shares[int(number)] ** 0.5, (1 - shares[int(number)]) ** 0.5) for number in timesteps]
+
+
 def _levels_of_shares(scheduler: Any, timesteps: Sequence[float]) -> list[float]:
     cumulated = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(cumulated, torch.Tensor):
@@ -65,3 +85,20 @@ def _levels_of_shares(scheduler: Any, timesteps: Sequence[float]) -> list[float]
             signals = [(shares[int(number)] ** 0.5, (1 - shares[int(number)]) ** 0.5) for number in timesteps]
             return [noise / (signal + noise) for signal, noise in signals]
     return [number / scheduler.config.num_train_timesteps for number in timesteps]
+
+
+def levels_of_steps(scheduler: Any, num_steps: int) -> list[float]:
+    """Noise levels of `num_steps` steps of this scheduler, which stays as it is; ValueError where it does not tell."""
+    scheduler = copy.deepcopy(scheduler)
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(num_steps)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} does not tell the noise levels of {num_steps} steps: {error}") from error
+    timesteps = getattr(scheduler, "timesteps", None)
+    if not isinstance(timesteps, torch.Tensor) or len(timesteps) != num_steps:
+        raise ValueError(
+            f"{name} takes other steps than the {num_steps} asked for; leave their number as in the profile"
+        )
+    numbers = [float(number) for number in timesteps.flatten().tolist()]
+    return [mix.level for mix in mixes_of(scheduler, numbers)] or noise_levels(scheduler, numbers)

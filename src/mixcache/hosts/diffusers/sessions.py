@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mixcache.calls import End
-from mixcache.engine import Engine
-from mixcache.hooks import Cell
-from mixcache.host import Reader, UnknownCallError
-from mixcache.models import ModelRow
-from mixcache.schedulers import SchedulerHook, is_repeatable
+from mixcache.core.calls import End
+from mixcache.core.engine import Engine
+from mixcache.hosts.diffusers.clock import UnknownCallError
+from mixcache.hosts.diffusers.hooks import Cell
+from mixcache.hosts.diffusers.reader import Reader
+from mixcache.hosts.diffusers.rows import ModelRow
+from mixcache.hosts.diffusers.scheduler import SchedulerHook, is_repeatable
 from mixcache.trace import MAX_RUN, Trace, TraceEntry, TraceWriter
 
 MakeEngine = Callable[[str, Callable[[], float | None], TraceWriter], Engine]

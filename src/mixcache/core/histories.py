@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
+from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
+from mixcache.core.history import History
 from mixcache.decision import Decision, Granularity
-from mixcache.history import History
 from mixcache.trace import Call
 
 StreamKey = tuple[str, int]
@@ -28,7 +28,7 @@ class StepRecord:
     decision: Decision
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Outputs computed in full, by branch, as they are kept (`mixcache.velocity`)."""
+    """Outputs computed in full, by branch, as they are kept (`mixcache.core.velocity`)."""
     difference: torch.Tensor | None = None
     """Unconditional less conditional output, where both were computed and a history of it is kept."""
     guidance: float | None = None
@@ -40,7 +40,7 @@ class StepRecord:
     """Sum of every output that the transformer gave, by call, still on the device: to see whether it is finite."""
     misfit: torch.Tensor | None = None
     """How far what the solver was given is from a combination of the outputs, still on the device
-    (`mixcache.corrector`)."""
+    (`mixcache.core.corrector`)."""
     num_corrected: int = 0
     """Cached steps before this one that were taken again."""
 

@@ -10,8 +10,8 @@ which nothing is run, and arrives at better latents:
     corrected    v_0        v_1'     v_2'      v_3       through v_3 as well
 
 What is interpolated are the outputs of each branch, which are values of one function; they are then combined as the
-pipeline combined the predicted ones at that very step (`mixcache.guidance`), whatever its scale was. Where what the
-scheduler is given is no such combination, its own values are interpolated, as long as one scale guides them all.
+pipeline combined the predicted ones at that very step (`guidance.py`), whatever its scale was. Where what the scheduler
+is given is no such combination, its own values are interpolated, as long as one scale guides them all.
 
 The computed output stays what the model gave for the latents it was called with. A step of which a branch or some
 blocks ran knows more than an interpolation, and keeps its output.
@@ -31,16 +31,16 @@ from typing import Any, Protocol
 
 import torch
 
-from mixcache.calls import CallInfo
+from mixcache.core.calls import CallInfo
+from mixcache.core.guidance import Combination, combination, tolerance
+from mixcache.core.histories import StepRecord
+from mixcache.core.history import Computed, extrapolated
+from mixcache.core.seen import Seen
+from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Granularity
-from mixcache.guidance import Combination, combination, tolerance
-from mixcache.histories import StepRecord
-from mixcache.history import Computed, extrapolated
-from mixcache.seen import Seen
-from mixcache.velocity import v_from_velocity, velocity_from_v
 
 Values = Mapping[str, torch.Tensor]
-"""Outputs by branch, as they are kept (`mixcache.velocity`)."""
+"""Outputs by branch, as they are kept (`mixcache.core.velocity`)."""
 
 
 class Solver(Protocol):

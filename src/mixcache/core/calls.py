@@ -45,7 +45,7 @@ class CallInfo:
     num_steps: int
     sigma: float
     """Noise level, falling from step to step: 0 where the latents are the clip, 1 where they are noise alone, and in
-    between of one meaning for every scheduler (`mixcache.levels`)."""
+    between of one meaning for every scheduler (`mixcache.hosts.diffusers.levels`)."""
     signature: tuple[Any, ...]
     """Shape, dtype and device of the input: histories of another signature are of no use."""
     offset: int = 0

@@ -2,7 +2,7 @@
 
 The search walks through the steps and keeps, for each set of computed steps that later predictions stand on and each
 level of cost, the least harmful schedules so far: dynamic programming but for the sum of vectors
-(`mixcache.trajectory`), which makes it a beam.
+(`mixcache.planning.trajectory`), which makes it a beam.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from mixcache.decision import Choice, Decision, Granularity
-from mixcache.profiles import Profile
-from mixcache.trajectory import COMPUTE, Nodes, Segment, Trajectory
+from mixcache.planning.profiles import Profile
+from mixcache.planning.trajectory import COMPUTE, Nodes, Segment, Trajectory
 
 logger = logging.getLogger("mixcache")
 COST_LEVELS_PER_STEP = 4
@@ -99,7 +99,7 @@ class Planner:
     choices: tuple[str, ...] = ("step", "cfg", "block")
     order: int = 1
     corrects: bool = True
-    """Cached steps are taken again (`mixcache.corrector`)."""
+    """Cached steps are taken again (`mixcache.core.corrector`)."""
     _warned: set[Hashable] = field(default_factory=set, init=False, repr=False, compare=False)
     """Schedules in which the wish was told to be out of reach."""
 

@@ -12,15 +12,13 @@ a space of their own and only count alone, with 1 + DOUBT^2.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 
+from mixcache.core.history import lagrange_weights
 from mixcache.decision import Choice, Granularity
-from mixcache.history import lagrange_weights
-from mixcache.profiles import Profile
+from mixcache.planning.profiles import Profile
 
 DOUBT = 1.0
 """Weight of the part of the harm in which no error cancels another (docs/experiments/2026-11-plan-cost.md)."""
@@ -129,22 +127,3 @@ def _interpolated(levels: np.ndarray, known: np.ndarray, points: np.ndarray) -> 
 def _carry(profile: Profile, kind: str, levels: np.ndarray) -> np.ndarray:
     pairs = np.asarray(profile.carry.get(kind) or profile.carry["step"])
     return np.exp(np.interp(-levels, -pairs[:, 0], np.log(np.maximum(pairs[:, 1], 1e-6))))
-
-
-def noise_levels(profile: Profile, scheduler: Any, num_steps: int | None) -> tuple[float, ...]:
-    """Noise levels of `num_steps` steps of this scheduler, which stays as it is, and of its end; those of the profile
-    where the number is not given. ValueError where the scheduler needs to know more."""
-    nearest = profile if num_steps is None else profile.nearest(num_steps)
-    if num_steps in (None, nearest.num_steps):
-        return tuple(nearest.loop_sigmas)
-    scheduler = copy.deepcopy(scheduler)
-    try:
-        scheduler.set_timesteps(num_steps)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{type(scheduler).__name__} does not tell the noise levels of {num_steps} steps: {error}"
-        ) from error
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) < num_steps:
-        raise ValueError(f"{type(scheduler).__name__} has no sigmas; leave the number of steps as in the profile")
-    return (*(float(sigma) for sigma in sigmas[:num_steps]), float(profile.loop_sigmas[-1]))

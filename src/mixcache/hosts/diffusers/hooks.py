@@ -1,6 +1,6 @@
 """What stands around a transformer and its blocks: turns their calls into what the engine is asked, and back.
 
-Both cover `__call__` (`mixcache.overlay`), outside of whatever else hooks, offloads or compiles the module: python that
+Both cover `__call__` (`overlay.py`), outside of whatever else hooks, offloads or compiles the module: python that
 changes with every step has no place in a graph, and a call that is left out loads no weights.
 """
 
@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 import torch
 
-from mixcache.calls import CallInfo, End, Span
-from mixcache.engine import Engine, Streams
-from mixcache.host import Form, Reader, UnknownCallError, conditional_half, named_arguments, signature_of
+from mixcache.core.calls import CallInfo, End, Span
+from mixcache.core.engine import Engine, Streams
+from mixcache.hosts.diffusers.clock import UnknownCallError
+from mixcache.hosts.diffusers.packing import Form, conditional_half, named_arguments, signature_of
+from mixcache.hosts.diffusers.reader import Reader
 
 Inner = Callable[..., Any]
 COMPILE_FIRST = "mixcache decides outside of what is compiled; compile in place: transformer.compile()"

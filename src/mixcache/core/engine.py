@@ -18,15 +18,15 @@ from typing import Any, Protocol
 
 import torch
 
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, End, Span
-from mixcache.corrector import Corrector, Solver
+from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, End, Span
+from mixcache.core.corrector import Corrector, Solver
+from mixcache.core.histories import Histories, StepRecord
+from mixcache.core.measuring import SignalName, distances, measurement_of, products
+from mixcache.core.signals import to_floats, total
+from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Decision, Granularity, Measurement, Step
-from mixcache.histories import Histories, StepRecord
-from mixcache.measuring import SignalName, distances, measurement_of, products
 from mixcache.policies.base import Policy
-from mixcache.signals import to_floats, total
 from mixcache.trace import Call, TraceEntry, TraceWriter
-from mixcache.velocity import v_from_velocity, velocity_from_v
 
 logger = logging.getLogger("mixcache")
 Streams = tuple[torch.Tensor, ...]

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mixcache.planning import Plan, Planner, least_harmful
-from mixcache.profiles import Profile
-from mixcache.trajectory import Trajectory
+from mixcache.planning.profiles import Profile
+from mixcache.planning.search import Plan, Planner, least_harmful
+from mixcache.planning.trajectory import Trajectory
 
 
 def planner_for(profile: Profile, **asked: Any) -> Planner:

@@ -11,29 +11,9 @@ and x / (a + s) lies on the straight path at the noise level s / (a + s). v: Sal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
-from mixcache.calls import Mix
-
-OTHER_LEVELS = ("use_flow_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-"""Settings of schedulers by which the shares are not those of `alphas_cumprod`."""
-
-
-def mixes_of(scheduler: Any, timesteps: Sequence[float]) -> list[Mix]:
-    """The mix of every step; none unless the scheduler takes v and tells its shares."""
-    predicted = getattr(getattr(scheduler, "config", None), "prediction_type", None)
-    cumulated = getattr(scheduler, "alphas_cumprod", None)
-    if predicted != "v_prediction" or not isinstance(cumulated, torch.Tensor):
-        return []
-    if any(getattr(scheduler.config, flag, False) for flag in OTHER_LEVELS):
-        return []
-    shares = cumulated.tolist()
-    if any(number != int(number) or not 0 <= number < len(shares) for number in timesteps):
-        return []
-    return [Mix(shares[int(number)] ** 0.5, (1 - shares[int(number)]) ** 0.5) for number in timesteps]
+from mixcache.core.calls import Mix
 
 
 def velocity_from_v(output: torch.Tensor, latents: torch.Tensor, mix: Mix | None) -> torch.Tensor:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 
 import torch
 
-from mixcache.calls import CONDITIONAL, UNCONDITIONAL
+from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
+from mixcache.core.histories import Histories, StepRecord
+from mixcache.core.signals import inner, relative_l1
 from mixcache.decision import Choice, Granularity, Measurement, Trial
-from mixcache.histories import Histories, StepRecord
-from mixcache.signals import inner, relative_l1
 
 SignalName = Granularity | str | tuple[Granularity, int, str]
 """What a scalar is of: a granularity's distance, a call or what else is named, or an inner product of a granularity's

@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-from mixcache.callers import calling_pipeline
-from mixcache.calls import End, Span
-from mixcache.completing import completed
 from mixcache.config import BOUNDS, MixCacheConfig, default_policy, setting_names
+from mixcache.core.calls import End, Span
+from mixcache.core.engine import Engine
 from mixcache.decision import Granularity
-from mixcache.engine import Engine
-from mixcache.hooks import BlockHook, Cell, PipelineHook, TransformerHook
-from mixcache.host import Reader
-from mixcache.models import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
-from mixcache.overlay import hooks_on, put_on, take_off
+from mixcache.hosts.diffusers.callers import calling_pipeline
+from mixcache.hosts.diffusers.completing import completed
+from mixcache.hosts.diffusers.hooks import BlockHook, Cell, PipelineHook, TransformerHook
+from mixcache.hosts.diffusers.overlay import hooks_on, put_on, take_off
+from mixcache.hosts.diffusers.reader import Reader
+from mixcache.hosts.diffusers.rows import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
+from mixcache.hosts.diffusers.sessions import Session, Sessions
 from mixcache.policies import Policy
-from mixcache.sessions import Session, Sessions
 from mixcache.trace import Trace, TraceWriter
 
 logger = logging.getLogger("mixcache")
@@ -312,7 +312,7 @@ class Handle:
 
     @property
     def planner(self) -> Any:
-        """The `mixcache.planning.Planner` of policy "planned"; None under other policies."""
+        """The `mixcache.planning.search.Planner` of policy "planned"; None under other policies."""
         return getattr(self.policy.policy, "planner", None)
 
     def summary(self) -> dict[str, Any]:

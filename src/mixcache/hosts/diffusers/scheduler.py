@@ -1,7 +1,7 @@
 """The scheduler of a pipeline, whose steps a corrector may have taken again.
 
-Its method `step` is covered on the one object (`mixcache.overlay`). Only schedulers that do the same for the same
-values are: those that draw noise in a step are left alone.
+Its method `step` is covered on the one object (`overlay.py`). Only schedulers that do the same for the same values are:
+those that draw noise in a step are left alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from mixcache.engine import Engine
-from mixcache.overlay import KEY, put_on, take_off
+from mixcache.core.engine import Engine
+from mixcache.hosts.diffusers.overlay import KEY, put_on, take_off
 
 REPEATABLE: dict[str, Callable[[Any], bool]] = {
     "FlowMatchEulerDiscreteScheduler": lambda config: not config.stochastic_sampling,

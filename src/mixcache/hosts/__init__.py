@@ -1,0 +1,1 @@
+"""Those who bring calls to the core: a room for each."""

@@ -1,0 +1,1 @@
+"""diffusers' pipelines as a host: which transformers, what their calls say, and what stands around them."""
