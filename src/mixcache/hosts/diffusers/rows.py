@@ -306,7 +306,7 @@ def row_for(transformer: Any, pipeline: Any) -> ModelRow:
     supported = f"{sum(len(row.pipelines) for row in MODELS)} pipelines"
     raise TypeError(
         f"{pipeline_name} with {name} is not supported (`mixcache models` lists what is: {supported}). "
-        "Add to MODELS in mixcache/models.py: "
+        "Add to MODELS in mixcache/hosts/diffusers/rows.py: "
         f'ModelRow(transformer="{name}", pipelines=("{pipeline_name}",), blocks={_blocks_guess(transformer)})'
     )
 
