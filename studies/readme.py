@@ -1,34 +1,44 @@
-"""Writes the measured figures of docs/results into the README, between its two markers, and docs/results/targets.md.
+"""Writes the measured figures of docs/results into the README, between its two markers, and two pages of their own.
 
 python -m studies.readme
+
+docs/results/README.md has every method, docs/results/targets.md what this project set itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from mixcache.bench.page import idle_reason, kind_of, level_rows, never_fires, noise_of_time
-from mixcache.bench.results import SPEEDUPS, load
+from mixcache.bench.records import pareto_front
+from mixcache.bench.results import FEWER, SPEEDUPS, load
 from mixcache.report.markdown import table
 from mixcache.store import write_whole
 from studies.targets import tally, targets
 
-TARGETS = "targets.md"
+PAGE, TARGETS = "README.md", "targets.md"
+HARD = "docs/experiments/2026-11-hard-settings.md"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 RUNS = (
     "shapes-wan-50",
     "shapes-wan-20",
     "shapes-cogvideox-50",
-    "shapes-hunyuan-50",
     "shapes-cogvideox-20",
+    "shapes-hunyuan-50",
     "shapes-hunyuan-20",
 )
-"""Folders of docs/results: `make bench` fills the first four, `make bench-few-steps` the others."""
+"""Folders of docs/results that `make bench` and `make bench-few-steps` fill."""
+OURS, BEST_PEER = ("hindsight", "planned"), "best peer"
+README_SPEEDUPS = (1.5, 2.0, 3.0)
+ABSENT = "–"
+WIDTH = 120
 KINDS = {
     "ours": "ours",
     "calibrated": "ours, calibrated",
@@ -39,33 +49,137 @@ KINDS = {
 
 
 def measured(results: Path) -> str:
-    """The section's text, from the results of `RUNS` and overhead.json in the folder `results`.
+    """The README's section: how it was measured, one table, one picture, and what the settings do not show."""
+    runs = {name: load(results / name / "results.json") for name in RUNS}
+    first = RUNS[0]
+    lines = [
+        paragraph(
+            how_measured(runs),
+            "Mean / lowest clip in dB of PSNR against the plain clip of the same seed, at a wall-clock speed-up of the",
+            "denoising loop, each method at its best settings.",
+            "*Floor*: the plain clip in bfloat16 against the one in float32; PSNR above it means nothing to a viewer.",
+        ),
+        "",
+        table(rows_of_readme(runs)),
+        "",
+        f"![Mean PSNR against speed-up: {case_of(runs[first])}](docs/results/{first}/quality.png)",
+        "",
+        paragraph(
+            easy_line(runs[first]),
+            "Harder ones are being built. What is known of them, and where our defaults break clips there, is in",
+            f"[hard settings]({HARD}).",
+            f"[Every method, with medians](docs/results/{PAGE}), [the targets of this project, met or not]"
+            f"(docs/results/{TARGETS}).",
+        ),
+    ]
+    return "\n".join(lines)
 
-    The first run is shown with its plot, the others are folded.
-    """
+
+def paragraph(*sentences: str) -> str:
+    return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def how_measured(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Commands, captions, machine, and how sure the times are; ValueError where the runs differ in captions."""
+    captions = {tuple(run["prompts"]) for run in runs.values()}
+    if len(captions) > 1:
+        raise ValueError(f"the runs are of {len(captions)} sets of captions, so they cannot stand in one table")
+    noises = [noise_of_time(run) for run in runs.values()]
+    return (
+        f"Measured by `make bench` and `make bench-few-steps`, two runs at a time, one clip of each of "
+        f"{len(captions.pop())} held-out captions: {machine_of(runs)}; two plain clips differ in time by "
+        f"{min(noises):.0%} to {max(noises):.0%} (medians)."
+    )
+
+
+def easy_line(run: Mapping[str, Any]) -> str:
+    """How little fewer steps lose in a run."""
+    told = told_of(run, FEWER, 2.0)
+    return f"These settings are easy ones: at 2x, fewer steps alone have {told} dB on {case_of(run)}."
+
+
+def rows_of_readme(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Ours, the best peer at each speed-up, and fewer steps, for every run."""
+    rows = []
+    for run in runs.values():
+        setting = f"{case_of(run)}; floor {floor_of(run)}"
+        for family in (*OURS, BEST_PEER, FEWER):
+            row = {"setting": setting, "method": family}
+            for speedup in README_SPEEDUPS:
+                peer = best_peer(run, speedup) if family == BEST_PEER else ""
+                row[f"{speedup:g}x"] = f"{told_of(run, peer or family, speedup)} {peer}".rstrip()
+            rows.append(row)
+            setting = ""
+    return rows
+
+
+def best_peer(run: Mapping[str, Any], speedup: float) -> str:
+    """The peer with the best mean at a speed-up; empty where none is that fast."""
+    peers = {fact["family"] for fact in run["methods"].values() if fact["is_peer"]}
+    means = {peer: at[f"{speedup:g}"] for peer, at in run["at"].items() if peer in peers}
+    known = {peer: mean for peer, mean in means.items() if mean is not None}
+    return max(known, key=lambda peer: known[peer], default="")
+
+
+def told_of(run: Mapping[str, Any], family: str, speedup: float, *, with_median: bool = False) -> str:
+    """Mean and lowest clip of a family at a speed-up, with the median between them where asked for; an en dash where no
+    setting is that fast."""
+    mean = run["at"].get(family, {}).get(f"{speedup:g}")
+    if mean is None:
+        return ABSENT
+    clips = clips_at(run, family, speedup)
+    figures = [mean, *([median(clips)] if with_median else []), min(clips)]
+    return " / ".join(f"{figure:.1f}" for figure in figures)
+
+
+def clips_at(run: Mapping[str, Any], family: str, speedup: float) -> list[float]:
+    """PSNR of each clip of a family at a speed-up, on the line between the settings that `records.best_at` takes; empty
+    where none is that fast. A clip that is the plain one under either of them is left out: it has no PSNR."""
+    rows = {
+        (row["speedup"], row["psnr_db"]): row["method"]
+        for row in run["summary"]
+        if row["family"] == family and row["psnr_db"] is not None
+    }
+    front = pareto_front(list(rows))
+    slower, faster = [p for p in front if p[0] <= speedup], [p for p in front if p[0] >= speedup]
+    if not faster:
+        return []
+    ends = (slower[-1] if slower else faster[0], faster[0])
+    share = (speedup - ends[0][0]) / (ends[1][0] - ends[0][0]) if ends[0] != ends[1] else 0.0
+    psnrs = ([r["psnr_db"] for r in run["records"] if r["method"] == rows[end]] for end in ends)
+    pairs = zip(*psnrs, strict=True)
+    return [low + share * (high - low) for low, high in pairs if low is not None and high is not None]
+
+
+def page(results: Path) -> str:
+    """README.md of the folder `results`: every method of every run, and what the attachment costs."""
     runs = {name: load(results / name / "results.json") for name in RUNS}
     overhead = json.loads((results / "overhead.json").read_text())
-    first, *others = runs
-    case = runs[first]
+    others = [(path, load(path)) for path in sorted(results.glob("*/results.json")) if path.parent.name not in RUNS]
     lines = [
-        f"`make bench` and `make bench-few-steps`, two runs at a time: {len(case['prompts'])} held-out captions; "
-        f"{machine_of(runs)}.",
-        "PSNR (dB) against the plain clip of the same seed at a wall-clock speed-up of the denoising loop, on each",
-        "method's best settings. One caption's PSNR is off the mean by several dB, and the time of one clip by the",
-        "noise told with each table, so that near neighbours may change places. "
-        f"[{TARGETS}](docs/results/{TARGETS}) lists",
-        "the targets of this project, met or not; `results.md` holds the same tables by the work that was done.",
+        "# Results",
         "",
-        f"**{case_of(case)}**. {whole_of(first)}:",
+        paragraph("Written by `python -m studies.readme` from the results in this folder.", how_measured(runs)),
         "",
-        f"![Quality against speed-up](docs/results/{first}/quality.png)",
+        paragraph(
+            "Mean / median / lowest of the clips' PSNR in dB against the plain clip of the same seed, at a wall-clock",
+            "speed-up of the denoising loop. Of each method those settings are taken that none of its others beats in",
+            "both; a clip at a speed-up between two of them lies on the line between its two clips. One caption's PSNR",
+            "is off the mean by several dB, so that near neighbours may change places. *Floor* is the plain clip in",
+            "bfloat16 against the one in float32.",
+        ),
         "",
-        *tables(case),
+        paragraph(
+            f"[{TARGETS}]({TARGETS}) lists the targets of this project, met or not. Each `results.md` holds every",
+            "setting with its spread, and the same figures by the work that was done.",
+        ),
     ]
-    for name in others:
-        head = f"<details><summary>{case_of(runs[name])}</summary>"
-        lines += ["", head, "", whole_of(name), "", *tables(runs[name]), "", "</details>"]
-    return "\n".join([*lines, "", overhead_line(overhead)])
+    for name, run in runs.items():
+        lines += ["", f"## {case_of(run)}", "", f"Floor {floor_of(run)} dB; {tally(run)}. {whole_of(name)}.", ""]
+        lines += [table(rows_with_kinds(run)), *failures(run)]
+    lines += ["", "## Cost of the attachment", "", paragraph(overhead_line(overhead)), "", "## Other results", ""]
+    lines += [f"- {whole_of(path.parent.name)}: {case_of(run)}, {len(run['prompts'])} captions" for path, run in others]
+    return "\n".join([*lines, ""])
 
 
 def machine_of(runs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -81,30 +195,30 @@ def machine_of(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def case_of(run: Mapping[str, Any]) -> str:
-    """What a run is of, how it did, and how sure its times are."""
+    """What a run is of."""
     steps, guidance = (run["arguments"][key] for key in ("num_inference_steps", "guidance_scale"))
-    case = f"{run['model']}, {steps} steps, guidance {guidance:g}, {run['scheduler']}"
-    return f"{case}: {tally(run)}, noise of a clip's time {noise_of_time(run):.0%}"
+    return f"{run['model']}, {steps} steps, guidance {guidance:g}"
+
+
+def floor_of(run: Mapping[str, Any]) -> str:
+    """PSNR of the plain clip in bfloat16 against float32, in dB."""
+    value = next((psnr for name, psnr in run["noise_floor"].items() if name.startswith("bfloat16")), None)
+    return ABSENT if value is None else f"{value:.1f}"
 
 
 def whole_of(name: str) -> str:
-    """Where all of a run lies."""
-    return f"[Every setting and spread](docs/results/{name}/results.md)"
+    """Where all of a run lies, seen from the folder of results."""
+    return f"[{name}]({name}/results.md)"
 
 
-def tables(run: Mapping[str, Any]) -> list[str]:
-    """PSNR by method and speed-up, and what could not be run."""
-    return [table(rows_with_kinds(run)), *failures(run)]
-
-
-def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`page.level_rows`, with whose each family is."""
+def rows_with_kinds(run: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Clips of every family at every speed-up, in the order of `page.level_rows`, with whose each family is."""
     kinds = {fact["family"]: KINDS[kind_of(fact)] for fact in run["methods"].values()}
     kinds |= {f["family"]: "peer, calibrated" for f in run["methods"].values() if f["is_peer"] and f["is_calibrated"]}
-    columns = [f"{speedup:g}x" for speedup in SPEEDUPS]
     return [
-        {"method": row["family"], "": kinds[row["family"]], **{name: row[name] for name in columns}}
-        for row in level_rows(run)
+        {"method": family, "": kinds[family]}
+        | {f"{speedup:g}x": told_of(run, family, speedup, with_median=True) for speedup in SPEEDUPS}
+        for family in (row["family"] for row in level_rows(run))
     ]
 
 
@@ -168,6 +282,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
     write_whole(args.results / TARGETS, targets_page(args.results))
+    write_whole(args.results / PAGE, page(args.results))
     write_whole(args.readme, filled(args.readme.read_text(), measured(args.results)))
 
 

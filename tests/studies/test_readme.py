@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import pytest
 
 from mixcache.bench.families import GROUPS, methods_of
+from mixcache.bench.methods import Method
 from mixcache.bench.page import markdown
+from mixcache.bench.records import Record
 from mixcache.bench.results import load
-from studies.readme import BEGIN, END, RUNS, TARGETS, failures, filled, machine_of, measured, targets_page
+from studies.readme import (
+    BEGIN,
+    END,
+    PAGE,
+    README_SPEEDUPS,
+    RUNS,
+    TARGETS,
+    best_peer,
+    clips_at,
+    failures,
+    filled,
+    how_measured,
+    machine_of,
+    measured,
+    page,
+    rows_of_readme,
+    targets_page,
+    told_of,
+)
 
 ROOT = Path(__file__).parents[2]
+Build = Callable[..., Any]
+
+
+@pytest.fixture
+def three_clips(made_up: dict[str, Method], make_record: Callable[..., Record], make_result: Build) -> dict[str, Any]:
+    """A peer at two settings and ours at one, on three captions, of which ours leaves one as it is."""
+
+    def clips(method: Method, speedup: float, *psnrs: float | None) -> list[Record]:
+        return [make_record(method, speedup, psnr, prompt=f"p{number}") for number, psnr in enumerate(psnrs)]
+
+    peer = made_up["peer"]
+    slower, faster = (replace(peer, setting=f"threshold {threshold}") for threshold in (0.1, 0.2))
+    records = [
+        *clips(slower, 1.6, 60.0, 50.0, 40.0),
+        *clips(faster, 2.4, 50.0, 20.0, 50.0),
+        *clips(made_up["ours"], 2.0, 70.0, None, 60.0),
+    ]
+    return make_result([slower, faster, made_up["ours"]], records)
 
 
 def test_the_section_is_put_between_the_markers() -> None:
@@ -57,6 +99,61 @@ def test_runs_of_two_machines_are_not_put_side_by_side() -> None:
         machine_of({"one": run, "two": run | {"machine": machine | {"device": "another"}}})
 
 
+def test_a_clip_between_two_settings_lies_on_the_line_between_its_own_two_clips(three_clips: dict[str, Any]) -> None:
+    family = "first-block-cache"
+    assert clips_at(three_clips, family, 2.0) == pytest.approx([55.0, 35.0, 45.0])
+    assert clips_at(three_clips, family, 1.5) == [60.0, 50.0, 40.0]  # the slowest serves whoever asks for less
+    assert clips_at(three_clips, family, 2.4) == [50.0, 20.0, 50.0]
+    assert clips_at(three_clips, family, 2.5) == []
+    assert told_of(three_clips, family, 2.0) == "45.0 / 35.0"
+    assert told_of(three_clips, family, 2.0, with_median=True) == "45.0 / 45.0 / 35.0"
+    assert told_of(three_clips, family, 3.0) == "–"
+
+
+def test_a_clip_that_is_the_plain_one_is_no_lowest(three_clips: dict[str, Any]) -> None:
+    assert clips_at(three_clips, "hindsight", 2.0) == [70.0, 60.0]
+    assert told_of(three_clips, "hindsight", 2.0) == "65.0 / 60.0"
+
+
+def test_the_table_names_the_best_peer_at_each_speedup(three_clips: dict[str, Any]) -> None:
+    assert best_peer(three_clips, 2.0) == "first-block-cache"
+    assert best_peer(three_clips, 3.0) == ""
+    setting = "shapes-wan, 50 steps, guidance 5; floor 52.2"
+    nothing = {"1.5x": "–", "2x": "–", "3x": "–"}
+    assert rows_of_readme({"one": three_clips}) == [
+        {"setting": setting, "method": "hindsight", "1.5x": "65.0 / 60.0", "2x": "65.0 / 60.0", "3x": "–"},
+        {"setting": "", "method": "planned"} | nothing,
+        {
+            "setting": "",
+            "method": "best peer",
+            "1.5x": "50.0 / 40.0 first-block-cache",
+            "2x": "45.0 / 35.0 first-block-cache",
+            "3x": "–",
+        },
+        {"setting": "", "method": "fewer steps"} | nothing,
+    ]
+
+
+def test_runs_of_other_captions_are_not_put_in_one_table(three_clips: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="of 2 sets of captions, so they cannot stand in one table"):
+        how_measured({"one": three_clips, "two": three_clips | {"prompts": ["another"]}})
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_mean_that_is_told_is_that_of_the_clips_beside_it(run: str) -> None:
+    """But where a clip is the plain one, and has no PSNR."""
+    result = load(ROOT / "docs" / "results" / run / "results.json")
+    num_clips, num_compared = len(result["prompts"]), 0
+    for family, at in result["at"].items():
+        for speedup in README_SPEEDUPS:
+            clips = clips_at(result, family, speedup)
+            assert bool(clips) == (at[f"{speedup:g}"] is not None)
+            if len(clips) == num_clips:
+                assert fmean(clips) == pytest.approx(at[f"{speedup:g}"])
+                num_compared += 1
+    assert num_compared >= 30
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_every_method_has_a_row_in_every_run_measured_or_with_the_reason_why_not(run: str) -> None:
     result = load(ROOT / "docs" / "results" / run / "results.json")
@@ -70,6 +167,11 @@ def test_every_method_has_a_row_in_every_run_measured_or_with_the_reason_why_not
 def test_the_readme_holds_the_figures_of_the_results_folder() -> None:
     readme = (ROOT / "README.md").read_text()
     assert filled(readme, measured(ROOT / "docs" / "results")) == readme
+
+
+def test_the_page_of_results_holds_what_follows_from_them() -> None:
+    folder = ROOT / "docs" / "results"
+    assert page(folder) == (folder / PAGE).read_text()
 
 
 def test_the_page_of_targets_holds_what_follows_from_the_results() -> None:
