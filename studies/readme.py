@@ -55,8 +55,8 @@ def measured(results: Path) -> str:
     lines = [
         paragraph(
             how_measured(runs),
-            "Mean / lowest clip in dB of PSNR against the plain clip of the same seed, at a wall-clock speed-up of the",
-            "denoising loop, each method at its best settings.",
+            "The table has mean / lowest clip, as PSNR in dB against the plain clip of the same seed, at a wall-clock",
+            "speed-up of the denoising loop, each method at its best settings.",
             "*Floor*: the plain clip in bfloat16 against the one in float32; PSNR above it means nothing to a viewer.",
         ),
         "",

@@ -122,6 +122,12 @@ def test_pointers_in_the_source_lead_to_files() -> None:
     assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
 
 
+def test_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 120] == []
+
+
 def test_method_is_short() -> None:
     lines = (ROOT / "docs" / "method.md").read_text().splitlines()
     assert len(lines) <= 250
