@@ -174,18 +174,21 @@ class Planner:
         return _watchable(plans, max(found, key=lambda plan: plan.speedup))
 
     def _warn(self, plan: Plan) -> None:
+        if (notice := self.notice(plan)) is not None:
+            logger.warning("%s", notice)
+
+    def notice(self, plan: Plan) -> str | None:
         """One line where another plan than the one that was asked for is followed."""
         if (asked := plan.instead_of) is None:
-            return
+            return None
         wish = f"speedup={self.speedup:g}" if self.speedup is not None else f"quality={self.quality:g}"
-        logger.warning(
-            "%s at %d steps would give %.1f dB, which is another video: %s",
-            wish,
-            len(plan.choices),
-            asked.psnr_db,
+        instead = (
             f"a plan of {plan.speedup:.2f}x and {plan.psnr_db:.1f} dB is followed instead"
             if math.isfinite(plan.psnr_db)
-            else "everything is computed instead",
+            else "everything is computed instead"
+        )
+        return (
+            f"{wish} at {len(plan.choices)} steps would give {asked.psnr_db:.1f} dB, which is another video: {instead}"
         )
 
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:

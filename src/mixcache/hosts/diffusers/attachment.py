@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ logger = logging.getLogger("mixcache")
 EXPERTS = ("transformer", "transformer_2")
 """Attributes under which pipelines keep their denoisers."""
 NO_BLOCKS = f"the transformer is compiled as a whole: no blocks are left out; {COMPILE_BLOCKS}"
+ENDS = ("warm-up", "cool-down")
+"""Reasons that every run has."""
+NUMBER = re.compile(r"-?\d[\d.e+-]*")
 SHORT_OF = 0.9
 """Share of a wished speed-up under which, by work, it counts as not delivered."""
 
@@ -215,30 +219,38 @@ class Handle:
                 f"{num_steps} steps are no more than the {policy.num_warmup_steps} of the warm-up and the "
                 f"{policy.num_cooldown_steps} of the cool-down: everything is computed"
             )
-        reasons = Counter(e.reason for e in entries if e.granularity is Granularity.COMPUTE and e.reason != "planned")
-        for ends in ("warm-up", "cool-down"):
-            if len(reasons) > 1:
-                reasons.pop(ends, None)
-        reasons.update(session.in_full)
+        if (plan := self.plan) is not None and (notice := self.planner.notice(plan)) is not None:
+            self._told.add(notice)  # by the planner
+            return notice
+        reasons = [e.reason for e in entries if e.granularity is Granularity.COMPUTE and e.reason != "planned"]
+        reasons = [reason for reason in reasons if reason not in ENDS] or reasons
+        reasons += session.in_full
         if not reasons:
             return None
-        most, count = reasons.most_common(1)[0]
+        kinds = Counter(NUMBER.sub("", reason) for reason in reasons)
+        most, count = kinds.most_common(1)[0]
+        example = next(reason for reason in reasons if NUMBER.sub("", reason) == most)
         what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
-        return f"{what}: {most} ({count} times)"
+        return f"{what}: {example} ({count} times)"
 
     def _look_at_transformers(self, pipeline: Any) -> None:
         """Says that a transformer has been put in place of one that has the cache."""
         for denoiser in self.denoisers:
-            present, transformer = getattr(pipeline, denoiser.attribute, None), denoiser.transformer
-            if transformer is None or present is None or present is transformer:
+            present = getattr(pipeline, denoiser.attribute, None)
+            inner = getattr(present, "_orig_mod", present)
+            if present is None or (present is inner and self._covers(inner)):
                 continue
-            if getattr(present, "_orig_mod", None) is transformer:
+            if self._covers(inner):
                 self.tell_once(f"torch.compile(transformer) came after mixcache.enable and compiles nothing; {COMPILE}")
             else:
                 self.tell_once(
                     f"pipe.{denoiser.attribute} was replaced after mixcache.enable, and is not cached; call "
                     "mixcache.disable(pipe), then mixcache.enable(pipe, ...) again"
                 )
+
+    def _covers(self, transformer: Any) -> bool:
+        hooks = hooks_on(transformer)
+        return any(isinstance(hook, TransformerHook) and hook.owner is self for hook in hooks)
 
     def _follow_compilation(self, attribute: str) -> None:
         """Computes in full what the policy would do by `block` where the transformer was compiled as a whole: blocks of
