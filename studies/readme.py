@@ -65,6 +65,7 @@ def measured(results: Path) -> str:
         f"![Mean PSNR against speed-up: {case_of(runs[first])}](docs/results/{first}/quality.png)",
         "",
         paragraph(
+            f"The picture shows means on {case_of(runs[first])}.",
             easy_line(runs[first]),
             "Harder ones are being built. What is known of them, and where our defaults break clips there, is in",
             f"[hard settings]({HARD}).",
@@ -93,9 +94,9 @@ def how_measured(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def easy_line(run: Mapping[str, Any]) -> str:
-    """How little fewer steps lose in a run."""
+    """How little fewer steps lose in the run that the picture is of."""
     told = told_of(run, FEWER, 2.0)
-    return f"These settings are easy ones: at 2x, fewer steps alone have {told} dB on {case_of(run)}."
+    return f"These settings are easy ones: at 2x, fewer steps alone have {told} dB there."
 
 
 def rows_of_readme(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
