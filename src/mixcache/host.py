@@ -88,7 +88,9 @@ class Clock:
             raise UnknownCallError("the scheduler has no timesteps yet, and the cache context does not tell the step")
         step = self._index(scheduler, timestep)
         if step >= len(self._numbers):
-            raise UnknownCallError("the scheduler is past its last step")
+            raise UnknownCallError(
+                "pipe.scheduler is past its last step: the loop has another, or did not set timesteps"
+            )
         if self._is_first_call:
             self._range = self._own_range(scheduler, step)
             self._is_first_call = False
