@@ -4,8 +4,8 @@ leaving nothing."""
 from __future__ import annotations
 
 import logging
+import re
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -31,6 +31,7 @@ logger = logging.getLogger("mixcache")
 EXPERTS = ("transformer", "transformer_2")
 """Attributes under which pipelines keep their denoisers."""
 NO_BLOCKS = f"the transformer is compiled as a whole: no blocks are left out; {COMPILE_BLOCKS}"
+NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
 SHORT_OF = 0.9
 """Share of a wished speed-up under which, by work, it counts as not delivered."""
 
@@ -186,7 +187,7 @@ class Handle:
         if reason is End.DONE:
             self.why_not = self._why_not(session)
             if self.why_not is not None:
-                self.tell_once(self.why_not, key=self.why_not.partition(":")[0])
+                self.tell_once(self.why_not, key=NUMBER.sub("", self.why_not))
 
     def _why_not(self, session: Session) -> str | None:
         entries, policy = session.entries, self.policy
@@ -205,16 +206,21 @@ class Handle:
                 f"{num_steps} steps are no more than the {policy.num_warmup_steps} of the warm-up and the "
                 f"{policy.num_cooldown_steps} of the cool-down: everything is computed"
             )
-        reasons = Counter(e.reason for e in entries if e.granularity is Granularity.COMPUTE and e.reason != "planned")
+        what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
+        plans = [plan for cell in session.cells.values() if (plan := _plan_of(cell.engine)) is not None]
+        if plans and (slow := min(plan.speedup for plan in plans)) < (1.001 if wish is None else SHORT_OF * wish):
+            return f"{what}: the plan that is followed is one of {slow:.2f}x; handle.plan tells what it foretells"
+        told = [e.reason for e in entries if e.granularity is Granularity.COMPUTE and e.reason != "planned"]
+        reasons: dict[str, list[str]] = {}  # alike but for their numbers
+        for reason in (*told, *session.in_full):
+            reasons.setdefault(NUMBER.sub("", reason), []).append(reason)
         for ends in ("warm-up", "cool-down"):
             if len(reasons) > 1:
                 reasons.pop(ends, None)
-        reasons.update(session.in_full)
         if not reasons:
             return None
-        most, count = reasons.most_common(1)[0]
-        what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
-        return f"{what}: {most} ({count} times)"
+        most = max(reasons.values(), key=len)
+        return f"{what}: {most[0]} ({len(most)} time{'s' * (len(most) > 1)})"
 
     def _look_at_transformers(self, pipeline: Any) -> None:
         """Says that a transformer has been put in place of one that has the cache."""
@@ -281,7 +287,7 @@ class Handle:
     def plan(self) -> Any:
         """The `Plan` in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
         and under other policies."""
-        return getattr(self.engine.policy_state, "plan", None)
+        return _plan_of(self.engine)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -337,6 +343,11 @@ class Handle:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.disable()
+
+
+def _plan_of(engine: Engine) -> Any:
+    """The plan that an engine's policy follows or has followed last, None without one."""
+    return getattr(engine.policy_state, "plan", None)
 
 
 def blocks_of(transformer: torch.nn.Module, row: ModelRow) -> list[torch.nn.Module]:
