@@ -12,9 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from mixcache.decision import Choice, Granularity
 from mixcache.history import lagrange_weights
+from mixcache.host import Clock
 from mixcache.planning import LEAST_PSNR_DB, MAX_AGE, Plan, Planner
 from mixcache.profiles import FORMAT, Profile
 from mixcache.trajectory import COMPUTE, DOUBT, SHOWN, Trajectory, noise_levels
@@ -449,12 +458,13 @@ def test_a_short_schedule_has_the_nearest_plan() -> None:
 class FakeScheduler:
     """Even noise levels, as many as were asked for."""
 
-    sigmas: tuple[float, ...] = ()
+    sigmas = torch.tensor([])
 
     def set_timesteps(self, num_steps: int) -> None:
         if num_steps > 100:
             raise ValueError("too many steps")
-        self.sigmas = tuple(1 - index / num_steps for index in range(num_steps + 1))
+        self.sigmas = torch.tensor([1 - index / num_steps for index in range(num_steps + 1)])
+        self.timesteps = 1000 * self.sigmas[:-1]
 
 
 def test_noise_levels_of_a_number_of_steps() -> None:
@@ -462,14 +472,34 @@ def test_noise_levels_of_a_number_of_steps() -> None:
     assert noise_levels(profile, scheduler, None) == SIGMAS
     assert noise_levels(profile, scheduler, 3) == SIGMAS
     assert noise_levels(profile, scheduler, 4) == (1.0, 0.75, 0.5, 0.25, 0.0)
-    assert scheduler.sigmas == ()
+    assert not len(scheduler.sigmas)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
+        DDIMScheduler(),
+        DPMSolverMultistepScheduler(),
+        EulerDiscreteScheduler(use_karras_sigmas=True),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_noise_levels_are_those_that_a_run_is_told(scheduler: Any) -> None:
+    """Of schedulers whose own sigma is a ratio, rises, or is not there."""
+    foretold = noise_levels(made([1.0, 2.0, 4.0]), scheduler, 5)
+    scheduler.set_timesteps(5)
+    pipeline = SimpleNamespace(scheduler=scheduler)
+    assert foretold == Clock(lambda: pipeline).now(None, scheduler.timesteps[0]).sigmas
+    assert 1 >= foretold[0] > foretold[-1] == 0
 
 
 def test_a_scheduler_that_does_not_tell_its_noise_levels() -> None:
     profile = made([1.0, 2.0, 4.0])
     with pytest.raises(ValueError, match="FakeScheduler does not tell the noise levels of 200 steps: too many steps"):
         noise_levels(profile, FakeScheduler(), 200)
-    with pytest.raises(ValueError, match="has no sigmas"):
+    with pytest.raises(ValueError, match="has no timesteps"):
         noise_levels(profile, SimpleNamespace(set_timesteps=lambda _: None), 4)
 
 

@@ -20,7 +20,9 @@ import numpy as np
 
 from mixcache.decision import Choice, Granularity
 from mixcache.history import lagrange_weights
+from mixcache.levels import noise_levels as levels_of
 from mixcache.profiles import Profile
+from mixcache.velocity import mixes_of
 
 DOUBT = 1.0
 """Weight of the part of the harm in which no error cancels another (docs/experiments/2026-11-plan-cost.md)."""
@@ -144,7 +146,9 @@ def noise_levels(profile: Profile, scheduler: Any, num_steps: int | None) -> tup
         raise ValueError(
             f"{type(scheduler).__name__} does not tell the noise levels of {num_steps} steps: {error}"
         ) from error
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) < num_steps:
-        raise ValueError(f"{type(scheduler).__name__} has no sigmas; leave the number of steps as in the profile")
-    return (*(float(sigma) for sigma in sigmas[:num_steps]), float(profile.sigmas[-1]))
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None or len(timesteps) < num_steps:
+        raise ValueError(f"{type(scheduler).__name__} has no timesteps; leave the number of steps as in the profile")
+    numbers = [float(timestep) for timestep in timesteps]
+    found = [mix.level for mix in mixes_of(scheduler, numbers)] or levels_of(scheduler, numbers)
+    return (*found[:num_steps], float(profile.sigmas[-1]))
