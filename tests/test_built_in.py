@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -88,3 +89,26 @@ def test_one_handle_serves_other_sizes_batches_and_step_counts() -> None:
     for arguments, video in zip(runs, served, strict=True):
         with mixcache.enable(pipeline, "mixcache", **MIXED):
             assert torch.equal(latents(**arguments), video)
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "why_not"),
+    [
+        ("hindsight", {"error": 1e-9}, r"nothing was cached: harm .* is over the budget \(7 times\)"),
+        (
+            "planned",
+            {"speedup": 2.0},
+            r"speedup=2 at 4 steps would give 9\.\d dB, which is another video: a plan of 1\.\d\dx .*",
+        ),
+    ],
+)
+def test_why_a_run_was_not_made_faster_is_said_once(
+    policy: str, settings: dict[str, Any], why_not: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reasons that differ in their numbers are one; a plan that is slower than the wish is a reason of its own."""
+    pipeline, latents = load()
+    with caplog.at_level("WARNING", "mixcache"), mixcache.enable(pipeline, policy, **settings) as handle:
+        for width in (96, 64):
+            latents(width=width, num_inference_steps=NUM_STEPS if policy == "hindsight" else 4)
+    assert re.fullmatch(why_not, handle.summary()["why_not"])
+    assert sum("another video" in text or "nothing was cached" in text for text in caplog.messages) == 1

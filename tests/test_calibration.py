@@ -29,7 +29,14 @@ from mixcache.calibration.measurements import (
 from mixcache.calibration.schedules import AFTER_COMPUTED, windows
 from mixcache.decision import Granularity
 from mixcache.hosts.diffusers import overlay
-from mixcache.planning.profiles import Profile, ProfileError, fingerprint, profile_for, shipped_profiles, weights_hash
+from mixcache.planning.profiles import (
+    Profile,
+    ProfileError,
+    fingerprint,
+    profile_for,
+    shipped_profiles,
+    weights_hash,
+)
 
 GUIDANCE = 5.0
 NUM_STEPS = 8

@@ -579,6 +579,24 @@ def test_the_same_trajectory_goes_on() -> None:
     assert policy.seen.num_trajectories == 2
 
 
+def test_two_runs_in_turn_that_look_alike_are_computed_until_a_first_step_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Step 2 of the one comes right after step 1 of the other, and would be taken from it."""
+    host = Host(scripted(C, C, S, S, S, S))
+    with caplog.at_level("WARNING", "mixcache"):
+        for step in range(6):
+            for output in (10, 50):
+                assert host.both(step, output + step, output) == approx(output + step, output)
+    assert [record.getMessage() for record in caplog.records] == [mixcache.core.engine.IN_TURN]
+    host.both(9, 19, 10)  # on its way in mid-loop, after the other's end
+    host.engine.end(End.DONE)
+    assert {entry.granularity for entry in host.trace} == {C}
+    for step in range(3):
+        host.both(step, 10 + step, 10)
+    assert host.both(3, 99, 99) == approx(11, 10)
+
+
 def test_an_exception_drops_everything_and_the_next_call_starts_afresh() -> None:
     policy = scripted(C, C, C, S)
     host = Host(policy)

@@ -17,6 +17,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from mixcache.hosts.diffusers.clock import Clock
 from mixcache.hosts.diffusers.levels import level_of_ratio, levels_of_steps, sigma_is_a_ratio
 
 V = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -74,6 +75,27 @@ def test_where_the_model_predicts_v_the_level_is_that_of_its_mix() -> None:
     levels = levels_of_steps(scheduler, 4)
     assert (levels[0], len(levels)) == (pytest.approx(1.0, abs=1e-4), 4)
     assert levels == sorted(levels, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
+        DDIMScheduler(),
+        DPMSolverMultistepScheduler(),
+        EulerDiscreteScheduler(use_karras_sigmas=True),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_levels_are_those_that_a_run_is_told(scheduler: Any) -> None:
+    """Of schedulers whose own sigma is a ratio, rises, or is not there."""
+    foretold = levels_of_steps(scheduler, 5)
+    scheduler.set_timesteps(5)
+    pipeline = SimpleNamespace(scheduler=scheduler)
+    told = Clock(lambda: pipeline).now(None, scheduler.timesteps[0]).sigmas
+    assert (*foretold, 0.0) == told
+    assert 1 >= foretold[0] > foretold[-1]
 
 
 def test_the_scheduler_stays_as_it_is() -> None:

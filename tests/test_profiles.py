@@ -202,6 +202,7 @@ def test_a_directory_is_no_profile(tmp_path: Path) -> None:
         ({"psnr_at_one": float("inf")}, "a NaN is in it"),
         ({"outputs": [[1.0], [float("nan")], [1.0]], "differences": [[0.0]] * 3}, "a NaN is in it"),
         ({"carry": {"step": [[1.0, float("nan")]]}}, "a NaN is in it"),
+        ({"sigmas": [80.0, 5.0, 0.5, 0.0]}, "sigmas are over 1"),
         ({"sigmas": [1.0, 0.5, 0.75, 0.0]}, "sigmas does not fall"),
         ({"sigmas": [1.0, 0.5, 0.5, 0.0]}, "sigmas does not fall"),
         ({"sigmas": [1.0, float("nan"), 0.5, 0.0]}, "sigmas does not fall"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conformance.test_conformance import VARIANTS
 from conformance.test_conformance import generate as generate_variant
-from diffusers import WanVideoToVideoPipeline
+from diffusers import FirstBlockCacheConfig, WanVideoToVideoPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch._dynamo.testing import CompileCounter
 from traces import letters
@@ -384,6 +384,31 @@ def test_a_pipeline_with_the_transformer_and_a_scheduler_of_its_own_has_a_run_of
     assert torch.equal(generate(pipeline), clip)
     assert letters(handle.trace) == PATTERNS["step"] * 3
     assert (handle.summary()["num_calls_in_full"], handle.summary()["held_bytes"]) == (0, 0)
+
+
+def test_a_pipeline_made_of_one_that_is_enabled_takes_its_transformer(
+    alone: dict[str, torch.Tensor], pipeline: Any, generate: Generate
+) -> None:
+    """`from_pipe` takes the components whose class is the one that it expects."""
+    with mixcache.enable(pipeline, "every_nth", granularity="block", period=2):
+        second = WanVideoToVideoPipeline.from_pipe(pipeline)
+        assert second.transformer is pipeline.transformer
+        assert torch.equal(generate(pipeline), alone["block"])
+
+
+@orders
+def test_a_cache_of_diffusers_finds_the_blocks(pipeline: Any, generate: Generate, order: str) -> None:
+    """Its registry is keyed by their class; a threshold of 0 leaves nothing out."""
+
+    def switch_on(pipeline: Any) -> None:
+        pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+
+    plain = generate(pipeline)
+    with enabled(pipeline, switch_on, order, "block") as handle:
+        generate(pipeline)
+        assert letters(handle.trace) == PATTERNS["block"]
+        pipeline.transformer.disable_cache()
+    assert torch.equal(generate(pipeline), plain)
 
 
 # --------------------------------------------------------------------------------------- on the pipelines of all models

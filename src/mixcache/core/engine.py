@@ -29,6 +29,10 @@ from mixcache.policies.base import Policy
 from mixcache.trace import Call, TraceEntry, TraceWriter
 
 logger = logging.getLogger("mixcache")
+IN_TURN = (
+    "runs take turns on one transformer and cannot be told apart: they are computed in full; give each a pipeline and "
+    "a scheduler of its own"
+)
 Streams = tuple[torch.Tensor, ...]
 """What runs through the blocks: the hidden state, and in some models that of the text or of the sound beside it."""
 
@@ -95,6 +99,7 @@ class Engine:
         self._num_calls = self._num_cached = 0
         """Calls of the last step that was finished; cached steps since the last computed one."""
         self._generation = self._told_non_finite = -1
+        self._takes_turns = self._has_told_turns = False
         self.peak_bytes = 0
         """Most that histories and the values set aside for them ever took."""
 
@@ -106,6 +111,10 @@ class Engine:
     def keeps(self, granularity: Granularity) -> bool:
         """True where policy and model both allow it, so that there are histories for it."""
         return granularity in self._histories.kept
+
+    def begin(self) -> None:
+        """A run begins of which nothing is known yet."""
+        self._takes_turns = False
 
     def leave_out(self, granularity: Granularity) -> None:
         """From now on computes what the policy would cache by this granularity."""
@@ -120,6 +129,10 @@ class Engine:
         """
         record = self._record
         if record is None or self._is_new_trajectory(record, info):
+            self._takes_turns = info.step > 0 and (self._takes_turns or self._is_another_run(record, info))
+            if self._takes_turns and not self._has_told_turns:
+                self._has_told_turns = True
+                logger.warning(IN_TURN)
             self.end(End.INTERRUPTED)
             self._generation = self._trace.number_of(info.offset)
             record = self._begin(info)
@@ -246,11 +259,20 @@ class Engine:
             return False
         return self._corrector is None or not self._corrector.is_watching(record.info.step)
 
-    def _is_new_trajectory(self, record: StepRecord, info: CallInfo) -> bool:
-        last = record.info
+    def _is_alike(self, record: StepRecord, info: CallInfo) -> bool:
+        """True where shapes, text and number of steps are those of the trajectory under way."""
         mine = (info.signature, info.parts)
         is_same = all(self._signatures.get(branch, mine) == mine for branch in info.branches)
-        if not is_same or info.num_steps != last.num_steps:
+        return is_same and info.num_steps == record.info.num_steps
+
+    def _is_another_run(self, record: StepRecord | None, info: CallInfo) -> bool:
+        """True where a call in mid-loop is like the trajectory under way and does not follow on it: of another run,
+        whose next call may well look as if it did."""
+        return record is not None and self._is_alike(record, info) and info.step != record.info.step + 1
+
+    def _is_new_trajectory(self, record: StepRecord, info: CallInfo) -> bool:
+        last = record.info
+        if not self._is_alike(record, info):
             return True
         if info.step == last.step:
             return record.has(info.branches)
@@ -273,6 +295,8 @@ class Engine:
         )
         self._seen_state = self._state
         decision = self.policy.decide(step, self._state)
+        if self._takes_turns:
+            decision = Decision(granularity=Granularity.COMPUTE, reason="runs in turn")
         if decision.granularity is not Granularity.COMPUTE and decision.granularity not in ages:
             decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
         if decision.granularity is Granularity.STEP and not self._histories.num_outputs(info.branches):

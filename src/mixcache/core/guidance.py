@@ -50,11 +50,12 @@ def combination(output: torch.Tensor, values: Mapping[str, torch.Tensor]) -> Com
     base = values[first].float().flatten(1) if output.dim() > 1 else values[first].float()[:, None]
     target = output.float().reshape(base.shape)
     directions = torch.stack([base, *(values[name].float().reshape(base.shape) - base for name in others)], dim=1)
-    gram = directions @ directions.mT  # (batch, n, n)
+    # sums of products, since autocast and TF32 round what goes into a matrix product
+    gram = torch.stack([(directions * one[:, None]).sum(-1) for one in directions.unbind(1)], dim=1)  # (batch, n, n)
     scale = gram.diagonal(dim1=1, dim2=2).sqrt().clamp_min(1e-20)
     eye = torch.eye(len(values), device=gram.device)
     normal = gram / (scale[:, :, None] * scale[:, None, :]) + RIDGE * eye
-    wanted = (directions @ target[:, :, None])[:, :, 0] / scale
+    wanted = (directions * target[:, None]).sum(-1) / scale
     solved = torch.linalg.solve_ex(normal, wanted[:, :, None])[0][:, :, 0] / scale  # (batch, n)
     left = target - (solved[:, :, None] * directions).sum(1)
     misfit = (left.square().mean(1) / target.square().mean(1).clamp_min(1e-24)).sqrt().max()

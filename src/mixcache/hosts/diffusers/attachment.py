@@ -192,7 +192,7 @@ class Handle:
         if reason is End.DONE:
             self.why_not = self._why_not(session)
             if self.why_not is not None:
-                self.tell_once(self.why_not, key=self.why_not.partition(":")[0])
+                self.tell_once(self.why_not, key=NUMBER.sub("", self.why_not))
             for cell in session.cells.values():
                 state = cell.engine.policy_state
                 if (other := getattr(state, "other_guidance", None)) is not None:
@@ -222,6 +222,9 @@ class Handle:
         if (plan := self.plan) is not None and (notice := self.planner.notice(plan)) is not None:
             self._told.add(notice)  # by the planner
             return notice
+        what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
+        if plan is not None and plan.speedup < (1.001 if wish is None else SHORT_OF * wish):
+            return f"{what}: the plan that is followed is one of {plan.speedup:.2f}x"
         reasons = [e.reason for e in entries if e.granularity is Granularity.COMPUTE and e.reason != "planned"]
         reasons = [reason for reason in reasons if reason not in ENDS] or reasons
         reasons += session.in_full
@@ -230,8 +233,7 @@ class Handle:
         kinds = Counter(NUMBER.sub("", reason) for reason in reasons)
         most, count = kinds.most_common(1)[0]
         example = next(reason for reason in reasons if NUMBER.sub("", reason) == most)
-        what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
-        return f"{what}: {example} ({count} times)"
+        return f"{what}: {example} ({count} time{'s' * (count > 1)})"
 
     def _look_at_transformers(self, pipeline: Any) -> None:
         """Says that a transformer has been put in place of one that has the cache."""

@@ -53,6 +53,7 @@ class Clock:
         self._levels: list[float] = []
         self._own_sigmas: list[float] = []
         self._mixes: list[Mix] = []
+        self._is_ratio = False
         self._sliced, self._slice = (0, 0), tuple[float, ...]()
         self._numbers: list[float] = []
         self._range = (0, 0)
@@ -69,7 +70,7 @@ class Clock:
         scheduler = getattr(pipeline, "scheduler", None)
         self.notice_schedule(scheduler)
         if step is not None and num_steps is not None and sigma is not None and not self._mixes:
-            level = level_of_ratio(sigma) if sigma_is_a_ratio(scheduler) else sigma
+            level = level_of_ratio(sigma) if self._is_ratio else sigma
             if self._does_a_part:
                 return self._moment(step, *self._range, level)
             first = max(0, len(self._levels) - num_steps)
@@ -79,7 +80,9 @@ class Clock:
             raise UnknownCallError("the scheduler has no timesteps yet, and the cache context does not tell the step")
         step = self._index(scheduler, timestep)
         if step >= len(self._numbers):
-            raise UnknownCallError("the scheduler is past its last step")
+            raise UnknownCallError(
+                "pipe.scheduler is past its last step: the loop has another, or did not set timesteps"
+            )
         if self._is_first_call:
             self._range = self._own_range(scheduler, step)
             self._is_first_call = False
@@ -114,6 +117,7 @@ class Clock:
         if self._timesteps is not None:
             self._numbers = [float(t) for t in self._timesteps.flatten().tolist()]
             self._mixes = mixes_of(scheduler, self._numbers)
+            self._is_ratio = sigma_is_a_ratio(scheduler)  # once, as it may be a device sync
             levels = [mix.level for mix in self._mixes] or noise_levels(scheduler, self._numbers)
             self._levels, self._sliced = levels, (0, 0)
             self._own_sigmas = sigmas_of(scheduler, len(self._numbers))

@@ -6,11 +6,13 @@
 A method on the class, and no attribute of the object, is covered: so a wrapper that somebody else puts on the object
 and deletes again takes nothing of ours along, wrappers and compiled calls of others lie within, and whatever is made
 from the object by `copy`, `deepcopy` or `pickle` is of its own class, plain and without hooks. No other object of the
-class is touched; `isinstance`, names and signatures say what they said.
+class is touched; `isinstance`, names, signatures and a comparison of classes by `==`, as in a registry keyed by them,
+say what they said.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -64,18 +66,24 @@ def _covered(plain: type, covers: tuple[str, ...]) -> type:
 
     def reduced(self: Any, protocol: Any) -> Any:
         # copies and pickles are of the plain class, and take no hooks along
-        reduction = list(super(cls, self).__reduce_ex__(protocol))
-        reduction[1] = tuple(plain if argument is cls else argument for argument in reduction[1])
-        if len(reduction) > 2 and isinstance(reduction[2], dict):
-            reduction[2] = {name: value for name, value in reduction[2].items() if name != KEY}
-        return tuple(reduction)
+        made_by, arguments, *rest = super(cls, self).__reduce_ex__(protocol)
+        # in place of what pickle holds against the class of the object
+        if made_by is copyreg.__newobj__:  # type: ignore[attr-defined]
+            made_by = plain.__new__
+        elif made_by is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
+            _, given, named = arguments
+            made_by, arguments = functools.partial(plain.__new__, **named), (cls, *given)
+        arguments = tuple(plain if argument is cls else argument for argument in arguments)
+        if rest and isinstance(rest[0], dict):
+            rest[0] = {name: value for name, value in rest[0].items() if name != KEY}
+        return made_by, arguments, *rest
 
     def cover(name: str) -> Callable[..., Any]:
         own_name = "call" if name == "__call__" else name
 
         @functools.wraps(getattr(plain, name))
         def covered(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not isinstance(self, cls):  # somebody has held the method longer than the object was covered
+            if type(self) is not cls:  # a method held longer than the object was covered, or a class derived from ours
                 return getattr(plain, name)(self, *args, **kwargs)
             inner = getattr(super(cls, self), name)
             for hook in self.__dict__.get(KEY, ()):
@@ -87,5 +95,23 @@ def _covered(plain: type, covers: tuple[str, ...]) -> type:
 
     about = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
     methods = {"__reduce_ex__": reduced, PLAIN: plain} | {name: cover(name) for name in covers}
-    cls = type(plain)(plain.__name__, (plain,), about | methods)
+    cls = _equal_to_plain(type(plain))(plain.__name__, (plain,), about | methods)
     return cls
+
+
+@functools.cache
+def _equal_to_plain(metaclass: type) -> type:
+    """A metaclass whose classes equal the class that they stand in for: diffusers looks up what it knows of a block by
+    its class, and `from_pipe` takes components of the classes it expects."""
+
+    def plain_of(cls: Any) -> Any:
+        return cls.__dict__.get(PLAIN, cls)
+
+    def equal(cls: Any, other: Any) -> Any:
+        return plain_of(cls) is plain_of(other) if isinstance(other, type) else NotImplemented
+
+    def hashed(cls: Any) -> int:
+        plain = plain_of(cls)
+        return type.__hash__(plain) if plain is cls else hash(plain)
+
+    return type(metaclass)(metaclass.__name__, (metaclass,), {"__eq__": equal, "__hash__": hashed})

@@ -61,6 +61,7 @@ class Session:
         self._start_afresh()
         for attribute, cell in self.cells.items():
             cell.reader = Reader(row, self.pipeline, attribute)
+            cell.engine.begin()
             cell.forms.clear()
 
     def _start_afresh(self) -> None:

@@ -95,6 +95,7 @@ class Profile:
             allowed = (num_steps, 0) if name == "residuals" else (num_steps,)
             _must(len(points) in allowed, f"{name} has {len(points)} points for {num_steps} steps")
             _must(len({len(point) for point in points}) <= 1, f"{name} has points of different dimensions")
+        _must(self.sigmas[0] <= 1, "sigmas are over 1, where noise levels go from 1 to 0; calibrate anew")
         _must(len(self.outputs[0]) == len(self.differences[0]), "outputs and differences are not in the same space")
         _must("step" in self.carry and all(self.carry.values()), "carry has nothing for step")
         _must({"compute", "step"} <= set(self.costs), "costs lacks compute or step")
