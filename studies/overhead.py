@@ -23,15 +23,21 @@ from rich.console import Console
 
 from mixcache import generation
 from mixcache.hosts.diffusers.attachment import enable
+from mixcache.hosts.diffusers.overlay import put_on, take_off
 from mixcache.store import write_json
 from mixcache.zoo import call_defaults, load, world
 
 
 class Stopwatch:
-    """Adds up what calls take."""
+    """Adds up what calls take. Also a hook of `overlay.put_on`."""
+
+    covers = ("__call__",)
 
     def __init__(self) -> None:
         self.seconds = 0.0
+
+    def call(self, module: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.around(inner)(*args, **kwargs)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -51,12 +57,11 @@ def share_of_hook(pipeline: Any, policy: str, denoise: Callable[[], float]) -> f
     model.forward = inner.around(model.forward)
     try:
         with enable(pipeline, policy):
-            attached = model.forward
-            model.forward = outer.around(attached)
+            put_on(model, outer)
             try:
                 seconds = denoise()
             finally:
-                model.forward = attached
+                take_off(model, outer)
     finally:
         del model.forward
     own = outer.seconds - inner.seconds
