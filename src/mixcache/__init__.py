@@ -27,7 +27,8 @@ from mixcache.policies import (
 from mixcache.trace import Trace, TraceEntry
 
 if TYPE_CHECKING:
-    from mixcache.hosts.diffusers.attachment import Handle, disable, enable
+    from mixcache.hosts.diffusers.attachment import disable, enable
+    from mixcache.hosts.diffusers.handle import Handle
     from mixcache.planning.profiles import Profile
 
 __version__ = "0.1.0"
@@ -56,10 +57,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Handle", "disable", "enable"}:
+    if name in {"disable", "enable"}:
         from mixcache.hosts.diffusers import attachment
 
         return getattr(attachment, name)
+    if name == "Handle":
+        from mixcache.hosts.diffusers.handle import Handle
+
+        return Handle
     if name == "Profile":
         from mixcache.planning.profiles import Profile
 

@@ -13,7 +13,8 @@ from typing import Any
 from mixcache import generation
 from mixcache.config import DEFAULT_POLICY
 from mixcache.generation import Generated, OnStep
-from mixcache.hosts.diffusers.attachment import Handle, enable
+from mixcache.hosts.diffusers.attachment import enable
+from mixcache.hosts.diffusers.handle import Handle
 from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.report.html import write_html
 from mixcache.report.video import ClipPair, film_names, side_by_side, write_mp4

@@ -27,7 +27,9 @@ from mixcache.config import MixCacheConfig
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
 from mixcache.core.engine import Engine
 from mixcache.decision import CACHED, Granularity
-from mixcache.hosts.diffusers.attachment import Handle, enable, experts_of
+from mixcache.hosts.diffusers.attachment import attach, enable
+from mixcache.hosts.diffusers.denoisers import experts_of
+from mixcache.hosts.diffusers.handle import Handle
 from mixcache.hosts.diffusers.scheduler import is_repeatable
 from mixcache.metrics import video_psnr
 from mixcache.planning.experts import planner_for
@@ -36,6 +38,7 @@ from mixcache.planning.search import KEPT_PER_LEVEL, Plan
 from mixcache.planning.trajectory import DOUBT
 from mixcache.policies import MixCache, Planned, Replay
 from mixcache.policies.base import check_count
+from mixcache.policies.mixcache import EVEN_IMPACTS
 
 logger = logging.getLogger("mixcache")
 CALIBRATION_SEED = 4242
@@ -179,9 +182,7 @@ class Calibration:
         return generation.generate(self.pipeline, self.config.prompts[index], seed=seed, **self.config.arguments).clip
 
     def _attached(self, engine_class: type[Engine]) -> Handle:
-        handle = Handle(self.pipeline, MixCacheConfig(policy=MixCache()), self.row, engine_class)
-        handle._attach()
-        return handle
+        return attach(self.pipeline, MixCacheConfig(policy=MixCache(impacts=EVEN_IMPACTS)), engine_class)
 
     def _plain(self, index: int) -> dict[str, Any]:
         handle = self._attached(RecordingEngine)

@@ -32,7 +32,7 @@ from mixcache.cli.terminal import counted, fail, progress_display, quiet
 
 if TYPE_CHECKING:
     from mixcache.config import MixCacheConfig
-    from mixcache.hosts.diffusers.attachment import Handle
+    from mixcache.hosts.diffusers.handle import Handle
 
 
 def generate(
