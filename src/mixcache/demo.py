@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from mixcache import generation
+from mixcache.arguments import call_arguments
 from mixcache.config import DEFAULT_POLICY
 from mixcache.generation import Generated, OnStep
 from mixcache.hosts.diffusers.attachment import enable
@@ -61,7 +62,7 @@ def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> d
     asked: dict[str, Any] = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
     if config.negative_prompt is not None:
         asked["negative_prompt"] = config.negative_prompt
-    arguments = generation.call_arguments(pipeline, defaults, asked)
+    arguments = call_arguments(pipeline, defaults, asked)
     captions = world.held_out_captions(config.num_prompts, config.seed)
     clips: list[dict[str, Any]] = []
     pairs: list[ClipPair] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixcache import generation, zoo
+from mixcache.arguments import call_arguments, told_arguments
 from mixcache.bench.families import select
 from mixcache.bench.methods import Method
 from mixcache.bench.page import write
@@ -76,7 +77,7 @@ class Bench:
         self._check_folder(resume, force)
         pipeline, defaults = self._load()
         self._loaded = [pipeline]
-        self.arguments = generation.call_arguments(pipeline, defaults, config.arguments)
+        self.arguments = call_arguments(pipeline, defaults, config.arguments)
         num_steps = self.arguments.setdefault("num_inference_steps", 50)
         transformer = type(pipeline.transformer).__name__
         self.methods: list[Method] = select(config.methods, num_steps, transformer)
@@ -114,7 +115,7 @@ class Bench:
             "weights": " ".join(weights_hash(expert) for expert in experts),
             "profile": profile.digest if profile else None,
             "source": code_hash(),
-            "arguments": generation.told_arguments(self.arguments),
+            "arguments": told_arguments(self.arguments),
             "scheduler": type(pipeline.scheduler).__name__,
             "seed": self.config.seed,
             "prompts": list(self.config.prompts),

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from mixcache import generation
+from mixcache.arguments import accepted_arguments, check_call, told_arguments
 from mixcache.calibration.engines import STRENGTH, PerturbingEngine, RecordingEngine
 from mixcache.calibration.schedules import AFTER_COMPUTED, FixedPlanner, timed_schedule, trace_of, windows
 from mixcache.config import MixCacheConfig
@@ -91,10 +92,10 @@ class Calibration:
         self.experts = list(experts_of(pipeline).values())
         with enable(pipeline, "always_compute") as handle:  # ValueError or TypeError where it cannot be cached
             self.row = handle.row
-        generation.check_call(pipeline, config.arguments)
+        check_call(pipeline, config.arguments)
         scheduler = [type(pipeline.scheduler).__name__, dict(pipeline.scheduler.config)]
         model = [value for e in self.experts for value in (fingerprint(e), weights_hash(e), str(e.dtype))]
-        own = str(replace(config, arguments=generation.told_arguments(config.arguments)))
+        own = str(replace(config, arguments=told_arguments(config.arguments)))
         self._header = hashlib.sha256(
             json.dumps([FORMAT, LAYOUT, DOUBT, KEPT_PER_LEVEL, own, *model, scheduler], default=str).encode()
         ).hexdigest()
@@ -168,7 +169,7 @@ class Calibration:
 
     def _few_steps(self) -> dict[str, Any]:
         """Arguments of a call that warms up."""
-        few = generation.accepted_arguments(self.pipeline, {"num_inference_steps": 2})
+        few = accepted_arguments(self.pipeline, {"num_inference_steps": 2})
         return self.config.arguments | few
 
     def _latents(self, index: int, on_step: generation.OnStep | None = None) -> torch.Tensor:
@@ -337,7 +338,7 @@ class Calibration:
         device = self.pipeline._execution_device  # which looks through all modules
 
         def watch(num_done: int, total: int) -> None:
-            generation._synchronize(device)
+            generation.synchronize(device)
             ends.append(time.perf_counter())
 
         self._latents(index, watch)

@@ -54,9 +54,10 @@ def calibrate(
     except (ValueError, TypeError) as error:
         fail(error)
     quiet()
+    from mixcache.arguments import call_arguments
     from mixcache.calibration import CalibrationConfig, built_in_prompts
     from mixcache.calibration import calibrate as measure
-    from mixcache.generation import call_arguments, open_model
+    from mixcache.generation import open_model
     from mixcache.zoo import BUILT_IN
 
     try:

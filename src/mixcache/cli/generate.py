@@ -108,7 +108,8 @@ def prepare_pipeline(
 
     ValueError or TypeError for what is no pipeline, is not supported, or cannot be called so.
     """
-    from mixcache.generation import call_arguments, open_model
+    from mixcache.arguments import call_arguments
+    from mixcache.generation import open_model
     from mixcache.hosts.diffusers.attachment import enable
 
     pipeline, defaults = open_model(model, **placement)

@@ -68,7 +68,7 @@ def asked_arguments(
     asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
     asked |= {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt}
     if image or video:
-        from mixcache.generation import read_image, read_video
+        from mixcache.arguments import read_image, read_video
 
         asked["image"] = read_image(image, (width, height)) if image else None
         asked["video"] = read_video(video, (width, height), frames) if video else None
