@@ -24,6 +24,7 @@ from mixcache.policies import (
     Policy,
     Replay,
 )
+from mixcache.summary import Summary
 from mixcache.trace import Trace, TraceEntry
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ __all__ = [
     "Profile",
     "Replay",
     "Step",
+    "Summary",
     "Trace",
     "TraceEntry",
     "disable",

@@ -103,7 +103,7 @@ def _clip_record(
         "seconds_plain": plain.denoising_seconds,
         "seconds_cached": cached.denoising_seconds,
         "speedup": plain.denoising_seconds / cached.denoising_seconds,
-        "ideal_speedup": handle.summary()["ideal_speedup"],
+        "ideal_speedup": handle.summary().ideal_speedup,
         "psnr_db": psnr if math.isfinite(psnr) else None,
         "ssim": video_ssim(cached.clip, plain.clip),
         "adherence_plain": dataclasses.asdict(adherence(plain.clip, caption)),

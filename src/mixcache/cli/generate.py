@@ -94,9 +94,9 @@ def generate(
     typer.echo(f"film      {out} ({made.denoising_seconds:.1f} s of denoising)")
     if handle is not None:
         summary = handle.summary()
-        typer.echo(f"steps     {counted(summary['granularity_counts'])}; {summary['computed_share']:.0%} of the work")
-        if summary["num_non_finite"]:
-            typer.echo(f"warning   {summary['num_non_finite']} calls gave a NaN or an infinity", err=True)
+        typer.echo(f"steps     {counted(summary.granularity_counts)}; {summary.computed_share:.0%} of the work")
+        if summary.num_non_finite:
+            typer.echo(f"warning   {summary.num_non_finite} calls gave a NaN or an infinity", err=True)
         if trace:
             typer.echo(f"trace     {trace}")
 

@@ -41,6 +41,7 @@ def plan(
         pipeline, arguments = open_model(model)
         with enable(pipeline, config) as handle:
             planner = handle.planner
+        assert planner is not None  # the policy is "planned", and `enable` gave it one
         scale = guidance if guidance is not None else arguments.get("guidance_scale", planner.profile.guidance)
         sigmas = planner.profile.levels(steps, lambda count: levels_of_steps(pipeline.scheduler, count))
         plans = planner.frontier(sigmas, scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -50,6 +51,6 @@ def progress_display() -> Progress:
     return Progress(*columns, transient=not sys.stdout.isatty())
 
 
-def counted(counts: dict[str, int]) -> str:
+def counted(counts: Mapping[str, int]) -> str:
     """`{"compute": 20, "step": 30}` as "20 compute, 30 step"."""
     return ", ".join(f"{number} {granularity}" for granularity, number in counts.items())

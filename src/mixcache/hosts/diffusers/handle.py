@@ -25,9 +25,14 @@ from mixcache.hosts.diffusers.reader import Reader
 from mixcache.hosts.diffusers.reasons import NO_BLOCKS, why_not
 from mixcache.hosts.diffusers.rows import COMPILE, ModelRow, row_for
 from mixcache.hosts.diffusers.sessions import Session, Sessions
+from mixcache.planning.experts import ExpertsPlanner
+from mixcache.planning.search import Plan, Planner
+from mixcache.summary import Summary
 from mixcache.trace import Trace, TraceWriter
 
 logger = logging.getLogger("mixcache")
+TABLES = ("trace", "planner", "profile")
+"""Fields of policies that are too large to be told as settings."""
 
 
 class Denoiser:
@@ -109,6 +114,7 @@ class Handle:
         self.config, self.row, self.policy = config, row, config.build()
         self.trace = Trace()
         self._pipeline: Callable[[], Any] = weakref.ref(pipeline)
+        self._name = type(pipeline).__name__
         self._engine_class = engine_class
         self._leaves_blocks = False
         self.denoisers = [Denoiser(self, name, module) for name, module in experts_of(pipeline).items()]
@@ -146,7 +152,7 @@ class Handle:
         try:
             put_on(self._pipeline(), self._pipeline_hook)
         except TypeError:  # its class has a layout of its own; runs then end with their last step
-            logger.debug("%s does not announce its runs", type(self._pipeline()).__name__)
+            logger.debug("%s does not announce its runs", self._name)
 
     # ------------------------------------------------------------------------------------------------ runs and calls
 
@@ -260,58 +266,62 @@ class Handle:
                 take_off(pipeline, self._pipeline_hook)
 
     @property
-    def plan(self) -> Any:
-        """The `Plan` in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
+    def plan(self) -> Plan | None:
+        """The plan in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
         and under other policies. With two experts it is that of both once the second is at work. The PSNR is NaN where
         the guidance scale has changed since: it was foretold for another one."""
         states = [denoiser.engine.policy_state for denoiser in self.denoisers]
         known = [
             plan if state.other_guidance is None else replace(plan, psnr_db=math.nan)
             for state in states
-            if (plan := getattr(state, "plan", None)) is not None
+            if isinstance(plan := getattr(state, "plan", None), Plan)
         ]
-        return self.planner.together(known) if len(known) > 1 else next(iter(known), None)
+        planner = self.planner
+        if len(known) > 1 and isinstance(planner, ExpertsPlanner):
+            return planner.together(known)
+        return known[0] if known else None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting in force, those that were not given too: of the policy, of its bounds and of the block span."""
         bounds = {name: getattr(self.policy, name) for name in BOUNDS}
-        own = {name: getattr(self.policy.policy, name) for name in setting_names(type(self.policy.policy))}
-        for name in ("trace", "planner", "profile"):
-            own.pop(name, None)
         span = self.denoisers[0].span
-        return own | bounds | {"span_first": span.first, "span_after": span.num_blocks - span.end}
+        return self._own_settings | bounds | {"span_first": span.first, "span_after": span.num_blocks - span.end}
 
     @property
-    def planner(self) -> Any:
-        """The `mixcache.planning.search.Planner` of policy "planned"; None under other policies."""
-        return getattr(self.policy.policy, "planner", None)
+    def _own_settings(self) -> dict[str, Any]:
+        """Those of the policy, without what is no setting but a whole table."""
+        names = setting_names(type(self.policy.policy))
+        return {name: getattr(self.policy.policy, name) for name in names if name not in TABLES}
 
-    def summary(self) -> dict[str, Any]:
-        """What the cache did, over the generations in the trace (the newest 100).
+    @property
+    def planner(self) -> Planner | None:
+        """The planner of policy "planned"; None under other policies."""
+        planner = getattr(self.policy.policy, "planner", None)
+        return planner if isinstance(planner, Planner) else None
 
-        Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
-        of the same calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls),
-        num_calls_in_full (calls that said too little to cache them), num_corrected (cached steps taken again with what
-        the next computed one showed), why_not (why the newest run was not made faster, or less than was asked for;
-        None where it was), held_bytes (of all histories now) and peak_bytes (the most that histories and the values
-        set aside for them ever took; of runs at the same time, the sum).
-        """
+    def summary(self) -> Summary:
+        """What the cache did, over the generations in the trace (the newest 100)."""
         share = self.trace.computed_share()
-        return {
-            "policy": self.config.policy_name,
-            "num_generations": self.trace.num_generations,
-            "num_steps": len(self.trace),
-            "granularity_counts": self.trace.counts(),
-            "computed_share": share,
-            "ideal_speedup": 1 / share if share else None,
-            "num_non_finite": sum(entry.non_finite for entry in self.trace),
-            "num_calls_in_full": self._num_calls_in_full,
-            "num_corrected": sum(entry.num_corrected for entry in self.trace),
-            "why_not": self.why_not,
-            "held_bytes": sum(engine.held_bytes for engine in self._engines),
-            "peak_bytes": sum(engine.peak_bytes for engine in self._engines),
-        }
+        return Summary(
+            policy=self.config.policy_name,
+            num_generations=self.trace.num_generations,
+            num_steps=len(self.trace),
+            granularity_counts=self.trace.counts(),
+            computed_share=share,
+            ideal_speedup=1 / share if share else None,
+            num_non_finite=sum(entry.non_finite for entry in self.trace),
+            num_calls_in_full=self._num_calls_in_full,
+            num_corrected=sum(entry.num_corrected for entry in self.trace),
+            why_not=self.why_not,
+            held_bytes=sum(engine.held_bytes for engine in self._engines),
+            peak_bytes=sum(engine.peak_bytes for engine in self._engines),
+        )
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self._own_settings.items())
+        state = "enabled" if self.is_enabled else "not enabled"
+        return f"<Handle: {self._name} with {self.config.policy_name}({settings}), {state}, {len(self.trace)} steps>"
 
     @property
     def _engines(self) -> list[Engine]:
