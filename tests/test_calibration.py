@@ -360,6 +360,16 @@ def cut_off(pipeline: Any, out: Path, **changed: Any) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
+def test_a_run_goes_on_in_another_process(pipeline: Any, make_pipeline: Callable[..., Any], tmp_path: Path) -> None:
+    """There diffusers lists in another order which of the scheduler's settings were not given."""
+    unfinished = cut_off(pipeline, tmp_path / "tiny.json")
+    other = make_pipeline()
+    notes = other.scheduler.config["_use_default_values"]
+    other.scheduler.register_to_config(_use_default_values=notes[::-1])
+    assert len(notes) > 1
+    assert list(Calibration(other, config_of(), unfinished).done) == ["0 plain"]
+
+
 def test_an_unfinished_file_of_another_calibration(
     pipeline: Any, make_pipeline: Callable[..., Any], tmp_path: Path
 ) -> None:

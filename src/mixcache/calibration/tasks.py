@@ -60,7 +60,9 @@ class Calibration:
         experts, scheduler = experts_of(self.pipeline).values(), self.pipeline.scheduler
         model = [value for e in experts for value in (fingerprint(e), weights_hash(e), str(e.dtype))]
         own = str(replace(self.config, arguments=told_arguments(self.config.arguments)))
-        facts = [FORMAT, LAYOUT, DOUBT, KEPT_PER_LEVEL, own, *model, [type(scheduler).__name__, dict(scheduler.config)]]
+        # diffusers' notes about itself come in another order in each process
+        settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        facts = [FORMAT, LAYOUT, DOUBT, KEPT_PER_LEVEL, own, *model, [type(scheduler).__name__, settings]]
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
     def _resumed(self, unfinished: Path) -> dict[str, Any]:
