@@ -35,7 +35,7 @@ from mixcache.bench.run import reason_of
 from mixcache.bench.source import code_hash
 from mixcache.calibration.schedules import trace_of
 from mixcache.decision import CACHED, Granularity
-from mixcache.hosts.diffusers.attachment import blocks_of
+from mixcache.hosts.diffusers.denoisers import blocks_of
 from mixcache.hosts.diffusers.rows import row_for
 from mixcache.report.markdown import table
 from mixcache.store import OtherCaseError, Store, write_json, write_whole

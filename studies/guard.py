@@ -101,7 +101,7 @@ def measure(
         for index, reference in enumerate(plain):
             with enable(pipeline, str(method.policy), **{**method.settings, **more}) as handle:
                 psnrs.append(min(MOST_DB, video_psnr(clip(index), reference)))
-            ideals.append(handle.summary()["ideal_speedup"])
+            ideals.append(handle.summary().ideal_speedup)
             guarded.append(sum(entry.reason.startswith("guard") for entry in handle.trace))
         means = {"ideal": fmean(ideals), "psnr_db": fmean(psnrs), "lowest": min(psnrs), "guarded": fmean(guarded)}
         return {"profile": name, "method": method.name, **means}

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mixcache import generation
+from mixcache.arguments import accepted_arguments
 from mixcache.bench.command import calibration_captions
 from mixcache.bench.meter import WorkMeter, work_share
 from mixcache.bench.methods import Case, Method
@@ -72,7 +73,7 @@ class Search:
 
     def __init__(self, model: str, num_steps: int, num_prompts: int, work: Path) -> None:
         pipeline, defaults = generation.open_model(model)
-        arguments = generation.accepted_arguments(pipeline, defaults | {"num_inference_steps": num_steps})
+        arguments = accepted_arguments(pipeline, defaults | {"num_inference_steps": num_steps})
         self.num_steps, self.transformer = num_steps, type(pipeline.transformer).__name__
         self.prompts = built_in_prompts(NUM_SKIPPED_CAPTIONS + num_prompts)[NUM_SKIPPED_CAPTIONS:]
         self.case = Case(

@@ -20,8 +20,12 @@ from torch._dynamo.testing import CompileCounter
 from traces import letters
 
 import mixcache
+from mixcache.calibration.schedules import FixedPlanner
+from mixcache.core.engine import Engine
 from mixcache.decision import Granularity
 from mixcache.hosts.diffusers import overlay
+from mixcache.hosts.diffusers.attachment import attach
+from mixcache.hosts.diffusers.hooks import PipelineHook
 from mixcache.policies import Bounded, EveryNth
 from mixcache.trace import Trace
 
@@ -729,7 +733,7 @@ def test_summary_by_hand(pipeline: Any, generate: Generate) -> None:
     with mixcache.enable(pipeline, "every_nth", granularity="step", period=2) as handle:
         generate(pipeline)
         generate(pipeline)
-    assert handle.summary() == {
+    assert handle.summary().to_dict() == {
         "policy": "every_nth",
         "num_generations": 2,
         "num_steps": 24,
@@ -743,6 +747,51 @@ def test_summary_by_hand(pipeline: Any, generate: Generate) -> None:
         "held_bytes": 0,
         "peak_bytes": 512,
     }
+
+
+def test_a_handle_says_what_it_is(pipeline: Any, generate: Generate) -> None:
+    with mixcache.enable(pipeline, "every_nth", granularity="step", period=2) as handle:
+        own = "every_nth(granularity='step', period=2, order=0, corrector=False)"
+        assert repr(handle) == f"<Handle: WanPipeline with {own}, enabled, 0 steps>"
+        generate(pipeline)
+    assert repr(handle) == f"<Handle: WanPipeline with {own}, not enabled, 12 steps>"
+    planned = mixcache.Planned(speedup=1.5, planner=FixedPlanner([(Granularity.COMPUTE, 0)] * 12))
+    with mixcache.enable(pipeline, planned) as handle:
+        generate(pipeline)
+        assert "planner" not in repr(handle)
+        assert (handle.planner, handle.plan) == (None, None)  # another one than from a profile
+
+
+class NoStepEngine(Engine):
+    """Computes what the policy would leave out."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.leave_out(Granularity.STEP)
+
+
+def test_engines_of_another_class(pipeline: Any, generate: Generate) -> None:
+    config = mixcache.MixCacheConfig(policy="every_nth", settings={"granularity": "step", "period": 2})
+    with attach(pipeline, config, NoStepEngine) as handle:
+        assert isinstance(handle.engine, NoStepEngine)
+        generate(pipeline)
+        with pytest.raises(ValueError, match="mixcache is enabled on this transformer already"):
+            attach(pipeline, config)
+        assert handle.is_enabled
+    assert letters(handle.trace) == "." * 12
+    with attach(pipeline, config) as handle:
+        generate(pipeline)
+    assert set(letters(handle.trace)) == {".", "s"}
+
+
+def test_what_cannot_be_put_on_leaves_nothing(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr(PipelineHook, "covers", property(fails))
+    with pytest.raises(RuntimeError, match="half way"):
+        mixcache.enable(pipeline)
+    assert not any(overlay.hooks_on(module) for module in (pipeline, *pipeline.transformer.modules()))
 
 
 def test_a_policy_object_and_a_bounded_one(pipeline: Any, generate: Generate) -> None:

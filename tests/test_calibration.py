@@ -15,17 +15,12 @@ import pytest
 import torch
 
 import mixcache
-from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfig, calibrate, measurements
+from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfig, calibrate
+from mixcache.calibration import runs as runs_module
+from mixcache.calibration.assemble import coordinates
 from mixcache.calibration.engines import PerturbingEngine
-from mixcache.calibration.measurements import (
-    IDENTICAL_DB,
-    MIN_STEPS,
-    PLANNED_SPEEDUPS,
-    TRUSTS,
-    WINDOW,
-    coordinates,
-    psnr_of,
-)
+from mixcache.calibration.plans import IDENTICAL_DB, PLANNED_SPEEDUPS, TRUSTS, psnr_of, trusted
+from mixcache.calibration.runs import MIN_STEPS, WINDOW, Runs
 from mixcache.calibration.schedules import AFTER_COMPUTED, windows
 from mixcache.decision import Granularity
 from mixcache.hosts.diffusers import overlay
@@ -87,13 +82,13 @@ def without_times(profile: Profile) -> dict[str, Any]:
 def num_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Prompts of all runs that a calibration measured on, in order."""
     runs: list[int] = []
-    latents = Calibration._latents
+    latents = Runs.latents
 
-    def counted(self: Calibration, index: int, *arguments: Any) -> torch.Tensor:
+    def counted(self: Runs, index: int, *arguments: Any) -> torch.Tensor:
         runs.append(index)
         return latents(self, index, *arguments)
 
-    monkeypatch.setattr(Calibration, "_latents", counted)
+    monkeypatch.setattr(Runs, "latents", counted)
     return runs
 
 
@@ -132,9 +127,12 @@ def test_impacts_are_over_0_and_means_of_those_by_step(profile: Profile) -> None
 def test_no_strength_changes_nothing(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PerturbingEngine, "strength", 1e-30)
     calibration = Calibration(pipeline, config_of())
-    calibration.done["0 plain"] = calibration._plain(0)
+    calibration.done["0 plain"] = calibration.runs.plain(0)
     # block adds its residual again, which may differ in the last bit of the sum
-    assert [calibration._impact(0, granularity, 2) for granularity in (Granularity.STEP, Granularity.CFG)] == [0.0, 0.0]
+    assert [calibration.runs.impact(0, granularity, 2) for granularity in (Granularity.STEP, Granularity.CFG)] == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_carry_is_the_rms_over_the_prompts(pipeline: Any) -> None:
@@ -145,10 +143,10 @@ def test_carry_is_the_rms_over_the_prompts(pipeline: Any) -> None:
     for index, change in ((0, 0.1), (1, 0.3)):
         for window in windows(NUM_STEPS, 2):
             calibration.done[f"{index} carry step {window}"] = {"change": change, "injected": 0.1}
-    sigma, ratio = calibration._carry(Granularity.STEP)[0]
+    sigma, ratio = calibration.assembly.carry(Granularity.STEP)[0]
     assert (sigma, ratio) == (sigmas[first], pytest.approx(math.sqrt(5), abs=1e-4))
     calibration.done[f"1 carry step {first}"]["injected"] = 0.0
-    assert calibration._carry(Granularity.STEP)[0][1] == pytest.approx(1.0)
+    assert calibration.assembly.carry(Granularity.STEP)[0][1] == pytest.approx(1.0)
 
 
 def test_costs_are_times_over_that_of_a_plain_step(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +164,10 @@ def test_costs_are_times_over_that_of_a_plain_step(pipeline: Any, monkeypatch: p
             seconds.setdefault((place, name), []).append(value)
 
     calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
-    calibration.done["0 plain"] = calibration._plain(0)
-    monkeypatch.setattr(Calibration, "_timed", timed)
-    calibration.done["0 times"] = calibration._times(0)
-    assert calibration._costs() == {"compute": 1.25, "step": 0.1, "cfg": 0.5, "block": 0.3}
+    calibration.done["0 plain"] = calibration.runs.plain(0)
+    monkeypatch.setattr(Runs, "_timed", timed)
+    calibration.done["0 times"] = calibration.runs.times(0)
+    assert calibration.assembly.costs() == {"compute": 1.25, "step": 0.1, "cfg": 0.5, "block": 0.3}
     assert [("block" in names, "cfg" in names) for names in runs if "plain" not in names] == [
         (False, True),
         (True, False),
@@ -235,8 +233,8 @@ def rms(tensor: torch.Tensor) -> float:
 def test_carry_agrees_with_a_direct_computation(pipeline: Any) -> None:
     first = 3
     calibration = Calibration(pipeline, config_of())
-    calibration.done["0 plain"] = calibration._plain(0)
-    carried = calibration._carried(0, Granularity.STEP, first)
+    calibration.done["0 plain"] = calibration.runs.plain(0)
+    carried = calibration.runs.carried(0, Granularity.STEP, first)
     latents, guided = plain_outputs(pipeline)
     assert torch.equal(latents, calibration.done["0 plain"]["latents"])
     reused = range(first, first + WINDOW)
@@ -248,7 +246,7 @@ def test_carry_agrees_with_a_direct_computation(pipeline: Any) -> None:
 
 
 def test_points_are_as_far_apart_as_the_outputs(pipeline: Any) -> None:
-    plain = Calibration(pipeline, config_of())._plain(0)
+    plain = Calibration(pipeline, config_of()).runs.plain(0)
     latents, guided = plain_outputs(pipeline)
     points = coordinates(plain["gram"])
     points = points[:NUM_STEPS] + (1 - GUIDANCE) * points[NUM_STEPS:]
@@ -312,7 +310,7 @@ def test_the_trust_with_the_best_clips_is_taken(
         for speedup, psnr in zip(PLANNED_SPEEDUPS, (36.0, 30.0) if trust == better else (33.0, 27.0), strict=True):
             run = {"psnr_db": psnr, "foretold_db": foretold, "speedup": speedup}
             calibration.done[f"0 plan {trust:g} {speedup:g}"] = run
-    assert calibration._trusted() == expected
+    assert trusted(calibration.done, 1) == expected
 
 
 def test_trusts_are_compared_at_one_speedup() -> None:
@@ -329,16 +327,16 @@ def test_a_plan_is_tried_with_its_trust(pipeline: Any, monkeypatch: pytest.Monke
     calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
     for name, task in itertools.islice(calibration.tasks(), 12):
         calibration.done[name] = task()
-    enable = measurements.enable
+    enable = runs_module.enable
 
     def watched(*arguments: Any) -> Any:
         handle = enable(*arguments)
         seen.append(handle.trace)
         return handle
 
-    monkeypatch.setattr(measurements, "enable", watched)
+    monkeypatch.setattr(runs_module, "enable", watched)
     result = calibration._planned(0, 0.75, 1.5)
-    plan = calibration._plan(0.75, 1.5)
+    plan = calibration.plans.plan(0.75, 1.5)
     assert result["speedup"] == plan.speedup
     assert result["foretold_db"] == plan.psnr_db
     cached = [entry for entry in seen[0] if entry.granularity is not Granularity.COMPUTE]
@@ -352,14 +350,14 @@ def test_plans_are_tried_whatever_the_machine_is_like(pipeline: Any) -> None:
     calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
     for name, task in itertools.islice(calibration.tasks(), 12):
         calibration.done[name] = task()
-    plan = calibration._plan(0.5, 1.5)
+    plan = calibration.plans.plan(0.5, 1.5)
     assert plan.trust == 0.5
     assert 1.2 < plan.speedup < 1.9
     slow = Calibration(pipeline, config_of(PROMPTS[:1]))
     times = calibration.done["0 times"]
     costs = [{name: 2 * cost for name, cost in of_expert.items()} for of_expert in times["costs"]]
-    slow.done = calibration.done | {"0 times": times | {"costs": costs}}
-    assert slow._plan(0.5, 1.5) == plan
+    slow.done.update(calibration.done | {"0 times": times | {"costs": costs}})
+    assert slow.plans.plan(0.5, 1.5) == plan
 
 
 def cut_off(pipeline: Any, out: Path, **changed: Any) -> Path:
@@ -367,6 +365,16 @@ def cut_off(pipeline: Any, out: Path, **changed: Any) -> Path:
     with pytest.raises(CutOffError):
         calibrate(pipeline, config_of(**changed), out, cut_off_after(1))
     return out.with_name(f"{out.name}.partial")
+
+
+def test_a_run_goes_on_in_another_process(pipeline: Any, make_pipeline: Callable[..., Any], tmp_path: Path) -> None:
+    """There diffusers lists in another order which of the scheduler's settings were not given."""
+    unfinished = cut_off(pipeline, tmp_path / "tiny.json")
+    other = make_pipeline()
+    notes = other.scheduler.config["_use_default_values"]
+    other.scheduler.register_to_config(_use_default_values=notes[::-1])
+    assert len(notes) > 1
+    assert list(Calibration(other, config_of(), unfinished).done) == ["0 plain"]
 
 
 def test_an_unfinished_file_of_another_calibration(

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mixcache import cli, generation
-from mixcache.calibration import Calibration
+from mixcache.calibration.runs import Runs
 from mixcache.hosts.diffusers.rows import MODELS
 from mixcache.trace import Trace
 
@@ -279,7 +279,7 @@ def test_calibrate_takes_a_picture_and_goes_on_where_it_was_cut_off(
     begin = ["calibrate", "--model", str(folders["image"]), "--prompts", str(tmp_path / "prompts.txt"), "--out", out]
     small = ["--image", str(folders["picture"]), "--size", "32x32", "--frames", "5", "--steps", "6"]
     with monkeypatch.context() as patched:
-        patched.setattr(Calibration, "_impact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(Runs, "impact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert runner.invoke(cli.app, [*begin, *small]).exit_code == 130
     assert "is of another calibration" in failed([*begin, *small, "--negative-prompt", "a square"])
     result = runner.invoke(cli.app, [*begin, *small])

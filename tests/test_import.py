@@ -13,7 +13,16 @@ print(",".join(name for name in ("torch", "diffusers", "transformers", "numpy") 
 
 
 @pytest.mark.parametrize(
-    "module", ["mixcache", "mixcache.policies", "mixcache.trace", "mixcache.config", "mixcache.decision"]
+    "module",
+    [
+        "mixcache",
+        "mixcache.policies",
+        "mixcache.trace",
+        "mixcache.config",
+        "mixcache.decision",
+        "mixcache.summary",
+        "mixcache.cli",
+    ],
 )
 def test_importing_loads_no_torch(module: str) -> None:
     result = subprocess.run(

@@ -16,7 +16,7 @@ import torch
 import mixcache
 from mixcache import generation
 from mixcache.calibration import CalibrationConfig, calibrate
-from mixcache.calibration.measurements import MIN_STEPS
+from mixcache.calibration.runs import MIN_STEPS
 from mixcache.decision import Granularity
 from mixcache.metrics import video_psnr
 from mixcache.planning.profiles import Profile, ProfileError, weights_hash

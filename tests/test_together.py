@@ -23,7 +23,7 @@ from traces import letters
 
 import mixcache
 from mixcache.hosts.diffusers import overlay
-from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.denoisers import experts_of
 
 PATTERNS = {"step": ".....s.s.s..", "cfg": ".....c.c.c..", "block": ".....b.b.b.."}
 NUM_BLOCKS = {"step": 96 - 3 * 8, "cfg": 96 - 3 * 4, "block": 96 - 3 * 4}

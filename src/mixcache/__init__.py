@@ -24,10 +24,12 @@ from mixcache.policies import (
     Policy,
     Replay,
 )
+from mixcache.summary import Summary
 from mixcache.trace import Trace, TraceEntry
 
 if TYPE_CHECKING:
-    from mixcache.hosts.diffusers.attachment import Handle, disable, enable
+    from mixcache.hosts.diffusers.attachment import disable, enable
+    from mixcache.hosts.diffusers.handle import Handle
     from mixcache.planning.profiles import Profile
 
 __version__ = "0.1.0"
@@ -48,6 +50,7 @@ __all__ = [
     "Profile",
     "Replay",
     "Step",
+    "Summary",
     "Trace",
     "TraceEntry",
     "disable",
@@ -56,10 +59,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Handle", "disable", "enable"}:
+    if name in {"disable", "enable"}:
         from mixcache.hosts.diffusers import attachment
 
         return getattr(attachment, name)
+    if name == "Handle":
+        from mixcache.hosts.diffusers.handle import Handle
+
+        return Handle
     if name == "Profile":
         from mixcache.planning.profiles import Profile
 

@@ -11,9 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from mixcache import generation
+from mixcache.arguments import call_arguments
 from mixcache.config import DEFAULT_POLICY
 from mixcache.generation import Generated, OnStep
-from mixcache.hosts.diffusers.attachment import Handle, enable
+from mixcache.hosts.diffusers.attachment import enable
+from mixcache.hosts.diffusers.handle import Handle
 from mixcache.metrics import adherence, video_psnr, video_ssim
 from mixcache.report.html import write_html
 from mixcache.report.video import ClipPair, film_names, side_by_side, write_mp4
@@ -60,7 +62,7 @@ def run_demo(config: DemoConfig, out: Path, watcher: Watcher | None = None) -> d
     asked: dict[str, Any] = {"num_inference_steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
     if config.negative_prompt is not None:
         asked["negative_prompt"] = config.negative_prompt
-    arguments = generation.call_arguments(pipeline, defaults, asked)
+    arguments = call_arguments(pipeline, defaults, asked)
     captions = world.held_out_captions(config.num_prompts, config.seed)
     clips: list[dict[str, Any]] = []
     pairs: list[ClipPair] = []
@@ -101,7 +103,7 @@ def _clip_record(
         "seconds_plain": plain.denoising_seconds,
         "seconds_cached": cached.denoising_seconds,
         "speedup": plain.denoising_seconds / cached.denoising_seconds,
-        "ideal_speedup": handle.summary()["ideal_speedup"],
+        "ideal_speedup": handle.summary().ideal_speedup,
         "psnr_db": psnr if math.isfinite(psnr) else None,
         "ssim": video_ssim(cached.clip, plain.clip),
         "adherence_plain": dataclasses.asdict(adherence(plain.clip, caption)),

@@ -12,8 +12,7 @@ from mixcache.bench.methods import Account, Case, Method, account_of, cadence, f
 from mixcache.calibration.schedules import trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.decision import Choice, Granularity
-from mixcache.hosts.diffusers.attachment import Handle
-from mixcache.hosts.diffusers.rows import row_for
+from mixcache.hosts.diffusers.attachment import attach
 from mixcache.policies import Replay
 from studies.study.engines import ENGINES
 
@@ -121,13 +120,8 @@ def scheduled(family: str, setting: str, schedule: Sequence[Choice], *, engine: 
 def forced(schedule: Sequence[Choice], engine: str, trust: float, case: Case) -> Iterator[Account]:
     """The pipeline of the case follows the schedule."""
     config = MixCacheConfig(policy=Replay(trace=trace_of(schedule, trust)))
-    row = row_for(case.pipeline.transformer, case.pipeline)
-    handle = Handle(case.pipeline, config, row, ENGINES[engine])
-    handle._attach()
-    try:
+    with attach(case.pipeline, config, ENGINES[engine]) as handle:
         yield lambda: account_of(handle)
-    finally:
-        handle.disable()
 
 
 def ends() -> list[Method]:

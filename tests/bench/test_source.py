@@ -24,7 +24,7 @@ ROOT = Path(source.__file__).parents[1]
         ("a_new_room/of_tomorrow.py", True),
         ("bench/page.py", False),
         ("report/html.py", False),
-        ("cli.py", False),
+        ("cli/bench.py", False),
         ("profiles/shapes-wan.json", False),
     ],
 )

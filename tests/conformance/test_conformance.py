@@ -19,7 +19,7 @@ from conformance.variant import Variant
 import mixcache
 from mixcache.core.calls import CallInfo, Span
 from mixcache.decision import Granularity
-from mixcache.hosts.diffusers.attachment import blocks_of, experts_of
+from mixcache.hosts.diffusers.denoisers import blocks_of, experts_of
 from mixcache.hosts.diffusers.rows import row_for
 from mixcache.hosts.diffusers.scheduler import is_repeatable
 from mixcache.trace import TraceEntry

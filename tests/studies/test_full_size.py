@@ -13,7 +13,7 @@ import torch
 from mixcache.bench.methods import PLAIN
 from mixcache.bench.records import Record
 from mixcache.decision import Granularity
-from mixcache.hosts.diffusers.attachment import blocks_of
+from mixcache.hosts.diffusers.denoisers import blocks_of
 from mixcache.hosts.diffusers.rows import row_for
 from studies import full_size
 from studies.full_size import FullSize, StepTimes, methods, page, replayed, row_of

@@ -16,8 +16,8 @@ from mixcache.bench.results import FEWER
 from mixcache.bench.run import Benchmark
 from mixcache.calibration.schedules import trace_of
 from mixcache.config import MixCacheConfig
-from mixcache.hosts.diffusers.attachment import Handle
-from mixcache.hosts.diffusers.rows import row_for
+from mixcache.hosts.diffusers.attachment import attach
+from mixcache.hosts.diffusers.handle import Handle
 from mixcache.policies import Replay
 from studies.study import __main__ as study
 from studies.study import methods
@@ -32,12 +32,8 @@ SCHEDULE = [(COMPUTE, 0), (COMPUTE, 0), (STEP, 1), (COMPUTE, 0), (CFG, 0), (BLOC
 
 def replayed(pipeline: Any, generate: Any, engine: str, schedule: Any) -> tuple[torch.Tensor, Handle]:
     config = MixCacheConfig(policy=Replay(trace=trace_of(schedule)))
-    handle = Handle(pipeline, config, row_for(pipeline.transformer, pipeline), ENGINES[engine])
-    handle._attach()
-    try:
+    with attach(pipeline, config, ENGINES[engine]) as handle:
         return generate(pipeline, num_steps=len(schedule)), handle
-    finally:
-        handle.disable()
 
 
 def row(curve: str, name: str, ideals: list[float], psnrs: list[float | None], part: str = "d") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixcache import generation, zoo
+from mixcache.arguments import call_arguments, told_arguments
 from mixcache.bench.families import select
 from mixcache.bench.methods import Method
 from mixcache.bench.page import write
@@ -18,7 +19,7 @@ from mixcache.bench.run import Benchmark
 from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
 from mixcache.config import unknown_name
-from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.denoisers import experts_of
 from mixcache.hosts.diffusers.rows import row_for
 from mixcache.planning.profiles import profile_for, weights_hash
 from mixcache.store import OtherCaseError, Store, write_json
@@ -76,7 +77,7 @@ class Bench:
         self._check_folder(resume, force)
         pipeline, defaults = self._load()
         self._loaded = [pipeline]
-        self.arguments = generation.call_arguments(pipeline, defaults, config.arguments)
+        self.arguments = call_arguments(pipeline, defaults, config.arguments)
         num_steps = self.arguments.setdefault("num_inference_steps", 50)
         transformer = type(pipeline.transformer).__name__
         self.methods: list[Method] = select(config.methods, num_steps, transformer)
@@ -114,7 +115,7 @@ class Bench:
             "weights": " ".join(weights_hash(expert) for expert in experts),
             "profile": profile.digest if profile else None,
             "source": code_hash(),
-            "arguments": generation.told_arguments(self.arguments),
+            "arguments": told_arguments(self.arguments),
             "scheduler": type(pipeline.scheduler).__name__,
             "seed": self.config.seed,
             "prompts": list(self.config.prompts),

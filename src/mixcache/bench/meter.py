@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mixcache.hosts.diffusers.attachment import blocks_of, experts_of
+from mixcache.hosts.diffusers.denoisers import blocks_of, experts_of
 from mixcache.hosts.diffusers.rows import row_for
 
 FULL = 0.995

@@ -74,9 +74,9 @@ def account_of(handle: Any) -> dict[str, Any]:
 
     summary = handle.summary()
     return {
-        "granularity_counts": summary["granularity_counts"],
+        "granularity_counts": dict(summary.granularity_counts),
         "schedule": letters([(entry.granularity, entry.order) for entry in handle.trace]),
-        "cache_bytes": summary["peak_bytes"],
+        "cache_bytes": summary.peak_bytes,
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mixcache
 
-OUTSIDE = ("cli.py", "demo.py", "store.py", "report", "calibration", "zoo", "bench")
+OUTSIDE = ("cli", "demo.py", "store.py", "report", "calibration", "zoo", "bench")
 """What no record hangs on: weights and profile are named beside the code."""
 INSIDE = ("bench/meter.py", "bench/peers/")
 """Of these, what one does hang on."""

@@ -26,7 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixcache.calibration.measurements import CALIBRATION_SEED, Calibration, CalibrationConfig
+from mixcache.calibration.config import CALIBRATION_SEED, CalibrationConfig
+from mixcache.calibration.tasks import Calibration
 from mixcache.planning.profiles import Profile
 from mixcache.zoo import world
 

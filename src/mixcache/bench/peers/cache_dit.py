@@ -13,7 +13,7 @@ from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.extras import imported
 from mixcache.bench.peers.leftovers import quiet, restored
 from mixcache.bench.peers.peer import Peer, every
-from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.denoisers import experts_of
 
 PACKAGE = "cache-dit"
 LOGGERS = ("cache_dit", "CACHE_DIT")

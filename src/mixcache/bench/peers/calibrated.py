@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mixcache.arguments import told_arguments
 from mixcache.bench.methods import Case
-from mixcache.generation import final_latents, told_arguments
+from mixcache.generation import final_latents
 from mixcache.planning.profiles import fingerprint, weights_hash
 
 SEED = 20241128

@@ -14,7 +14,7 @@ import torch
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import quiet, restored
 from mixcache.bench.peers.peer import Peer, every
-from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.denoisers import experts_of
 
 MakeConfig = Callable[[Case], Any]
 

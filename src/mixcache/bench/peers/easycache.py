@@ -28,7 +28,7 @@ from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
 from mixcache.bench.peers.peer import Peer, every
 from mixcache.bench.peers.teacache import position
-from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.denoisers import experts_of
 
 FAMILY = "easycache"
 

@@ -29,7 +29,7 @@ from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.leftovers import restored
 from mixcache.bench.peers.peer import Peer, every
-from mixcache.hosts.diffusers.attachment import experts_of
+from mixcache.hosts.diffusers.denoisers import experts_of
 from mixcache.hosts.diffusers.rows import row_for
 
 FAMILY = "teacache"

@@ -1,408 +1,20 @@
-"""enable() and disable(): puts the engine behind a pipeline's transformers (`hooks.py`) and takes it away again,
-leaving nothing."""
+"""enable() and disable(): puts the engine behind a pipeline's transformers and takes it away again, leaving nothing."""
 
 from __future__ import annotations
 
-import logging
-import math
-import re
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
 
-from mixcache.config import BOUNDS, MixCacheConfig, default_policy, setting_names
-from mixcache.core.calls import End, Span
+from mixcache.config import MixCacheConfig, default_policy
 from mixcache.core.engine import Engine
-from mixcache.decision import Granularity
-from mixcache.hosts.diffusers.callers import calling_pipeline
 from mixcache.hosts.diffusers.completing import completed
-from mixcache.hosts.diffusers.hooks import BlockHook, Cell, PipelineHook, TransformerHook
-from mixcache.hosts.diffusers.overlay import hooks_on, put_on, take_off
-from mixcache.hosts.diffusers.reader import Reader
-from mixcache.hosts.diffusers.rows import COMPILE, COMPILE_BLOCKS, ModelRow, row_for
-from mixcache.hosts.diffusers.sessions import Session, Sessions
+from mixcache.hosts.diffusers.denoisers import experts_of, unloaded_of
+from mixcache.hosts.diffusers.handle import Handle
+from mixcache.hosts.diffusers.hooks import PipelineHook, TransformerHook
+from mixcache.hosts.diffusers.overlay import hooks_on
+from mixcache.hosts.diffusers.rows import row_for
 from mixcache.policies import Policy
-from mixcache.trace import Trace, TraceWriter
-
-logger = logging.getLogger("mixcache")
-EXPERTS = ("transformer", "transformer_2")
-"""Attributes under which pipelines keep their denoisers."""
-NO_BLOCKS = f"the transformer is compiled as a whole: no blocks are left out; {COMPILE_BLOCKS}"
-ENDS = ("warm-up", "cool-down")
-"""Reasons that every run has."""
-NUMBER = re.compile(r"-?\d[\d.e+-]*")
-SHORT_OF = 0.9
-"""Share of a wished speed-up under which, by work, it counts as not delivered."""
-
-
-class Denoiser:
-    """One transformer of a pipeline with the cache attached.
-
-    Modules own their hooks, and the hooks own the handle; nothing here keeps a module, so that a stage that is over can
-    be freed.
-    """
-
-    def __init__(self, handle: Handle, attribute: str, transformer: torch.nn.Module) -> None:
-        self._handle = handle
-        self.attribute = attribute
-        self._transformer: Callable[[], torch.nn.Module | None] = weakref.ref(transformer)
-        num_blocks = len(blocks_of(transformer, handle.row))
-        handle.trace.num_blocks = num_blocks
-        self.span = _span(handle.row, handle.config, handle.policy, transformer, num_blocks)
-        self._hooked: list[tuple[weakref.ref[torch.nn.Module], TransformerHook | BlockHook]] = []
-
-    @property
-    def transformer(self) -> torch.nn.Module | None:
-        """The module while it is attached and alive."""
-        return self._transformer()
-
-    @property
-    def _cell(self) -> Cell:
-        return self._handle.sessions.latest.cells[self.attribute]
-
-    @property
-    def engine(self) -> Engine:
-        """Of the run that began last."""
-        return self._cell.engine
-
-    @property
-    def reader(self) -> Reader:
-        """Of the run that began last."""
-        return self._cell.reader
-
-    def attach(self) -> None:
-        transformer = self._transformer()
-        if transformer is None:
-            return
-        root = TransformerHook(self._handle, self.attribute, transformer, self.span)
-        self._put_on(transformer, root)
-        if self.engine.keeps(Granularity.BLOCK) and transformer._compiled_call_impl is None:
-            span, blocks = self.span, blocks_of(transformer, self._handle.row)
-            for index, block in enumerate(blocks):
-                has_next = span.end < len(blocks)
-                self._put_on(block, BlockHook(root, self._handle.row.streams, block, index=index, has_next=has_next))
-
-    def _put_on(self, module: torch.nn.Module, hook: TransformerHook | BlockHook) -> None:
-        put_on(module, hook)
-        self._hooked.append((weakref.ref(module), hook))
-
-    def leave_blocks(self) -> None:
-        """Takes the hooks off the blocks, which then all run."""
-        for module, hook in list(self._hooked):
-            if isinstance(hook, BlockHook):
-                self._take_off(module(), hook)
-        self._hooked = [(module, hook) for module, hook in self._hooked if not isinstance(hook, BlockHook)]
-
-    def detach(self) -> None:
-        for module, hook in reversed(self._hooked):
-            self._take_off(module(), hook)
-        self._hooked.clear()
-        self._transformer = lambda: None
-
-    def _take_off(self, module: torch.nn.Module | None, hook: TransformerHook | BlockHook) -> None:
-        if module is not None:
-            take_off(module, hook)
-
-
-class Handle:
-    """A pipeline with the cache attached. Also a context manager, which detaches at its end."""
-
-    def __init__(
-        self, pipeline: Any, config: MixCacheConfig, row: ModelRow, engine_class: type[Engine] = Engine
-    ) -> None:
-        self.config, self.row, self.policy = config, row, config.build()
-        self.trace = Trace()
-        self._pipeline: Callable[[], Any] = weakref.ref(pipeline)
-        self._engine_class = engine_class
-        self._leaves_blocks = False
-        self.denoisers = [Denoiser(self, name, module) for name, module in experts_of(pipeline).items()]
-        self.sessions = Sessions(self._new_session, self._row_of)
-        self._pipeline_hook = PipelineHook(self)
-        self._num_calls_in_full = 0
-        self._told: set[str] = set()
-        self._is_disabled = False
-        self.why_not: str | None = None
-        """Why the newest run was not made faster, or not as much as was asked for; None where it was."""
-
-    def _new_session(self) -> Session:
-        return Session([d.attribute for d in self.denoisers], self._new_engine, self.row, self.trace, self._run_is_over)
-
-    def _new_engine(self, attribute: str, guidance: Callable[[], float | None], trace: TraceWriter) -> Engine:
-        span = next(denoiser.span for denoiser in self.denoisers if denoiser.attribute == attribute)
-        engine = self._engine_class(self.policy, span, guidance, trace, granularities=self.row.granularities)
-        if self._leaves_blocks:
-            engine.leave_out(Granularity.BLOCK)
-        return engine
-
-    def _row_of(self, pipeline: Any) -> ModelRow:
-        if pipeline is self._pipeline():
-            return self.row
-        return row_for(next(t for d in self.denoisers if (t := d.transformer) is not None), pipeline)
-
-    def _attach(self) -> None:
-        for denoiser in self.denoisers:
-            denoiser.attach()
-        try:
-            put_on(self._pipeline(), self._pipeline_hook)
-        except TypeError:  # its class has a layout of its own; runs then end with their last step
-            logger.debug("%s does not announce its runs", type(self._pipeline()).__name__)
-
-    # ------------------------------------------------------------------------------------------------ runs and calls
-
-    @contextmanager
-    def running(self, pipeline: Any) -> Iterator[None]:
-        """A run of the pipeline, from its first line to its end."""
-        self._look_at_transformers(pipeline)
-        with self.sessions.announced(pipeline):
-            yield
-
-    def cell_for_call(self, attribute: str) -> Cell:
-        """What the run under way keeps of the transformer; UnknownCallError where the run cannot be told."""
-        session = self.sessions.of_call(calling_pipeline(), self._pipeline())
-        cell = session.cells[attribute]
-        self._follow_compilation(attribute)
-        session.before_call(cell)
-        return cell
-
-    def loop_is_over(self) -> None:
-        """Told by the pipeline that its loop is done with the transformer."""
-        self.sessions.loop_is_over(calling_pipeline(), self._pipeline())
-
-    def computed_in_full(self, reason: str) -> None:
-        """Told of a call that said too little."""
-        if not self._num_calls_in_full:
-            logger.warning("a call of the transformer is computed in full: %s", reason)
-        self._num_calls_in_full += 1
-        self.sessions.latest.in_full.append(reason)
-
-    def tell_once(self, text: str, key: str | None = None) -> None:
-        """One line of the log, the first time for each text, or each `key`."""
-        if not self._told & {text, key}:
-            self._told |= {text, key or text}
-            logger.warning("%s", text)
-
-    def _run_is_over(self, session: Session, reason: End) -> None:
-        """Says why a run was not made faster, or less than was asked for."""
-        if reason is End.DONE:
-            self.why_not = self._why_not(session)
-            if self.why_not is not None:
-                self.tell_once(self.why_not, key=NUMBER.sub("", self.why_not))
-            for cell in session.cells.values():
-                state = cell.engine.policy_state
-                if (other := getattr(state, "other_guidance", None)) is not None:
-                    self.tell_once(
-                        f"the guidance scale changes from step to step ({state.guidance:.3g} to {other:.3g}): the PSNR "
-                        "that the plan foretold does not hold",
-                        key="guidance",
-                    )
-
-    def _why_not(self, session: Session) -> str | None:
-        entries, policy = session.entries, self.policy
-        if not policy.granularities:
-            return None
-        wish = getattr(policy.policy, "speedup", None)
-        run = Trace(entries, num_blocks=self.trace.num_blocks)
-        share = run.computed_share()
-        is_cached = any(entry.granularity is not Granularity.COMPUTE for entry in entries)
-        if self._leaves_blocks and policy.granularities == (Granularity.BLOCK,):
-            return NO_BLOCKS
-        if is_cached and (wish is None or not share or 1 / share >= SHORT_OF * wish):
-            return None
-        if entries and policy.leaves_nothing(num_steps := max(entry.num_steps for entry in entries)):
-            return (
-                f"{num_steps} steps are no more than the {policy.num_warmup_steps} of the warm-up and the "
-                f"{policy.num_cooldown_steps} of the cool-down: everything is computed"
-            )
-        if (plan := self.plan) is not None and (notice := self.planner.notice(plan)) is not None:
-            self._told.add(notice)  # by the planner
-            return notice
-        what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
-        if plan is not None and plan.speedup < (1.001 if wish is None else SHORT_OF * wish):
-            return f"{what}: the plan that is followed is one of {plan.speedup:.2f}x"
-        reasons = [e.reason for e in entries if e.granularity is Granularity.COMPUTE and e.reason != "planned"]
-        reasons = [reason for reason in reasons if reason not in ENDS] or reasons
-        reasons += session.in_full
-        if not reasons:
-            return None
-        kinds = Counter(NUMBER.sub("", reason) for reason in reasons)
-        most, count = kinds.most_common(1)[0]
-        example = next(reason for reason in reasons if NUMBER.sub("", reason) == most)
-        return f"{what}: {example} ({count} time{'s' * (count > 1)})"
-
-    def _look_at_transformers(self, pipeline: Any) -> None:
-        """Says that a transformer has been put in place of one that has the cache."""
-        for denoiser in self.denoisers:
-            present = getattr(pipeline, denoiser.attribute, None)
-            inner = getattr(present, "_orig_mod", present)
-            if present is None or (present is inner and self._covers(inner)):
-                continue
-            if self._covers(inner):
-                self.tell_once(f"torch.compile(transformer) came after mixcache.enable and compiles nothing; {COMPILE}")
-            else:
-                self.tell_once(
-                    f"pipe.{denoiser.attribute} was replaced after mixcache.enable, and is not cached; call "
-                    "mixcache.disable(pipe), then mixcache.enable(pipe, ...) again"
-                )
-
-    def _covers(self, transformer: Any) -> bool:
-        hooks = hooks_on(transformer)
-        return any(isinstance(hook, TransformerHook) and hook.owner is self for hook in hooks)
-
-    def _follow_compilation(self, attribute: str) -> None:
-        """Computes in full what the policy would do by `block` where the transformer was compiled as a whole: blocks of
-        one graph cannot be left out."""
-        denoiser = next(d for d in self.denoisers if d.attribute == attribute)
-        transformer = denoiser.transformer
-        if transformer is None or transformer._compiled_call_impl is None:
-            return
-        if self._leaves_blocks or not denoiser.engine.keeps(Granularity.BLOCK):
-            return
-        self._leaves_blocks = True
-        self.tell_once(NO_BLOCKS)
-        for other in self.denoisers:
-            other.leave_blocks()
-        for session in self.sessions.all:
-            for cell in session.cells.values():
-                cell.engine.leave_out(Granularity.BLOCK)
-
-    # ------------------------------------------------------------------------------------------------ what users ask
-
-    @property
-    def engine(self) -> Engine:
-        """Of the first transformer, in the run that began last."""
-        return self.denoisers[0].engine
-
-    @property
-    def is_enabled(self) -> bool:
-        """True while one of the pipeline's transformers has the cache."""
-        return any(self._serves(denoiser) for denoiser in self.denoisers)
-
-    def _serves(self, denoiser: Denoiser) -> bool:
-        transformer, pipeline = denoiser.transformer, self._pipeline()
-        if transformer is None:
-            return False
-        present = transformer if pipeline is None else getattr(pipeline, denoiser.attribute, None)
-        return getattr(present, "_orig_mod", present) is transformer
-
-    def disable(self) -> None:
-        """Detaches and frees all memory; every object is what it was. Twice does nothing more."""
-        self._is_disabled = True
-        try:
-            self.sessions.end()
-        finally:
-            for denoiser in self.denoisers:
-                denoiser.detach()
-            if (pipeline := self._pipeline()) is not None:
-                take_off(pipeline, self._pipeline_hook)
-
-    @property
-    def plan(self) -> Any:
-        """The `Plan` in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
-        and under other policies. With two experts it is that of both once the second is at work. The PSNR is NaN where
-        the guidance scale has changed since: it was foretold for another one."""
-        states = [denoiser.engine.policy_state for denoiser in self.denoisers]
-        known = [
-            plan if state.other_guidance is None else replace(plan, psnr_db=math.nan)
-            for state in states
-            if (plan := getattr(state, "plan", None)) is not None
-        ]
-        return self.planner.together(known) if len(known) > 1 else next(iter(known), None)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Every setting in force, those that were not given too: of the policy, of its bounds and of the block span."""
-        bounds = {name: getattr(self.policy, name) for name in BOUNDS}
-        own = {name: getattr(self.policy.policy, name) for name in setting_names(type(self.policy.policy))}
-        for name in ("trace", "planner", "profile"):
-            own.pop(name, None)
-        span = self.denoisers[0].span
-        return own | bounds | {"span_first": span.first, "span_after": span.num_blocks - span.end}
-
-    @property
-    def planner(self) -> Any:
-        """The `mixcache.planning.search.Planner` of policy "planned"; None under other policies."""
-        return getattr(self.policy.policy, "planner", None)
-
-    def summary(self) -> dict[str, Any]:
-        """What the cache did, over the generations in the trace (the newest 100).
-
-        Keys: policy, num_generations, num_steps, granularity_counts, computed_share (block work that ran, of the work
-        of the same calls in full), ideal_speedup (its inverse: overhead zero), num_non_finite (calls),
-        num_calls_in_full (calls that said too little to cache them), num_corrected (cached steps taken again with what
-        the next computed one showed), why_not (why the newest run was not made faster, or less than was asked for;
-        None where it was), held_bytes (of all histories now) and peak_bytes (the most that histories and the values
-        set aside for them ever took; of runs at the same time, the sum).
-        """
-        share = self.trace.computed_share()
-        return {
-            "policy": self.config.policy_name,
-            "num_generations": self.trace.num_generations,
-            "num_steps": len(self.trace),
-            "granularity_counts": self.trace.counts(),
-            "computed_share": share,
-            "ideal_speedup": 1 / share if share else None,
-            "num_non_finite": sum(entry.non_finite for entry in self.trace),
-            "num_calls_in_full": self._num_calls_in_full,
-            "num_corrected": sum(entry.num_corrected for entry in self.trace),
-            "why_not": self.why_not,
-            "held_bytes": sum(engine.held_bytes for engine in self._engines),
-            "peak_bytes": sum(engine.peak_bytes for engine in self._engines),
-        }
-
-    @property
-    def _engines(self) -> list[Engine]:
-        return [cell.engine for session in self.sessions.all for cell in session.cells.values()]
-
-    def __enter__(self) -> Handle:
-        if self._is_disabled:
-            raise ValueError("this handle is disabled, and nothing would be cached; call mixcache.enable(pipe) again")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.disable()
-
-
-def blocks_of(transformer: torch.nn.Module, row: ModelRow) -> list[torch.nn.Module]:
-    """All blocks in the order in which they run."""
-    lists = [list(getattr(transformer, attribute)) for attribute in row.blocks]
-    if row.interleaved:
-        return [block for group in zip(*lists, strict=True) for block in group]
-    return [block for blocks in lists for block in blocks]
-
-
-def experts_of(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The pipeline's denoisers by attribute; one module under two names is one."""
-    found: dict[str, torch.nn.Module] = {}
-    for name in EXPERTS:
-        module = getattr(pipeline, name, None)
-        if module is not None and not any(module is other for other in found.values()):
-            found[name] = module
-    return found
-
-
-def _span(row: ModelRow, config: MixCacheConfig, policy: Policy, transformer: torch.nn.Module, num_blocks: int) -> Span:
-    """Blocks F to L-B; ValueError where nothing is left of them."""
-    width = len(row.blocks) if row.interleaved else 1
-    first = width * config.span.get("span_first", row.span_first)
-    after = width * config.span.get("span_after", row.span_after)
-    if row.tail:
-        # what leaves the span goes in where the next block takes it in: still a block of the same kind
-        after = max(after, 1) + int(transformer.config[row.tail] or 0)
-    if Granularity.BLOCK in policy.granularities and first + after >= num_blocks:
-        raise ValueError(
-            f"span_first={first} and span_after={after} leave none of the {num_blocks} blocks to skip; "
-            "take smaller numbers"
-        )
-    start = min(first, num_blocks)
-    return Span(start, max(start, num_blocks - after), num_blocks)
 
 
 def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, **settings: Any) -> Handle:
@@ -412,9 +24,8 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     `MixCacheConfig`; `settings` are those of the policy, of the bounds around it and of the block span (see
     `MixCacheConfig`). An object has its own settings in it: beside it only bounds and span are given. Without a policy
     it is "planned" where `speedup=` or `quality=` is asked for, which takes a profile, and else "hindsight". Returns
-    the handle:
-    `.summary()`, `.trace`, `.disable()`; it is also a context manager. What a policy takes from a profile and is not
-    given comes from the one that mixcache ships for this model.
+    the handle: `.summary()`, `.trace`, `.disable()`; it is also a context manager. What a policy takes from a profile
+    and is not given comes from the one that mixcache ships for this model.
 
     Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one
     that is not supported and for what is no policy. Nothing is attached then.
@@ -424,6 +35,14 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
     if isinstance(policy, MixCacheConfig) and settings:
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
+    return attach(pipeline, config)
+
+
+def attach(pipeline: Any, config: MixCacheConfig, engine_class: type[Engine] = Engine) -> Handle:
+    """What `enable` does, with engines of another class: they decide about, measure and answer the calls.
+
+    Raises what `enable` does.
+    """
     experts = list(experts_of(pipeline).values())
     if not experts or unloaded_of(pipeline):
         raise TypeError(_nothing_to_attach_to(pipeline))
@@ -435,32 +54,7 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
-    handle = Handle(pipeline, completed(config, pipeline, experts), row)
-    try:
-        handle._attach()
-    except BaseException:
-        handle.disable()
-        raise
-    return handle
-
-
-def unloaded_of(pipeline: Any) -> list[str]:
-    """The denoisers that a modular pipeline knows of and has not loaded."""
-    return [name for name in getattr(pipeline, "null_component_names", ()) if name in EXPERTS]
-
-
-def _nothing_to_attach_to(pipeline: Any) -> str:
-    """One sentence on what was given for a pipeline."""
-    name = type(pipeline).__name__
-    if isinstance(pipeline, Handle):
-        return "this is the handle of a pipeline that was enabled, not a pipeline; enable takes the pipeline"
-    if isinstance(pipeline, torch.nn.Module):
-        return f"{name} is a model, not a pipeline; give the pipeline that calls it: mixcache.enable(pipe)"
-    if unloaded := unloaded_of(pipeline):
-        return (
-            f"{name} has no {' and no '.join(unloaded)} yet: its components are not loaded; call pipe.load_components()"
-        )
-    return f"{name} has no transformer to attach to; mixcache takes a diffusers video pipeline"
+    return Handle(pipeline, completed(config, pipeline, experts), row, engine_class)
 
 
 def disable(pipeline: Any) -> None:
@@ -479,3 +73,17 @@ def handle_of(transformer: torch.nn.Module) -> Handle | None:
     hooks = hooks_on(getattr(transformer, "_orig_mod", transformer))
     owners = [hook.owner for hook in hooks if isinstance(hook, TransformerHook)]
     return next((owner for owner in owners if isinstance(owner, Handle)), None)
+
+
+def _nothing_to_attach_to(pipeline: Any) -> str:
+    """One sentence on what was given for a pipeline."""
+    name = type(pipeline).__name__
+    if isinstance(pipeline, Handle):
+        return "this is the handle of a pipeline that was enabled, not a pipeline; enable takes the pipeline"
+    if isinstance(pipeline, torch.nn.Module):
+        return f"{name} is a model, not a pipeline; give the pipeline that calls it: mixcache.enable(pipe)"
+    if unloaded := unloaded_of(pipeline):
+        return (
+            f"{name} has no {' and no '.join(unloaded)} yet: its components are not loaded; call pipe.load_components()"
+        )
+    return f"{name} has no transformer to attach to; mixcache takes a diffusers video pipeline"

@@ -1,0 +1,88 @@
+"""`mixcache calibrate`: a profile of a model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixcache.cli.options import (
+    Device,
+    Dtype,
+    Force,
+    Frames,
+    Guidance,
+    ImageFile,
+    Model,
+    NegativePrompt,
+    PromptsFile,
+    Size,
+    VideoFile,
+    asked_arguments,
+    read_prompts,
+)
+from mixcache.cli.outputs import prepare_file
+from mixcache.cli.terminal import fail, progress_display, quiet
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option(help="The profile to write; PROFILE.partial is kept until it is done.")],
+    model: Model = "shapes-wan",
+    prompts: PromptsFile = None,
+    num_prompts: Annotated[int, typer.Option(min=1, max=1000, help="Captions, for a built-in model.")] = 4,
+    steps: Annotated[
+        list[int] | None, typer.Option(min=5, help="Denoising steps; may be repeated, for a profile that serves each.")
+    ] = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    frames: Frames = None,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    negative_prompt: NegativePrompt = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    force: Force = False,
+) -> None:
+    """Measures what `--speedup` needs to know of a model, on a few prompts; goes on where it was cut off."""
+    try:
+        asked = asked_arguments(size, frames, None, guidance, negative_prompt, image, video)
+        prepare_file(out, force, ".json")
+        given = read_prompts(prompts) if prompts else None
+    except (ValueError, TypeError) as error:
+        fail(error)
+    quiet()
+    from mixcache.arguments import call_arguments
+    from mixcache.calibration import CalibrationConfig, built_in_prompts
+    from mixcache.calibration import calibrate as measure
+    from mixcache.generation import open_model
+    from mixcache.zoo import BUILT_IN
+
+    try:
+        pipeline, defaults = open_model(model, dtype=dtype, device=device)
+        if given is None and model not in BUILT_IN:
+            raise ValueError("--prompts FILE is missing: only the built-in models bring captions of their own")
+        arguments = call_arguments(pipeline, defaults, asked)
+        config = CalibrationConfig(
+            model=model if model in BUILT_IN else Path(model).resolve().name,
+            prompts=tuple(given or built_in_prompts(num_prompts)),
+            arguments=arguments,
+            command=shlex.join(["mixcache", *sys.argv[1:]]),
+        )
+        with progress_display() as progress:
+            task = progress.add_task("measurements", total=None)
+
+            def watch(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            profile = measure(pipeline, config, out, watch, step_counts=steps or ())
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted; the same command goes on from {out}.partial.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"profile   {out}")
+    for expert in profile.experts:
+        typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in expert.costs.items()))

@@ -1,0 +1,117 @@
+"""`mixcache generate`: one clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixcache.cli.options import (
+    MAX_SEED,
+    Device,
+    Dtype,
+    Force,
+    Frames,
+    Guidance,
+    ImageFile,
+    Model,
+    NegativePrompt,
+    PolicyName,
+    ProfileFile,
+    Quality,
+    Settings,
+    Size,
+    Speedup,
+    VideoFile,
+    asked_arguments,
+    parse_config,
+)
+from mixcache.cli.outputs import prepare_file
+from mixcache.cli.terminal import counted, fail, progress_display, quiet
+
+if TYPE_CHECKING:
+    from mixcache.config import MixCacheConfig
+    from mixcache.hosts.diffusers.handle import Handle
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    model: Model = "shapes-wan",
+    policy: PolicyName = None,
+    speedup: Speedup = None,
+    quality: Quality = None,
+    profile: ProfileFile = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first noise.")] = 0,
+    size: Size = None,
+    frames: Frames = None,
+    image: ImageFile = None,
+    video: VideoFile = None,
+    negative_prompt: NegativePrompt = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="The film to write.")] = Path("clip.mp4"),
+    trace: Annotated[Path | None, typer.Option(help="JSON lines of what was cached at each step.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Without the cache.")] = False,
+    settings: Settings = None,
+    force: Force = False,
+) -> None:
+    """Generates one clip from any supported local pipeline folder; --plain from any video pipeline."""
+    try:
+        config = parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
+        asked = asked_arguments(size, frames, steps, guidance, negative_prompt, image, video)
+        if plain and trace:
+            raise ValueError("--trace needs the cache, which --plain leaves out")
+        prepare_file(out, force, ".mp4")
+        if trace:
+            prepare_file(trace, force, ".jsonl")
+    except (ValueError, TypeError) as error:
+        fail(error)
+    quiet()
+    from mixcache import generation
+    from mixcache.report.video import write_mp4
+
+    try:
+        placement = {"dtype": dtype, "device": device}
+        pipeline, arguments, handle = prepare_pipeline(model, None if plain else config, asked, placement)
+    except (ValueError, TypeError) as error:
+        fail(error)
+    try:
+        with progress_display() as progress:
+            task = progress.add_task("denoising", total=None)
+            watch = {"on_step": lambda done, total: progress.update(task, completed=done, total=total)}
+            made = generation.generate(pipeline, prompt, seed=seed, **watch, **arguments)
+        write_mp4(made.clip, out)
+        if trace and handle is not None:
+            handle.trace.save(trace)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; nothing was written.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"film      {out} ({made.denoising_seconds:.1f} s of denoising)")
+    if handle is not None:
+        summary = handle.summary()
+        typer.echo(f"steps     {counted(summary.granularity_counts)}; {summary.computed_share:.0%} of the work")
+        if summary.num_non_finite:
+            typer.echo(f"warning   {summary.num_non_finite} calls gave a NaN or an infinity", err=True)
+        if trace:
+            typer.echo(f"trace     {trace}")
+
+
+def prepare_pipeline(
+    model: str, config: MixCacheConfig | None, asked: dict[str, Any], placement: dict[str, str | None]
+) -> tuple[Any, dict[str, Any], Handle | None]:
+    """The pipeline, the arguments of its call, and the handle, which a plain run (`config` None) has not.
+
+    ValueError or TypeError for what is no pipeline, is not supported, or cannot be called so.
+    """
+    from mixcache.arguments import call_arguments
+    from mixcache.generation import open_model
+    from mixcache.hosts.diffusers.attachment import enable
+
+    pipeline, defaults = open_model(model, **placement)
+    arguments = call_arguments(pipeline, defaults, asked)
+    return pipeline, arguments, None if config is None else enable(pipeline, config)
