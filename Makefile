@@ -26,11 +26,16 @@ ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 demo: .venv/installed
 	$(BIN)/mixcache demo --force
 
+# a process for each core, of one thread; whoever is done takes over from the others
+PARALLEL := --numprocesses auto --dist worksteal
+
+test test-all support: export OMP_NUM_THREADS = 1
+
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: .venv/installed-test
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .
@@ -43,7 +48,7 @@ format: .venv/installed-test
 check: lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 support: .venv/installed-test
 	$(BIN)/python -m pytest -q -m "" tests/conformance --support-table docs/support.md
