@@ -1,11 +1,15 @@
-"""`--support-table FILE` writes what the conformance suite found, as the table of the documentation."""
+"""The variant that a test is about, built once in each module; and `--support-table FILE`, which writes what the suite
+found as the table of the documentation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conformance.variant import Variant
+from conformance.variants import VARIANTS, Built
 
 COLUMNS = {
     "bit_identical": "computed, bit-identical",
@@ -58,6 +62,28 @@ SUMMARY = """
 Of {rows} variants, mixcache passes all of its checks on {passed}. FirstBlockCache can be attached and run on {runs}, is
 right on {right} of these while nothing goes wrong, and is clean after an exception on {clean}.
 """
+
+
+@pytest.fixture(scope="module")
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def built(variant: Variant) -> Built:
+    return Built.of(variant)
+
+
+@pytest.fixture
+def pipeline(built: Built, variant: Variant, record_property: Callable[[str, object], None]) -> Any:
+    record_property("pipeline", type(built.pipeline).__name__)
+    record_property("variant", variant.name)
+    return built.pipeline
+
+
+@pytest.fixture
+def plain(built: Built) -> Any:
+    return built.plain
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
