@@ -158,7 +158,8 @@ def test_a_swapped_expert_does_not_lock_the_pipeline() -> None:
     pipeline.transformer = other.transformer
     mixcache.disable(pipeline)
     mixcache.enable(pipeline).disable()
-    assert not hooks_on(pipeline.transformer) and not hooks_on(pipeline.transformer_2)
+    assert not hooks_on(pipeline.transformer)
+    assert not hooks_on(pipeline.transformer_2)
 
 
 def test_an_expert_that_is_done_can_be_freed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -68,12 +68,14 @@ UNCORRECTED = {
 SCHEDULE = {"period": 2, "num_warmup_steps": 1, "num_cooldown_steps": 0}
 
 
-def of_variants(names: list[str], *, every: int = 1) -> pytest.MarkDecorator:
-    """Runs a test on these variants; but for every `every`-th one only where slow tests are asked for.
+def of_variants(names: list[str], *, every: int = 1, fast: Collection[str] | None = None) -> pytest.MarkDecorator:
+    """Runs a test on these variants; but for every `every`-th one, or those that are `fast`, only where slow tests are
+    asked for.
 
     Tests of a module are run variant by variant, so that each is built once.
     """
-    marks = [[] if index % every == 0 else [pytest.mark.slow] for index in range(len(names))]
+    fast = names[::every] if fast is None else fast
+    marks = [[] if name in fast else [pytest.mark.slow] for name in names]
     chosen = [pytest.param(name, marks=own) for name, own in zip(names, marks, strict=True)]
     return pytest.mark.parametrize("variant", chosen, indirect=True, scope="module")
 
@@ -95,9 +97,11 @@ class Built(NamedTuple):
         return cls(pipeline, plain, work)
 
 
-def generate(variant: Variant, pipeline: Any, *, other: bool = False) -> tuple[torch.Tensor, ...]:
+def generate(
+    variant: Variant, pipeline: Any, *, other: bool = False, seed: int = 0, **more: Any
+) -> tuple[torch.Tensor, ...]:
     arguments = variant.other_arguments() if other else variant.arguments()
-    output = variant.output(pipeline(generator=torch.Generator("cpu").manual_seed(0), **arguments))
+    output = variant.output(pipeline(generator=torch.Generator("cpu").manual_seed(seed), **arguments | more))
     return tuple(output) if isinstance(output, (tuple, list)) else (output,)
 
 
