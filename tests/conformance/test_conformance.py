@@ -65,8 +65,7 @@ def expected_work(
         for branches in calls:
             blocks = next(pending)
             if entry.granularity is Granularity.BLOCK:
-                is_whole = {span.first, span.end} <= set(blocks)  # else somebody else leaves blocks out here
-                blocks = [b for b in blocks if not (is_whole and span.first <= b < span.end)]
+                blocks = [b for b in blocks if not span.first <= b < span.end]
             if entry.granularity is Granularity.STEP:
                 continue
             if entry.granularity is Granularity.CFG and branches == ("uncond",):
@@ -208,11 +207,8 @@ def test_a_span_left_out_at_identical_inputs_gives_the_computed_output(variant: 
     row = row_for(denoisers(pipeline)[0], pipeline)
     if "block" not in row.granularities:
         pytest.skip(f"the row allows {', '.join(row.granularities)}")
-    has_skip_layers = any(("cond_skip",) in calls for calls in steps_of(variant))
     with mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1, period=9) as handle:
-        repeated = [
-            (denoiser.transformer, EveryCallRepeated(denoiser, has_skip_layers)) for denoiser in handle.denoisers
-        ]
+        repeated = [(denoiser.transformer, EveryCallRepeated(denoiser)) for denoiser in handle.denoisers]
         for transformer, hook in repeated:
             put_on(transformer, hook)
         try:
@@ -225,14 +221,12 @@ def test_a_span_left_out_at_identical_inputs_gives_the_computed_output(variant: 
 
 class EveryCallRepeated:
     """Makes each call of the denoiser three times, as steps of a trajectory of its own: computed, and with the span
-    left out; all must agree. A call in which a guider leaves out an end of the span is computed. Stands outside of our
-    hooks."""
+    left out; all must agree. Stands outside of our hooks."""
 
     covers = ("__call__",)
 
-    def __init__(self, denoiser: Any, has_skip_layers: bool) -> None:
-        self.denoiser, self.has_skip_layers = denoiser, has_skip_layers
-        self.num_calls = 0
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser, self.num_calls = denoiser, 0
 
     def call(self, module: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.num_calls += 1
@@ -242,7 +236,7 @@ class EveryCallRepeated:
                 branch="cond", step=step, num_steps=9, sigma=1 - step / 9, signature=((1,),)
             )
             outputs.append(inner(*args, **kwargs))
-        assert engine._record.decision.granularity is Granularity.BLOCK or self.has_skip_layers
+        assert engine._record.decision.granularity is Granularity.BLOCK
         for a, b in zip(*(torch.utils._pytree.tree_leaves(o) for o in (outputs[0], outputs[2])), strict=True):
             if isinstance(a, torch.Tensor):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

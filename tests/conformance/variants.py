@@ -63,6 +63,8 @@ UNCORRECTED = {
     **dict.fromkeys(("ltx-condition", "ltx-condition-text", "sana-wm", "sana-wm-no-guidance"), PER_TOKEN),
     **dict.fromkeys(("ltx-long", "ltx-long-late-start"), "given tokens are put back at every step"),
     "kandinsky6-ti2va": "the given frame is put back at every step",
+    **dict.fromkeys(("motif-apg", "wan-modular-projected-guidance"), "guidance with a memory of the steps before"),
+    "ltx-modular-i2v": "a guider, and a scheduler that is given a part of what it made",
 }
 """Variants whose cached steps are not taken again although the scheduler could, and why."""
 SCHEDULE = {"period": 2, "num_warmup_steps": 1, "num_cooldown_steps": 0}
