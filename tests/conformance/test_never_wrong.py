@@ -46,24 +46,19 @@ POLICIES: dict[str, dict[str, Any]] = {
     "hindsight": {"error": 1e3, "num_warmup_steps": 1, "num_cooldown_steps": 0, "max_cached_run": 2},
     "corrected": {"policy": "every_nth", "granularity": "step", "corrector": True, **SCHEDULE},
 }
-UNCORRECTED_POLICY = {"policy": "every_nth", "granularity": "step", **SCHEDULE}
+UNCORRECTED_POLICY: dict[str, Any] = {"policy": "every_nth", "granularity": "step", **SCHEDULE}
 FAST = (
     "wan-t2v",
-    "skyreels-t2v",
     "hunyuan-video-true-cfg",
     "motif-apg",
-    "helios",
+    "helios-euler-no-guidance",
     "cogvideox-t2v-ddim",
     "ltx-t2v",
-    "ltx2-t2v-unguided",
-    "mochi",
     "latte-ddim",
-    "cosmos-text2world",
     "kandinsky5-t2v",
-    "easyanimate",
-    "sana-video-euler",
 )
-"""One variant of each family; the others are slow tests."""
+"""Of different families, and what they do for others as well: two calls and one, a guider with a memory, no guidance,
+v-prediction, latents written to in place. All others are slow tests."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 variants = of_variants(CACHED, fast=FAST)
@@ -128,7 +123,11 @@ def in_mid_run(pipeline: Any, variant: Variant, action: Callable[[], Any]) -> Cl
 
     def after_step(number: int, *_: Any) -> None:
         if number == 3:
-            done.append(action())
+            stand_in = vars(pipeline.scheduler).pop("step")  # which whoever copies the scheduler is not to see
+            try:
+                done.append(action())
+            finally:
+                pipeline.scheduler.step = stand_in
 
     name = "callback_on_step_end"
     if name in inspect.signature(type(pipeline).__call__).parameters and name not in arguments:
@@ -211,14 +210,14 @@ def same_answers(variant: Variant, pipeline: Any) -> Iterator[None]:
 
 
 @variants
-@policies
-def test_a_model_that_stays_the_same_gives_the_plain_clip(variant: Variant, pipeline: Any, policy: str) -> None:
+def test_a_model_that_stays_the_same_gives_the_plain_clip(variant: Variant, pipeline: Any) -> None:
     with same_answers(variant, pipeline):
         plain = generate(variant, pipeline)
-    with same_answers(variant, pipeline), mixcache.enable(pipeline, **POLICIES[policy]) as handle:
-        cached = generate(variant, pipeline)
-    assert handle.trace.counts()["step"] >= 2
-    assert_close(cached, plain)
+    for policy in (*POLICIES.values(), UNCORRECTED_POLICY):
+        with same_answers(variant, pipeline), mixcache.enable(pipeline, **policy) as handle:
+            cached = generate(variant, pipeline)
+        assert handle.trace.counts()["step"] >= 2
+        assert_close(cached, plain)
 
 
 # --------------------------------------------------------------------------------------- guidance of another scale
@@ -251,7 +250,7 @@ def scale_that_changes(pipeline: Any) -> Iterator[None]:
 
 @variants
 def test_guidance_that_changes_at_each_step_is_corrected_for_the_better(
-    variant: Variant, pipeline: Any, plain: Clip, record_property: Callable[[str, object], None]
+    variant: Variant, pipeline: Any, plain: Clip
 ) -> None:
     if not is_repeatable(pipeline.scheduler) or variant.name in UNCORRECTED:
         pytest.skip("nothing is corrected")
@@ -263,7 +262,6 @@ def test_guidance_that_changes_at_each_step_is_corrected_for_the_better(
         uncorrected = distance(generate(variant, pipeline), expected)
     with scale_that_changes(pipeline), mixcache.enable(pipeline, **POLICIES["corrected"]) as handle:
         corrected = distance(generate(variant, pipeline), expected)
-    record_property("distances", (uncorrected, corrected, handle.summary()["num_corrected"]))
     print("DIST", variant.name, uncorrected, corrected, handle.summary()["num_corrected"])
     assert corrected <= 1.1 * uncorrected
 
