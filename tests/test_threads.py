@@ -1,5 +1,5 @@
-"""Two requests on one transformer, each with a pipeline of its own and what has a state in it (scheduler, tokenizer): at the same time in threads, and
-step by step in turn. Each clip is the one that is made alone."""
+"""Two requests on one transformer, each with a pipeline of its own and all that has a state in it: at the same time in
+threads, and step by step in turn. Each clip is the one that is made alone."""
 
 from __future__ import annotations
 
