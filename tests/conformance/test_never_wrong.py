@@ -59,6 +59,13 @@ FAST = (
 )
 """Of different families, and what they do for others as well: two calls and one, a guider with a memory, no guidance,
 v-prediction, latents written to in place. All others are slow tests."""
+CHANGES_ON_THE_WAY = dict.fromkeys(
+    ("ltx2-i2v", "ltx2-condition", "ltx2-in-context"),
+    "the scheduler is given no combination of the branches but what is made of them and the latents, which changes from "
+    "step to step though the model does not; that is what is interpolated where a step is corrected",
+)
+"""Variants in which a model that stays the same gives the plain clip within 1e-2 only, where steps are corrected, and
+why."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 variants = of_variants(CACHED, fast=FAST)
@@ -217,7 +224,8 @@ def test_a_model_that_stays_the_same_gives_the_plain_clip(variant: Variant, pipe
         with same_answers(variant, pipeline), mixcache.enable(pipeline, **policy) as handle:
             cached = generate(variant, pipeline)
         assert handle.trace.counts()["step"] >= 2
-        assert_close(cached, plain)
+        is_rough = variant.name in CHANGES_ON_THE_WAY and policy is not UNCORRECTED_POLICY
+        assert_close(cached, plain, 1e-2 if is_rough else 1e-3)
 
 
 # --------------------------------------------------------------------------------------- guidance of another scale
