@@ -61,8 +61,8 @@ FAST = (
 v-prediction, latents written to in place. All others are slow tests."""
 CHANGES_ON_THE_WAY = dict.fromkeys(
     ("ltx2-i2v", "ltx2-condition", "ltx2-in-context"),
-    "the scheduler is given no combination of the branches but what is made of them and the latents, which changes from "
-    "step to step though the model does not; that is what is interpolated where a step is corrected",
+    "the scheduler is given no combination of the branches but what is made of them and the latents, which changes "
+    "from step to step though the model does not; that is what is interpolated where a step is corrected",
 )
 """Variants in which a model that stays the same gives the plain clip within 1e-2 only, where steps are corrected, and
 why."""
