@@ -1,11 +1,15 @@
-"""`--support-table FILE` writes what the conformance suite found, as the table of the documentation."""
+"""The variant that a test is about, built once in each module; and `--support-table FILE`, which writes what the suite
+found as the table of the documentation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conformance.variant import Variant
+from conformance.variants import VARIANTS, Built
 
 COLUMNS = {
     "bit_identical": "computed, bit-identical",
@@ -14,6 +18,12 @@ COLUMNS = {
     "block_runs": "block",
     "identical_inputs": "block at equal inputs",
     "nothing_for_the_next": "nothing left over",
+    "stays_the_same": "right where nothing changes",
+    "guidance_that_changes": "changing guidance corrected",
+    "writes_to_after_a_step": "spoilt tensors",
+    "in_the_middle_of_another": "runs in turn",
+    "copy_of_an_enabled": "plain copies",
+    "end_of_a_run_is_seen": "ends at once",
 }
 CORRECTED = {"corrected": "cached steps corrected"}
 BESIDE = {
@@ -22,6 +32,8 @@ BESIDE = {
     "first_block_cache_clean": "FirstBlockCache is clean",
 }
 MARKS = {"passed": "yes", "skipped": "–", "failed": "**no**"}
+WORST_LAST = ("–", "yes", "**no**")
+"""Of several outcomes that share a cell, the last of these is told."""
 HEAD = """# What is supported
 
 Written by `make support` from the outcome of the conformance suite (`tests/conformance`): every pipeline below is the
@@ -37,7 +49,20 @@ What the columns mean:
   between two computed ones, and leaves nothing of that behind; or why not, such as a class of schedulers that draws
   noise;
 - *nothing left over*: runs with another prompt and size, and a run broken off half way, change nothing in the next;
-- "–": there is nothing to leave out here: no unconditional branch, because guidance is embedded or off;
+- *right where nothing changes*: of a model that gives each branch its first answer again and again, the cached clip is
+  the plain one within 1e-3;
+- *changing guidance corrected*: where the guidance scale is another at each step, a clip whose cached steps were taken
+  again is no farther from the plain one of the same scales than a clip whose cached steps were not;
+- *spoilt tensors*: what the scheduler was given is overwritten after each of its steps, where the plain clip bears
+  that, and the cached clip stays as it is, to the bit;
+- *runs in turn*: a whole run of a second pipeline on the same transformer, in the middle of a run of the first; both
+  clips are those made alone;
+- *plain copies*: `copy` and `deepcopy` of an enabled pipeline and `pickle` of its scheduler in mid-run are plain, and
+  give the plain clip;
+- *ends at once*: as soon as the pipeline has returned, or Ctrl-C has broken it off, all steps are in the summary and
+  nothing is held;
+- "–": there is nothing to ask here: no unconditional branch, because guidance is embedded or off; no scheduler that the
+  pipeline calls for itself, or none whose steps can be corrected; a guidance scale that is read once, or none;
 - "computed": calls of this variant do not say enough to tell them apart, so that such steps are computed in full.
 
 The last three columns are about diffusers' own FirstBlockCache on the same pipelines, attached to every transformer by
@@ -58,6 +83,28 @@ SUMMARY = """
 Of {rows} variants, mixcache passes all of its checks on {passed}. FirstBlockCache can be attached and run on {runs}, is
 right on {right} of these while nothing goes wrong, and is clean after an exception on {clean}.
 """
+
+
+@pytest.fixture(scope="module")
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def built(variant: Variant) -> Built:
+    return Built.of(variant)
+
+
+@pytest.fixture
+def pipeline(built: Built, variant: Variant, record_property: Callable[[str, object], None]) -> Any:
+    record_property("pipeline", type(built.pipeline).__name__)
+    record_property("variant", variant.name)
+    return built.pipeline
+
+
+@pytest.fixture
+def plain(built: Built) -> Any:
+    return built.plain
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,7 +133,7 @@ class SupportTable:
             row.update((key, said[key]) for key in (*CORRECTED, *BESIDE) if key in said)
             for key, title in COLUMNS.items():
                 if key in report.nodeid:
-                    row[title] = MARKS[report.outcome]
+                    row[title] = max(row.get(title, "–"), MARKS[report.outcome], key=WORST_LAST.index)
 
     def pytest_sessionfinish(self) -> None:
         titles = [*COLUMNS.values(), *CORRECTED.values(), *BESIDE.values()]

@@ -13,6 +13,7 @@ from conformance.variant import Variant
 
 import mixcache
 from mixcache.decision import Granularity
+from mixcache.hosts.diffusers.overlay import hooks_on
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RARELY_COMPUTED = {"granularity": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
@@ -157,7 +158,8 @@ def test_a_swapped_expert_does_not_lock_the_pipeline() -> None:
     pipeline.transformer = other.transformer
     mixcache.disable(pipeline)
     mixcache.enable(pipeline).disable()
-    assert not hasattr(pipeline.transformer_2, "_diffusers_hook")
+    assert not hooks_on(pipeline.transformer)
+    assert not hooks_on(pipeline.transformer_2)
 
 
 def test_an_expert_that_is_done_can_be_freed() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from conformance import test_conformance as suite
-from conformance.test_conformance import SAFE, VARIANTS, denoisers, recorded, steps_of
 from conformance.variant import Variant
+from conformance.variants import SAFE, VARIANTS, denoisers, recorded, steps_of
 from diffusers import FirstBlockCacheConfig, HookRegistry
 from diffusers.hooks import apply_first_block_cache
 from diffusers.hooks.first_block_cache import _FBC_BLOCK_HOOK, _FBC_LEADER_BLOCK_HOOK, FBCBlockHook
