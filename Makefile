@@ -51,7 +51,7 @@ check: lint
 	$(MAKE) test
 
 support: .venv/installed-test
-	$(BIN)/python -m pytest -q -m "" tests/conformance --support-table docs/support.md
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "" tests/conformance --support-table docs/support.md
 
 .venv/installed-bench: .venv/installed
 	$(PIP) --editable '.[bench]'

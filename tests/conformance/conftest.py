@@ -112,7 +112,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--support-table"):
+    if config.getoption("--support-table") and not hasattr(config, "workerinput"):  # of several processes, one writes
         config.pluginmanager.register(SupportTable(config.getoption("--support-table")))
 
 
@@ -136,9 +136,12 @@ class SupportTable:
                     row[title] = max(row.get(title, "–"), MARKS[report.outcome], key=WORST_LAST.index)
 
     def pytest_sessionfinish(self) -> None:
+        from conformance.variants import VARIANTS
+
         titles = [*COLUMNS.values(), *CORRECTED.values(), *BESIDE.values()]
         lines = [f"| pipeline | variant | {' | '.join(titles)} |", f"|{' --- |' * (len(titles) + 2)}"]
-        for (pipeline, variant), row in self.cells.items():
+        order = {name: place for place, name in enumerate(VARIANTS)}  # processes report in any order
+        for (pipeline, variant), row in sorted(self.cells.items(), key=lambda cell: order[cell[0][1]]):
             cells = [row.get(title, "computed") for title in COLUMNS.values()]
             cells += [row.get(key, "") for key in (*CORRECTED, *BESIDE)]
             lines.append(f"| {pipeline} | {variant} | {' | '.join(cells)} |")
