@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 
 from mixcache.core.calls import CallInfo
-from mixcache.core.engine import Engine, Run, parts_of
+from mixcache.core.engine import Engine
 from mixcache.core.histories import StepRecord
+from mixcache.core.run import Run, parts_of
 from mixcache.decision import Granularity
 
 

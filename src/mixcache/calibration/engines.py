@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
-from mixcache.core.engine import Engine, Run, parts_of
+from mixcache.core.engine import Engine
+from mixcache.core.run import Run, parts_of
 from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Granularity
 

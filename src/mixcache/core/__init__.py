@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mixcache.core.calls import CallInfo, End, Mix, Span
 from mixcache.core.corrector import Solver
-from mixcache.core.engine import Engine, Run
+from mixcache.core.engine import Engine
+from mixcache.core.run import Run
 
 __all__ = ["CallInfo", "End", "Engine", "Mix", "Run", "Solver", "Span"]

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 
 from mixcache.core.calls import CallInfo, End, Span
-from mixcache.core.engine import Engine, Streams
+from mixcache.core.engine import Engine
+from mixcache.core.run import Streams
 from mixcache.hosts.diffusers.clock import UnknownCallError
 from mixcache.hosts.diffusers.packing import Form, conditional_half, named_arguments, signature_of
 from mixcache.hosts.diffusers.reader import Reader
