@@ -95,6 +95,20 @@ def test_a_handle_that_is_disabled_is_no_context(pipeline: Any) -> None:
         handle.__enter__()
 
 
+def test_a_run_that_falls_short_of_its_plan_takes_back_what_was_foretold(caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = zoo.load()
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = zoo.call_defaults() | {"num_inference_steps": 12, "output_type": "latent"}
+    with mixcache.enable(pipeline, speedup=2.0, guard=1e-9) as handle:
+        pipeline("a large red circle", generator=torch.Generator().manual_seed(0), **arguments)
+        told, plan = handle.summary().why_not, handle.plan
+    assert told is not None
+    assert "guard: an error" in told
+    assert lines(caplog).count(told) == 1
+    assert plan is not None
+    assert (str(plan.speedup), str(plan.psnr_db)) == ("nan", "nan")
+
+
 def test_a_guidance_that_changes_takes_the_promise_from_a_plan(caplog: pytest.LogCaptureFixture) -> None:
     pipeline = zoo.load()
     pipeline.set_progress_bar_config(disable=True)

@@ -122,7 +122,7 @@ class Handle:
         self._pipeline_hook = PipelineHook(self)
         self._num_calls_in_full = 0
         self._told: set[str] = set()
-        self._is_disabled = False
+        self._is_disabled = self._has_left_plan = False
         self.why_not: str | None = None
         """Why the newest run was not made faster, or not as much as was asked for; None where it was."""
         try:
@@ -192,11 +192,14 @@ class Handle:
         """Says why a run was not made faster, or less than was asked for."""
         if reason is End.DONE:
             run = Trace(session.entries, num_blocks=self.trace.num_blocks)
+            self._has_left_plan = False
             plan = self.plan
             self.why_not = why_not(run, session.in_full, self.policy, plan, leaves_blocks=self._leaves_blocks)
             if plan is not None and self.planner is not None and (notice := self.planner.notice(plan)) is not None:
                 self.why_not = notice
                 self._told.add(notice)  # by the planner
+            else:
+                self._has_left_plan = self.why_not is not None
             if self.why_not is not None:
                 self.tell_once(self.why_not, key=without_numbers(self.why_not))
             for cell in session.cells.values():
@@ -278,7 +281,8 @@ class Handle:
     def plan(self) -> Plan | None:
         """The plan in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
         and under other policies. With two experts it is that of both once the second is at work. The PSNR is NaN where
-        the guidance scale has changed since: it was foretold for another one."""
+        the guidance scale has changed since, for it was foretold for another one, and it and the speed-up where the
+        newest run has fallen short of the plan (`summary().why_not`)."""
         states = [denoiser.engine.policy_state for denoiser in self.denoisers]
         known = [
             plan if state.other_guidance is None else replace(plan, psnr_db=math.nan)
@@ -287,7 +291,9 @@ class Handle:
         ]
         planner = self.planner
         if len(known) > 1 and isinstance(planner, ExpertsPlanner):
-            return planner.together(known)
+            known = [planner.together(known)]
+        if known and self._has_left_plan:
+            return replace(known[0], speedup=math.nan, psnr_db=math.nan)
         return known[0] if known else None
 
     @property
