@@ -96,6 +96,12 @@ AUTOENCODER_PSNR = {"shapes-wan": 27.0, "shapes-hunyuan": 24.5, "shapes-cogvideo
 """At least, in dB, of held-out clips."""
 
 
+FIRST_FAST = pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[pytest.mark.slow] if place else []) for place, name in enumerate(zoo.BUILT_IN)]
+)
+"""What the weights show takes long, and changes with training alone: of the other models in `make test-all`."""
+
+
 @pytest.mark.parametrize("model", zoo.BUILT_IN)
 def test_a_built_in_model_is_an_ordinary_pipeline_folder(model: str) -> None:
     """The stock class alone loads it."""
@@ -117,7 +123,7 @@ def test_an_unknown_model_is_refused() -> None:
             ask("shapes-won")
 
 
-@pytest.mark.parametrize("model", zoo.BUILT_IN)
+@FIRST_FAST
 def test_the_autoencoder_brings_held_out_clips_back(model: str) -> None:
     vae = zoo.load(model).vae
     clips = world.draw_batch(world.sample_scenes(24, 79, held_out=True))
@@ -127,7 +133,7 @@ def test_the_autoencoder_brings_held_out_clips_back(model: str) -> None:
     assert (-10 * mse.log10()).mean() >= AUTOENCODER_PSNR[model]
 
 
-@pytest.mark.parametrize("model", zoo.BUILT_IN)
+@FIRST_FAST
 def test_a_built_in_model_shows_what_the_caption_says(model: str) -> None:
     """A few held-out captions in few steps; the model cards have the figures for 64 captions in 50 steps."""
     from mixcache.generation import generate
