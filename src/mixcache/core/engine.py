@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -154,7 +155,8 @@ class Engine:
     ) -> torch.Tensor:
         """The output of a joined call of a `cfg` step, from that of its conditional part."""
         latents = parts_of(run.latents, info) if info.mix is not None else dict.fromkeys(info.parts, run.latents)
-        self._take_in(record, conditional, latents[CONDITIONAL], (CONDITIONAL,), (), info)
+        alone = replace(info, branch=CONDITIONAL, parts=())
+        self._take_in(record, conditional, latents[CONDITIONAL], (), alone)
         outputs = {CONDITIONAL: conditional}
         outputs[UNCONDITIONAL] = self._from_conditional(record, latents[UNCONDITIONAL], info)
         return torch.cat([outputs[branch] for branch in info.parts])
@@ -176,7 +178,7 @@ class Engine:
             self._histories.make_room(info.branch)
         output, computed = run.full(records=records)
         latents = run.latents if info.mix is not None else output
-        self._take_in(record, output, latents, info.branches, computed, info)
+        self._take_in(record, output, latents, computed, info)
         return output
 
     def _take_in(
@@ -184,21 +186,17 @@ class Engine:
         record: StepRecord,
         output: torch.Tensor,
         latents: torch.Tensor,
-        branches: tuple[str, ...],
         residuals: Streams,
         info: CallInfo,
     ) -> None:
-        """Sets aside what a call computed in full of these branches."""
+        """Sets aside what a call computed in full."""
         self._dtype = output.dtype
         kept = velocity_from_v(output, latents, info.mix)
-        call = info.branch if branches == info.branches else branches[0]
-        record.calls += [Call(branch=b, computed=True, num_blocks=self.span.num_blocks) for b in branches]
-        record.totals[call] = total(kept)
-        record.residuals |= {(call, index): residual for index, residual in enumerate(residuals)}
+        record.calls += [Call(branch=b, computed=True, num_blocks=self.span.num_blocks) for b in info.branches]
+        record.totals[info.branch] = total(kept)
+        record.residuals |= {(info.branch, index): residual for index, residual in enumerate(residuals)}
         if self._keeps_outputs or self.keeps(Granularity.CFG):
-            kept = kept.detach().clone() if kept is output else kept.detach()
-            parts = kept.chunk(len(branches)) if len(branches) > 1 else (kept,)
-            record.outputs |= dict(zip(branches, parts, strict=True))
+            record.outputs |= parts_of(kept.detach().clone() if kept is output else kept.detach(), info)
 
     # --------------------------------------------------------------------------------------------------- solver
 
