@@ -94,7 +94,7 @@ def test_one_handle_serves_other_sizes_batches_and_step_counts() -> None:
 @pytest.mark.parametrize(
     ("policy", "settings", "why_not"),
     [
-        ("hindsight", {"error": 1e-9}, r"nothing was cached: harm .* is over the budget \(7 times\)"),
+        ("hindsight", {"error": 1e-9}, r"nothing was cached: cost .* is over the budget \(7 times\)"),
         (
             "planned",
             {"speedup": 2.0},

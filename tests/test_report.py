@@ -36,7 +36,7 @@ def trace() -> list[dict[str, Any]]:
             "step": index,
             "sigma": 1.0 - index / 8,
             "granularity": granularity,
-            "order": 1,
+            "predictor": "line",
             "reason": "cadence",
             "deviation": 0.5 / 4**index if granularity == "compute" and index else None,
             "non_finite": 0,

@@ -51,7 +51,7 @@ def plan(
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         fail(error)
     typer.echo(f"schedule  {letters(chosen.choices)}")
-    typer.echo(f"          # compute, s step, g cfg, b block; capitals extrapolate, with a trust of {chosen.trust:g}")
+    typer.echo(f"          # compute, s step, g cfg, b block; capitals extrapolate, damped to {chosen.damping:g}")
     typer.echo(
         f"expected  {chosen.speedup:.2f}x of the denoising loop (text encoder and VAE left out), {psnr_text(chosen)}"
     )

@@ -28,7 +28,7 @@ class Cell:
     num_non_finite: int
     """Calls of the step whose output held a NaN or an infinity."""
     row: tuple[str, ...]
-    """step, sigma, granularity, order, reason, deviation: as text, for the table of all steps."""
+    """step, sigma, granularity, predictor, reason, deviation: as text, for the table of all steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +69,12 @@ def _cell(entry: Mapping[str, Any]) -> Cell:
         str(entry["step"]),
         _number(entry.get("sigma")),
         granularity,
-        _number(entry.get("order")),
+        entry.get("predictor", ""),
         str(entry.get("reason") or ABSENT),
         _number(entry.get("deviation")),
     )
     num_non_finite = int(entry.get("non_finite") or 0)
-    parts = [f"step {row[0]}", f"sigma {row[1]}", row[2], f"order {row[3]}", row[4], f"deviation {row[5]}"]
+    parts = [f"step {row[0]}", f"sigma {row[1]}", row[2], row[3], row[4], f"deviation {row[5]}"]
     if num_non_finite:
         parts.append(f"{num_non_finite} calls with non-finite values")
     return Cell(granularity=granularity, title=" · ".join(parts), num_non_finite=num_non_finite, row=row)
