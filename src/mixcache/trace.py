@@ -7,7 +7,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -61,20 +61,13 @@ class TraceEntry:
     """Cached steps before this computed one that were taken again with what it showed."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "generation": self.generation,
-            "step": self.step,
-            "num_steps": self.num_steps,
-            "sigma": self.sigma,
+        """Plain values by the names of the fields; a deviation or distance that is not finite is left out."""
+        return asdict(self) | {
             "granularity": self.granularity.value,
             "predictor": str(self.predictor),
-            "reason": self.reason,
-            "calls": [{"branch": c.branch, "computed": c.computed, "num_blocks": c.num_blocks} for c in self.calls],
+            "calls": [asdict(call) for call in self.calls],
             "deviation": self.deviation if self.deviation is not None and math.isfinite(self.deviation) else None,
             "distances": {granularity.value: v for granularity, v in self.distances.items() if math.isfinite(v)},
-            "non_finite": self.non_finite,
-            "held_bytes": self.held_bytes,
-            "num_corrected": self.num_corrected,
         }
 
     @classmethod
