@@ -66,7 +66,7 @@ class Engine:
         kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
         self._keeps_outputs = Granularity.STEP in kept or (policy.measures and not policy.looks_back)
         self._histories = Histories(policy.max_order + 1, kept)
-        self._corrector = Corrector(policy.max_order) if policy.corrects else None
+        self._corrector = Corrector(policy.max_order, policy.correction_degree) if policy.corrects else None
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._dtype: torch.dtype | None = None
         """Of the transformer's output; what is kept may have another."""

@@ -50,6 +50,12 @@ class Policy:
         """True if cached steps are to be taken again with what the next computed one shows (`core/corrector.py`)."""
         return False
 
+    @property
+    def correction_degree(self) -> int | None:
+        """Degree of the polynomial that these steps are corrected through, 1 or 2; None for one over the order that
+        each was predicted with."""
+        return None
+
     def init(self) -> Any:
         """A fresh state for a new trajectory."""
         return None

@@ -61,6 +61,10 @@ class Bounded(Policy):
     def corrects(self) -> bool:
         return self.policy.corrects
 
+    @property
+    def correction_degree(self) -> int | None:
+        return self.policy.correction_degree
+
     def leaves_nothing(self, num_steps: int) -> bool:
         """True if warm-up and cool-down cover all steps, so that everything is computed."""
         return bool(self.granularities) and num_steps <= self.num_warmup_steps + self.num_cooldown_steps
