@@ -28,32 +28,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from mixcache.core.calls import CallInfo
 from mixcache.core.guidance import Combination, combination, tolerance
 from mixcache.core.histories import StepRecord
-from mixcache.core.history import Computed, extrapolated
+from mixcache.core.history import Computed, predicted
+from mixcache.core.run import Solver
 from mixcache.core.seen import Seen
 from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Granularity
+from mixcache.predictors import Lagrange, Predictor
 
 Values = Mapping[str, torch.Tensor]
 """Outputs by branch, as they are kept (`mixcache.core.velocity`)."""
-
-
-class Solver(Protocol):
-    """A scheduler that can go back to where it was."""
-
-    def state(self) -> Any:
-        """What `restore` wants, once; no tensor in it is written to by anybody else."""
-
-    def restore(self, state: Any) -> None: ...
-
-    def advance(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
-        """The sample after a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +65,7 @@ class CachedStep:
     """What it takes to take it again."""
 
     info: CallInfo
-    order: int
+    predictor: Predictor
     timestep: Any
     output: torch.Tensor | None
     """None where nothing of it was computed."""
@@ -98,10 +88,10 @@ class CachedRun:
 class Corrector:
     """Watches the scheduler's steps in one trajectory."""
 
-    def __init__(self, max_order: int, degree: int | None = None) -> None:
+    def __init__(self, num_values: int, degree: int | None = None) -> None:
         self._degree = degree
-        """Of the polynomial, as far as there are nodes for it; None for one over the order of each cached step."""
-        self._nodes: deque[Node] = deque(maxlen=degree or max_order + 1)
+        """Of the polynomial, as far as there are nodes for it; None for one over that of each step's predictor."""
+        self._nodes: deque[Node] = deque(maxlen=degree or num_values)
         self._branches: frozenset[str] = frozenset()
         """That these were guided from."""
         self._run: CachedRun | None = None
@@ -239,7 +229,7 @@ class Corrector:
             combined = combination(output, in_form_of(values, sample, record))
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
         self._run.steps.append(
-            CachedStep(record.info, record.decision.order, timestep, known, combined, record.guidance)
+            CachedStep(record.info, record.decision.predictor, timestep, known, combined, record.guidance)
         )
 
     def _may_interpolate(self, run: CachedRun, node: Node) -> bool:
@@ -259,7 +249,7 @@ class Corrector:
         for step in run.steps:
             output = step.output
             if output is None:
-                degree = self._degree or step.order + 1
+                degree = self._degree or step.predictor.num_values
                 nodes = [*list(self._nodes)[-degree:], node]
                 mix, sigma = step.info.mix, step.info.sigma
                 if step.combination is not None:
@@ -311,7 +301,7 @@ def interpolated(nodes: list[Node], sigma: float, branch: str | None = None) -> 
         for node in nodes
         if (value := node.given if branch is None else node.outputs.get(branch)) is not None
     ]
-    return extrapolated(values, sigma)
+    return predicted(values, sigma, Lagrange(degree=3))
 
 
 def is_same(sample: torch.Tensor, arrived: Seen) -> bool:
