@@ -8,8 +8,11 @@ import pytest
 
 from mixcache.decision import Granularity, Measurement, Step, Trial
 from mixcache.policies import Hold
-from mixcache.policies.hold import Held, log_signal_over_noise, weight
+from mixcache.policies.budget import num_computed_for
+from mixcache.policies.hold import QUALITIES, Held, weight
+from mixcache.policies.way import PRIOR, Learnt, Way, log_snr
 from mixcache.predictors import REUSE
+from mixcache.report.frontier import foretold
 
 STEP, COMPUTE = Granularity.STEP, Granularity.COMPUTE
 SIGMAS = tuple(1 - index / 20 for index in range(21))
@@ -84,7 +87,7 @@ def test_an_error_that_grew_is_expected_to_grow_as_much_again() -> None:
 
 def test_a_run_spans_as_much_of_the_log_of_signal_over_noise_as_the_setting() -> None:
     """Two steps from 0.5 on span 0.405, three 0.619, four 0.847; nothing else is in the way."""
-    assert log_signal_over_noise(0.4) - log_signal_over_noise(0.5) == pytest.approx(0.405, abs=1e-3)
+    assert log_snr(0.4) - log_snr(0.5) == pytest.approx(0.405, abs=1e-3)
     lengths = [run_length(Hold(error=error), [1e-4])[0] for error in (0.40, 0.41, 0.61, 0.63, 0.85)]
     assert lengths == [1, 2, 2, 3, 4]
     assert run_length(Hold(error=0.40), [1e-4])[1] == "the run would span 0.41"
@@ -94,11 +97,11 @@ def test_the_first_step_of_a_run_may_span_more() -> None:
     assert run_length(Hold(error=0.3), [1e-4], first=0) == (1, "the run would span 0.81")
 
 
-def test_the_harm_of_a_run_is_bounded() -> None:
+def test_the_cost_of_a_run_is_bounded() -> None:
     """Errors of 0.09 and 0.18 count once and twice, an even share each: 0.45 twentieths, where nine times the square
     of the setting is 0.36 and 0.5625."""
     sigmas = (*(0.6 - 1e-3 * index for index in range(20)), 0.0)  # hardly any span
-    for error, reason in ((0.2, "harm 0.023 is over the budget"), (0.25, "an error of 0.27 is expected")):
+    for error, reason in ((0.2, "cost 0.023 is over the budget"), (0.25, "an error of 0.27 is expected")):
         policy = Hold(error=error)
         state = Held(sigma=sigmas[9], rates=(90.0,))
         decisions = [policy.decide(step_at(10 + k, k, sigmas), state) for k in range(3)]
@@ -108,8 +111,85 @@ def test_the_harm_of_a_run_is_bounded() -> None:
 
 def test_a_step_longer_than_an_even_share_weighs_by_its_square() -> None:
     sigmas = (1.0, 0.9, 0.89, *(0.05 * k for k in range(17, -1, -1)))
-    assert weight(step_at(0, sigmas=sigmas)) == pytest.approx(0.2)
-    assert weight(step_at(1, sigmas=sigmas)) == pytest.approx(0.05)
+    assert weight(sigmas[0] - sigmas[1], 20) == pytest.approx(0.2)
+    assert weight(sigmas[1] - sigmas[2], 20) == pytest.approx(0.05)
+
+
+# ------------------------------------------------------------------------------------------------------- a speed-up
+
+
+def shifted(num_steps: int, shift: float) -> tuple[float, ...]:
+    levels = [1 - index / num_steps for index in range(num_steps + 1)]
+    return tuple(shift * level / (1 + (shift - 1) * level) for level in levels)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("shift", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("num_steps", [20, 30, 50])
+@pytest.mark.parametrize("speedup", [1.25, 1.5, 2.0, 2.5, 3.0])
+def test_as_many_steps_are_computed_as_the_wish_leaves(
+    speedup: float, num_steps: int, shift: float, factor: float
+) -> None:
+    """However fast outputs change, and though nothing is known of the model but the prior."""
+    way = Way(places=PRIOR.places, log_rates=tuple(rate + math.log(factor) for rate in PRIOR.log_rates))
+    done = foretold(Hold(speedup=speedup), shifted(num_steps, shift), way)
+    assert done.count("#") == num_computed_for(speedup, num_steps, None)
+    assert (done[:2], done[-1]) == ("##", "#")
+    assert max(map(len, done.split("#"))) <= 8
+
+
+def test_a_model_unlike_the_prior_is_computed_as_often() -> None:
+    """Its outputs change fastest in the middle."""
+    way = Way(places=(-4.0, 0.0, 4.0), log_rates=(0.0, 3.0, 0.0))
+    for speedup in (1.5, 2.0, 3.0):
+        done = foretold(Hold(speedup=speedup), shifted(50, 5.0), way)
+        assert done.count("#") == num_computed_for(speedup, 50, None)
+
+
+def test_what_was_learnt_is_known_from_the_first_step_on() -> None:
+    learnt = Learnt()
+    before = foretold(Hold(speedup=2.0, learnt=learnt), shifted(30, 5.0), PRIOR)
+    limits = []
+    policy = Hold(speedup=2.0, learnt=learnt)
+    for _ in range(3):
+        state = policy.init()
+        assert foretold(policy, shifted(30, 5.0), PRIOR).count("#") == before.count("#")
+        limits.append(state.last_limit)
+    assert learnt.log_rates
+
+
+def test_a_wish_of_one_computes_everything() -> None:
+    assert foretold(Hold(speedup=1.0), shifted(12, 1.0), PRIOR) == "#" * 12
+
+
+def test_a_wish_that_cannot_be_reached_is_an_error_at_the_first_step() -> None:
+    with pytest.raises(ValueError, match="speedup=6 cannot be reached with 20 steps; they allow 1 to 4"):
+        Hold(speedup=6.0).decide(step_at(2), Held())
+
+
+@pytest.mark.parametrize(("word", "error"), [("high", 0.3), ("balanced", 0.5), ("fast", 0.8)])
+def test_a_word_is_an_error(word: str, error: float) -> None:
+    sigmas = shifted(50, 5.0)
+    assert foretold(Hold(quality=word), sigmas, PRIOR) == foretold(Hold(error=error), sigmas, PRIOR)
+    assert QUALITIES[word] == error
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speedup": 0.5}, "speedup=0.5 must be a finite number of at least 1, such as 2.0"),
+        ({"speedup": "fast"}, "speedup='fast' must be a finite number"),
+        ({"speedup": math.nan}, "speedup=nan must be a finite number"),
+        ({"speedup": True}, "speedup=True must be a finite number"),
+        ({"quality": "hihg"}, r"unknown quality 'hihg'; did you mean 'high'\? \(there are: high, balanced, fast\)"),
+        ({"quality": math.inf}, "quality=inf must be high, balanced or fast, or a number of decibels"),
+        ({"speedup": 2.0, "quality": "high"}, "speedup= and quality= are both given; give one of them"),
+        ({"speedup": 2.0, "error": 0.1}, "speedup= and error= are both given; give one of them"),
+    ],
+)
+def test_wrong_wishes(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Hold(**settings)
 
 
 @pytest.mark.parametrize("error", [0, -1, math.inf, math.nan, True, "a"])

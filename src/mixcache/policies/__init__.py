@@ -9,7 +9,6 @@ from mixcache.policies.every_nth import EveryNth
 from mixcache.policies.hindsight import Hindsight
 from mixcache.policies.hold import Hold
 from mixcache.policies.mixcache import MixCache
-from mixcache.policies.planned import Planned
 from mixcache.policies.replay import Replay
 
 POLICIES: dict[str, type[Policy]] = {
@@ -18,7 +17,6 @@ POLICIES: dict[str, type[Policy]] = {
     "mixcache": MixCache,
     "hold": Hold,
     "hindsight": Hindsight,
-    "planned": Planned,
     "replay": Replay,
 }
 
@@ -30,7 +28,6 @@ __all__ = [
     "Hindsight",
     "Hold",
     "MixCache",
-    "Planned",
     "Policy",
     "Replay",
 ]

@@ -6,30 +6,75 @@ much again, or more where it has been growing, is expected of the next. A cached
 
     error   of the repeated output, relative                          at most `error`
     span    of the run, in the log of signal over noise               at most SPAN `error`
-    harm    of the run: sum of error x age x weight of the step       at most BUDGET `error`^2 / number of steps
+    cost    of the run: sum of error x age x weight of the step       at most BUDGET `error`^2 / number of steps
 
 Early steps go a short way and settle what is carried on, so each weighs an even share at least; a step longer than
 that weighs by its square, since a long step is hardly put right by interpolation. The three go together: a run that may
-be twice as long has errors twice as large, and four times the harm. What single steps do to a clip, and what else was
+be twice as long has errors twice as large, and four times the cost. What single steps do to a clip, and what else was
 tried, is in docs/experiments/2026-11-hard-default.md.
+
+Where a `speedup` is wished, `error` follows from it: it is the one at which the rest of the way, as far as it is known
+(`way.py`), needs just the computed steps that the wish leaves (`budget.py`); it is looked at anew whenever a computed
+step has shown more.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.names import unknown_name
 from mixcache.policies.base import Needs, Policy, is_number
+from mixcache.policies.budget import check_reach, num_computed_for, solved
+from mixcache.policies.way import Learnt, log_snr
 from mixcache.predictors import REUSE
 
 SPAN = 1.0
 BUDGET = 9.0
 GROWTH = 3.0
 """Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
-CLEAR = 1e-4
-"""Shares of signal and noise are taken as at least this."""
+DEFAULT_ERROR = 0.5
+QUALITIES = {"high": 0.3, "balanced": DEFAULT_ERROR, "fast": 0.8}
+"""`error` by the word for it."""
+
+
+@dataclass
+class Run:
+    """The cached steps since the last computed one, and what was expected of them."""
+
+    sigma: float
+    """Of the last computed step."""
+    rate: float
+    """Error for each unit of noise level, as seen there."""
+    growth: float
+    began: float = 0.0
+    """Log of signal over noise where its first step began."""
+    spent: float = 0.0
+    """Cost."""
+    num_steps: int = 0
+
+    def exceeded(self, limit: float, sigma: float, distance: float, num_steps: int) -> str:
+        """Why a step of the loop's `num_steps` may not be cached, from `sigma` on for a `distance`; "" where it may,
+        and is then counted as cached."""
+        error = self.growth * self.rate * abs(self.sigma - sigma)
+        if error > limit:
+            return f"an error of {error:.2g} is expected"
+        if not self.num_steps:
+            self.began = log_snr(sigma)
+        elif (span := log_snr(sigma - distance) - self.began) > SPAN * limit:
+            return f"the run would span {span:.2g}"
+        spent = self.spent + error * (self.num_steps + 1) * weight(distance, num_steps)
+        if spent > BUDGET * limit**2 / num_steps:
+            return f"cost {spent:.2g} is over the budget"
+        self.spent, self.num_steps = spent, self.num_steps + 1
+        return ""
+
+
+def weight(distance: float, num_steps: int) -> float:
+    """What an error at a step of this length counts for."""
+    return max(1 / num_steps, distance**2 * num_steps)
 
 
 @dataclass
@@ -40,10 +85,12 @@ class Held:
     """Of the last computed step."""
     rates: tuple[float, ...] = ()
     """Errors seen at the last two computed steps, for each unit of noise level."""
-    began: float = 0.0
-    """Log of signal over noise where the run under way began."""
-    spent: float = 0.0
-    """Harm of it."""
+    run: Run | None = None
+    num_cached: int = 0
+    """Steps so far."""
+    limit: float | None = None
+    """`error` in force under a wish; None until it is looked for anew."""
+    last_limit: float = DEFAULT_ERROR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +106,32 @@ class Hold(Policy):
         "max_cached_run": 10**9,
     }
 
-    error: float = 0.5
-    """Relative error, as expected, up to which an output is repeated. More is faster."""
+    speedup: float | None = None
+    """Wished speed-up of the denoising loop, wall-clock, 1 or more; text encoder and VAE are left out."""
+    quality: str | float | None = None
+    """In place of a speed-up: "high", "balanced" or "fast"; or a PSNR in dB against the plain clip, as a profile
+    estimates it."""
+    error: float | None = None
+    """In place of both: relative error, as expected, up to which an output is repeated. More is faster; 0.5 where
+    nothing is asked for."""
+    profile: Any = None
+    """A `Profile` or its path; the shipped one of the model unless given."""
     corrector: bool = True
     """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
+    learnt: Learnt = field(default_factory=Learnt, repr=False, compare=False, metadata={"is_setting": False})
+    """What the generations so far have shown; `enable` begins with what the profile knows."""
 
     def __post_init__(self) -> None:
-        if not is_number(self.error) or self.error <= 0:
+        given = [name for name in ("speedup", "quality", "error") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{'= and '.join(given)}= are both given; give one of them, such as speedup=2.0")
+        if self.speedup is not None and not (is_number(self.speedup) and self.speedup >= 1):
+            raise ValueError(f"speedup={self.speedup!r} must be a finite number of at least 1, such as 2.0")
+        if isinstance(self.quality, str) and self.quality not in QUALITIES:
+            raise ValueError(unknown_name("quality", self.quality, QUALITIES))
+        if self.quality is not None and not isinstance(self.quality, str) and not is_number(self.quality):
+            raise ValueError(f"quality={self.quality!r} must be high, balanced or fast, or a number of decibels")
+        if self.error is not None and (not is_number(self.error) or self.error <= 0):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.5; more is faster")
 
     @property
@@ -82,39 +148,72 @@ class Hold(Policy):
         return Held()
 
     def decide(self, step: Step, state: Held) -> Decision:
+        state.num_cached += step.num_cached > 0
+        if self.speedup is not None:
+            check_reach(self.speedup, step.num_steps, self.learnt.cached_share)
         if Granularity.STEP not in step.ages or not state.rates:
             return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
-        if step.num_cached == 0:
-            state.spent, state.began = 0.0, log_signal_over_noise(step.sigma)
-        rate = state.rates[-1]
-        growth = min(GROWTH, max(1.0, rate / state.rates[0])) if state.rates[0] else 1.0
-        error = growth * rate * abs(state.sigma - step.sigma)
-        if error > self.error:
-            return Decision(granularity=Granularity.COMPUTE, reason=f"an error of {error:.2g} is expected")
-        span = log_signal_over_noise(step.sigma - step.distance) - state.began
-        if step.num_cached and span > SPAN * self.error:
-            return Decision(granularity=Granularity.COMPUTE, reason=f"the run would span {span:.2g}")
-        spent = state.spent + error * (step.num_cached + 1) * weight(step)
-        if spent > BUDGET * self.error**2 / step.num_steps:
-            return Decision(granularity=Granularity.COMPUTE, reason=f"harm {spent:.2g} is over the budget")
-        state.spent = spent
-        return Decision(granularity=Granularity.STEP, predictor=REUSE, reason=f"error {error:.2g}, harm {spent:.2g}")
+        limit = self._limit(step.num_steps)
+        if self.speedup is not None:
+            num_left = self._num_computed(step) - (step.index - state.num_cached)
+            if num_left >= step.num_steps - step.index:
+                return Decision(granularity=Granularity.COMPUTE, reason="all that is left may be computed")
+            if num_left <= 1:  # the last step
+                return Decision(granularity=Granularity.STEP, reason=f"the rest of {self.speedup:g}x")
+            if state.limit is None:
+                state.limit = state.last_limit = self._limit_for(num_left, step, state)
+            limit = state.limit
+        if state.run is None:
+            state.run = Run(sigma=state.sigma, rate=state.rates[-1], growth=grown(*state.rates))
+        reason = state.run.exceeded(limit, step.sigma, step.distance, step.num_steps)
+        if reason:
+            return Decision(granularity=Granularity.COMPUTE, reason=reason)
+        return Decision(granularity=Granularity.STEP, reason=f"cost {state.run.spent:.2g}, error up to {limit:.2g}")
 
     def observe(self, measurement: Measurement, state: Held) -> None:
-        distance = abs(state.sigma - measurement.sigma)
-        state.sigma = measurement.sigma
+        before, state.sigma = state.sigma, measurement.sigma
+        distance = abs(before - state.sigma)
         trial = measurement.trials.get((Granularity.STEP, REUSE))
         if trial is not None and distance > 0 and math.isfinite(trial.error()):
-            state.rates = (*state.rates, trial.error() / distance)[-2:]
+            rate = trial.error() / distance
+            state.rates = (*state.rates, rate)[-2:]
+            self.learnt.see((before + state.sigma) / 2, rate)
+        state.run = state.limit = None
+
+    def _limit(self, num_steps: int) -> float:
+        """The `error` in force where no speed-up is wished."""
+        if isinstance(self.quality, str):
+            return QUALITIES[self.quality]
+        if self.quality is not None:
+            return float(self.profile.error_for(self.quality, num_steps))
+        return DEFAULT_ERROR if self.error is None else self.error
+
+    def _num_computed(self, step: Step) -> int:
+        """Steps that the wish leaves to compute, of the loop's."""
+        self.learnt.see_times(step.seconds)
+        return num_computed_for(self.speedup or 1.0, step.num_steps, self.learnt.cached_share)
+
+    def _limit_for(self, num_left: int, step: Step, state: Held) -> float:
+        """The `error` with which so many of the steps from here on would be computed."""
+        way, rate = self.learnt.way, state.rates[-1]
+        scale = rate / math.exp(way.log_rate(state.sigma)) if rate > 0 else 1.0
+        sigmas = step.sigmas[step.index :] if step.sigmas else [step.sigma - k * step.distance for k in range(99)]
+        sigmas = sigmas[: step.num_steps - step.index + 1]
+        rates = [scale * math.exp(way.log_rate(sigma)) for sigma in sigmas]
+
+        def num_computed(limit: float) -> int:
+            run = Run(sigma=state.sigma, rate=rate, growth=grown(*state.rates))
+            count, last = 1, rate  # the last step is computed
+            for k in range(len(sigmas) - 2):
+                if run.exceeded(limit, sigmas[k], sigmas[k] - sigmas[k + 1], step.num_steps):
+                    count += 1
+                    run = Run(sigma=sigmas[k], rate=rates[k], growth=grown(last, rates[k]))
+                    last = rates[k]
+            return count
+
+        return solved(num_computed, num_left, state.last_limit)
 
 
-def weight(step: Step) -> float:
-    """What an error at this step counts for."""
-    even = 1 / step.num_steps
-    return max(even, step.distance**2 / even)
-
-
-def log_signal_over_noise(sigma: float) -> float:
-    """Half the log of the signal-to-noise ratio on the straight path."""
-    noise = min(max(sigma, CLEAR), 1 - CLEAR)
-    return math.log((1 - noise) / noise)
+def grown(before: float, rate: float | None = None) -> float:
+    """What a rate is expected to grow by on, as it did between two computed steps."""
+    return 1.0 if rate is None or not before else min(GROWTH, max(1.0, rate / before))
