@@ -319,6 +319,7 @@ class Engine(Observer):
                 non_finite=num_non_finite,
                 held_bytes=self.held_bytes,
                 num_corrected=record.num_corrected,
+                correction_degree=self._needs.correction_degree if record.num_corrected else None,
             )
         )
 
