@@ -194,6 +194,7 @@ def test_every_policy_is_listed_with_its_settings() -> None:
             "predictor",
             "corrector",
         ),
+        "hold": ("error", "corrector"),
         "hindsight": ("error", "granularities", "predictors", "memory", "corrector"),
         "planned": (
             "speedup",

@@ -17,6 +17,8 @@ HINDSIGHT_ERRORS = {
     False: (0.02, 0.04, 0.08, 0.15, 0.3),
 }
 """Beside the default, for many steps and for few."""
+HOLD_ERRORS = (0.2, 0.3, 0.4, 0.6, 0.75, 0.9)
+"""Beside the default."""
 PLANNED_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5)
 NEAR_2X = {"step": 2.25, "cfg": 12, "block": 3}
 """Periods; cfg cannot reach 2x with anything else computed, so it is caught at its longest."""
@@ -31,6 +33,10 @@ def hindsight(num_steps: int) -> list[Method]:
         policy_method("hindsight"),
         *(policy_method("hindsight", error=e) for e in HINDSIGHT_ERRORS[num_steps > MANY_STEPS]),
     ]
+
+
+def hold(num_steps: int) -> list[Method]:
+    return [policy_method("hold"), *(policy_method("hold", error=error) for error in HOLD_ERRORS)]
 
 
 def planned(num_steps: int) -> list[Method]:
@@ -71,7 +77,13 @@ def quick(num_steps: int) -> list[Method]:
     ]
 
 
-OURS: dict[str, Family] = {"hindsight": hindsight, "planned": planned, "mixcache": mixcache, "every-nth": every_nth}
+OURS: dict[str, Family] = {
+    "hold": hold,
+    "hindsight": hindsight,
+    "planned": planned,
+    "mixcache": mixcache,
+    "every-nth": every_nth,
+}
 FAMILIES: dict[str, Family] = {**OURS, "fewer-steps": fewer, **PEERS, "quick": quick}
 GROUPS: dict[str, tuple[str, ...]] = {
     "ours": tuple(OURS),
