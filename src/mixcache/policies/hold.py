@@ -24,7 +24,7 @@ from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.policies.base import Needs, Policy, is_number
 from mixcache.predictors import REUSE
 
-SPAN = 1.0
+SPAN = 1.25
 BUDGET = 9.0
 GROWTH = 3.0
 """Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
@@ -59,14 +59,14 @@ class Hold(Policy):
         "max_cached_run": 10**9,
     }
 
-    error: float = 0.5
+    error: float = 0.4
     """Relative error, as expected, up to which an output is repeated. More is faster."""
     corrector: bool = True
     """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
 
     def __post_init__(self) -> None:
         if not is_number(self.error) or self.error <= 0:
-            raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.5; more is faster")
+            raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.4; more is faster")
 
     @property
     def needs(self) -> Needs:
