@@ -12,7 +12,7 @@ from mixcache.policies import POLICIES, Bounded, EveryNth, Hindsight, MixCache, 
 from mixcache.predictors import REUSE
 from mixcache.trace import Trace, TraceEntry
 
-ALL = "always_compute, every_nth, mixcache, hindsight, planned, replay"
+ALL = "always_compute, every_nth, mixcache, hold, hindsight, planned, replay"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +194,7 @@ def test_every_policy_is_listed_with_its_settings() -> None:
             "predictor",
             "corrector",
         ),
+        "hold": ("error", "corrector"),
         "hindsight": ("error", "granularities", "predictors", "memory", "corrector"),
         "planned": (
             "speedup",

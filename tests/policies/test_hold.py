@@ -85,12 +85,12 @@ def test_an_error_that_grew_is_expected_to_grow_as_much_again() -> None:
     assert run_length(Hold(error=0.3), [0.0, 0.2])[0] == 1
 
 
-def test_a_run_spans_as_much_of_the_log_of_signal_over_noise_as_the_setting() -> None:
-    """Two steps from 0.5 on span 0.405, three 0.619, four 0.847; nothing else is in the way."""
+def test_a_run_spans_little_of_the_log_of_signal_over_noise() -> None:
+    """Two steps from 0.5 on span 0.405, three 0.619, four 0.847: 1.25 times the setting; nothing else is in the way."""
     assert log_snr(0.4) - log_snr(0.5) == pytest.approx(0.405, abs=1e-3)
-    lengths = [run_length(Hold(error=error), [1e-4])[0] for error in (0.40, 0.41, 0.61, 0.63, 0.85)]
+    lengths = [run_length(Hold(error=error), [1e-4])[0] for error in (0.32, 0.33, 0.49, 0.50, 0.68)]
     assert lengths == [1, 2, 2, 3, 4]
-    assert run_length(Hold(error=0.40), [1e-4])[1] == "the run would span 0.41"
+    assert run_length(Hold(error=0.32), [1e-4])[1] == "the run would span 0.41"
 
 
 def test_the_first_step_of_a_run_may_span_more() -> None:
@@ -135,7 +135,8 @@ def test_as_many_steps_are_computed_as_the_wish_leaves(
     done = foretold(Hold(speedup=speedup), shifted(num_steps, shift), way)
     assert done.count("#") == num_computed_for(speedup, num_steps, None)
     assert (done[:2], done[-1]) == ("##", "#")
-    assert max(map(len, done.split("#"))) <= 8
+    mean = done.count("s") / done.count("#")
+    assert max(map(len, done.split("#"))) <= math.ceil(3 * mean)
 
 
 def test_a_model_unlike_the_prior_is_computed_as_often() -> None:
@@ -167,7 +168,7 @@ def test_a_wish_that_cannot_be_reached_is_an_error_at_the_first_step() -> None:
         Hold(speedup=6.0).decide(step_at(2), Held())
 
 
-@pytest.mark.parametrize(("word", "error"), [("high", 0.3), ("balanced", 0.5), ("fast", 0.8)])
+@pytest.mark.parametrize(("word", "error"), [("high", 0.25), ("balanced", 0.4), ("fast", 0.6)])
 def test_a_word_is_an_error(word: str, error: float) -> None:
     sigmas = shifted(50, 5.0)
     assert foretold(Hold(quality=word), sigmas, PRIOR) == foretold(Hold(error=error), sigmas, PRIOR)
@@ -194,5 +195,5 @@ def test_wrong_wishes(settings: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("error", [0, -1, math.inf, math.nan, True, "a"])
 def test_wrong_settings(error: Any) -> None:
-    with pytest.raises(ValueError, match=r"error=.* must be a finite number over 0, such as 0\.5; more is faster"):
+    with pytest.raises(ValueError, match=r"error=.* must be a finite number over 0, such as 0\.4; more is faster"):
         Hold(error=error)

@@ -31,13 +31,18 @@ from mixcache.policies.budget import check_reach, num_computed_for, solved
 from mixcache.policies.way import Learnt, log_snr
 from mixcache.predictors import REUSE
 
-SPAN = 1.0
+SPAN = 1.25
 BUDGET = 9.0
 GROWTH = 3.0
 """Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
-DEFAULT_ERROR = 0.5
-QUALITIES = {"high": 0.3, "balanced": DEFAULT_ERROR, "fast": 0.8}
+LONGEST = 3.0
+"""Times the mean run that a run may have under a wish."""
+DEFAULT_ERROR = 0.4
+QUALITIES = {"high": 0.25, "balanced": DEFAULT_ERROR, "fast": 0.6}
 """`error` by the word for it."""
+
+
+NO_END = 10**9
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Run:
     rate: float
     """Error for each unit of noise level, as seen there."""
     growth: float
+    max_steps: int = NO_END
     began: float = 0.0
     """Log of signal over noise where its first step began."""
     spent: float = 0.0
@@ -59,6 +65,8 @@ class Run:
         """Why a step of the loop's `num_steps` may not be cached, from `sigma` on for a `distance`; "" where it may,
         and is then counted as cached."""
         error = self.growth * self.rate * abs(self.sigma - sigma)
+        if self.num_steps >= self.max_steps:
+            return f"{self.num_steps} cached steps in a row"
         if error > limit:
             return f"an error of {error:.2g} is expected"
         if not self.num_steps:
@@ -112,7 +120,7 @@ class Hold(Policy):
     """In place of a speed-up: "high", "balanced" or "fast"; or a PSNR in dB against the plain clip, as a profile
     estimates it."""
     error: float | None = None
-    """In place of both: relative error, as expected, up to which an output is repeated. More is faster; 0.5 where
+    """In place of both: relative error, as expected, up to which an output is repeated. More is faster; 0.4 where
     nothing is asked for."""
     profile: Any = None
     """A `Profile` or its path; the shipped one of the model unless given."""
@@ -132,7 +140,7 @@ class Hold(Policy):
         if self.quality is not None and not isinstance(self.quality, str) and not is_number(self.quality):
             raise ValueError(f"quality={self.quality!r} must be high, balanced or fast, or a number of decibels")
         if self.error is not None and (not is_number(self.error) or self.error <= 0):
-            raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.5; more is faster")
+            raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.4; more is faster")
 
     @property
     def needs(self) -> Needs:
@@ -164,7 +172,7 @@ class Hold(Policy):
                 state.limit = state.last_limit = self._limit_for(num_left, step, state)
             limit = state.limit
         if state.run is None:
-            state.run = Run(sigma=state.sigma, rate=state.rates[-1], growth=grown(*state.rates))
+            state.run = Run(state.sigma, state.rates[-1], grown(*state.rates), self._longest(step.num_steps))
         reason = state.run.exceeded(limit, step.sigma, step.distance, step.num_steps)
         if reason:
             return Decision(granularity=Granularity.COMPUTE, reason=reason)
@@ -193,6 +201,13 @@ class Hold(Policy):
         self.learnt.see_times(step.seconds)
         return num_computed_for(self.speedup or 1.0, step.num_steps, self.learnt.cached_share)
 
+    def _longest(self, num_steps: int) -> int:
+        """Cached steps that a run may have: under a wish some times as many as it leaves for each computed one."""
+        if self.speedup is None:
+            return NO_END
+        computed = num_computed_for(self.speedup, num_steps, self.learnt.cached_share)
+        return max(1, math.ceil(LONGEST * (num_steps - computed) / computed))
+
     def _limit_for(self, num_left: int, step: Step, state: Held) -> float:
         """The `error` with which so many of the steps from here on would be computed."""
         way, rate = self.learnt.way, state.rates[-1]
@@ -201,13 +216,15 @@ class Hold(Policy):
         sigmas = sigmas[: step.num_steps - step.index + 1]
         rates = [scale * math.exp(way.log_rate(sigma)) for sigma in sigmas]
 
+        longest = self._longest(step.num_steps)
+
         def num_computed(limit: float) -> int:
-            run = Run(sigma=state.sigma, rate=rate, growth=grown(*state.rates))
+            run = Run(state.sigma, rate, grown(*state.rates), longest)
             count, last = 1, rate  # the last step is computed
             for k in range(len(sigmas) - 2):
                 if run.exceeded(limit, sigmas[k], sigmas[k] - sigmas[k + 1], step.num_steps):
                     count += 1
-                    run = Run(sigma=sigmas[k], rate=rates[k], growth=grown(last, rates[k]))
+                    run = Run(sigmas[k], rates[k], grown(last, rates[k]), longest)
                     last = rates[k]
             return count
 
