@@ -30,8 +30,8 @@ def test_both_profiles_and_the_cadences_are_measured(
         ("guidance 7", "planned, speedup 2.0"),
         ("guidance 7", "planned, speedup 1.2"),
         ("guidance 7", "planned, speedup 1.4"),
-        ("none", "every_nth step, order 0, period 2"),
-        ("none", "every_nth step, order 1, period 2"),
+        ("none", "every_nth step, reuse, period 2"),
+        ("none", "every_nth step, line, period 2"),
     ]
     assert result["psnr_db"] == result["rows"][0]["psnr_db"]
     scales = [json.loads(path.read_text())["guidance"] for path in sorted((tmp_path / "work").glob("*.json"))]
