@@ -251,7 +251,7 @@ def test_a_method_that_restores_what_it_changed_is_sound(make_benchmark: MakeBen
 
 
 def test_one_setting_of_each_family_is_surveyed(make_benchmark: MakeBenchmark) -> None:
-    survey = make_benchmark(PROMPTS[:1]).survey([STEP, cadence("step", 3, 0), FEWER])
+    survey = make_benchmark(PROMPTS[:1]).survey([STEP, cadence("step", 3, "reuse"), FEWER])
     assert [fact["failure"] for fact in survey.values()] == [None, None, None]
     assert [fact["memory_added_bytes"] is None for fact in survey.values()] == [False, True, False]
 
