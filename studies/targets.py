@@ -136,8 +136,9 @@ def _memory(result: Mapping[str, Any]) -> Iterator[Target]:
         )
     for name, size in added.items():
         if predictor := re.fullmatch(r"every_nth block, (\w+)", name):
-            num_values = predictor_of(predictor[1]).num_values
-            allowed = num_values * token_bytes(result["model"], json.dumps(result["arguments"]))
+            # results of before say it themselves
+            tensor = result.get("token_bytes") or token_bytes(result["model"], json.dumps(result["arguments"]))
+            allowed = predictor_of(predictor[1]).num_values * tensor
             yield Target(
                 text=f"memory added by {name} at most a token-sized tensor per branch and entry",
                 measured=_kib({"added": size, "such tensors": allowed}),
