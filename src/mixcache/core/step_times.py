@@ -53,22 +53,28 @@ class StepTimes:
     @property
     def seconds(self) -> float:
         """Of all steps of this run that are over."""
+        self._read()
         return sum(map(sum, self._run.values()))
 
     @property
     def plain_seconds(self) -> float:
         """What they would have taken at the median of the computed ones; 0 where none was computed."""
+        self._read()
         computed = self._run.get(Granularity.COMPUTE)
         return median(computed) * sum(map(len, self._run.values())) if computed else 0.0
 
     def medians(self) -> Mapping[Granularity, float]:
         """Seconds of a step of each granularity that was seen."""
+        self._read()
+        return {granularity: median(seconds) for granularity, seconds in self._seconds.items()}
+
+    def _read(self) -> None:
+        """Takes in the steps whose ends have passed since."""
         while self._open and _has_passed(self._open[0][2]):
             granularity, begun, ended = self._open.popleft()
             seconds = _seconds(begun, ended)
             self._seconds.setdefault(granularity, deque(maxlen=NUM_REMEMBERED)).append(seconds)
             self._run.setdefault(granularity, []).append(seconds)
-        return {granularity: median(seconds) for granularity, seconds in self._seconds.items()}
 
 
 def _mark(device: torch.device) -> Any:
