@@ -3,9 +3,9 @@
     python -m studies.hard_page --out docs/results/hard
 
 For each setting what half the steps and rounding cost, and every method; for each model the captions of all its
-settings together, at round speed-ups: a family's clips between two of its settings are taken to lie on a line in the log of the
-speed-up, caption by caption, and a family is left out where its settings do not reach. Nothing is measured here that
-was not measured before, unless a clip is missing.
+settings together, at round speed-ups: a family's clips between two of its settings are taken to lie on a line in the
+log of the speed-up, caption by caption, and a family is left out where its settings do not reach. Nothing is measured
+here that was not measured before, unless a clip is missing.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def page(found: Mapping[str, Any], num_prompts: int) -> str:
     parts = [
         "# Hard settings\n",
         f"Written by `make bench-hard`: {num_prompts} held-out captions in each setting, a clip of each; PSNR (dB) of "
-        "the decoded clips against the plain ones; speed-ups are ideal ones, by work. *Half* is the median with half the "
-        "steps, *floor* that of the plain clip in bfloat16: above it nothing is seen. The peers are at the settings "
+        "the decoded clips against the plain ones; speed-ups are ideal ones, by work. *Half* is the median with half "
+        "the steps, *floor* that of the plain clip in bfloat16: above it nothing is seen. The peers are at the settings "
         "of `mixcache bench`, which were searched on training captions at easy settings.\n",
     ]
     for model in dict.fromkeys(setting["model"] for setting in found.values()):
