@@ -90,7 +90,7 @@ def page(found: Mapping[str, Any], num_prompts: int) -> str:
         "# Hard settings\n",
         f"Written by `make bench-hard`: {num_prompts} held-out captions in each setting, a clip of each; PSNR (dB) of "
         "the decoded clips against the plain ones; speed-ups are ideal ones, by work. *Half* is the median with half "
-        "the steps, *floor* that of the plain clip in bfloat16: above it nothing is seen. The peers are at the settings "
+        "the steps, *floor* that of the plain clip in bfloat16: above it nothing is seen. The peers are at settings "
         "of `mixcache bench`, which were searched on training captions at easy settings.\n",
     ]
     for model in dict.fromkeys(setting["model"] for setting in found.values()):

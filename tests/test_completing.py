@@ -56,7 +56,7 @@ def test_an_object_does_what_its_name_does(pipeline: Any, case: str) -> None:
         assert chosen == schedule
         assert torch.equal(latents, expected)
         assert handle.settings == by_name.settings
-        assert handle.summary() == by_name.summary()
+        assert replace(handle.summary(), speedup=None) == replace(by_name.summary(), speedup=None)
 
 
 def test_impacts_are_the_profiles_unless_given(pipeline: Any, make_pipeline: Any) -> None:

@@ -99,6 +99,8 @@ class Held:
     limit: float | None = None
     """`error` in force under a wish; None until it is looked for anew."""
     last_limit: float = DEFAULT_ERROR
+    is_within_reach: bool = False
+    """True once the wish was held against what so many steps allow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +159,10 @@ class Hold(Policy):
 
     def decide(self, step: Step, state: Held) -> Decision:
         state.num_cached += step.num_cached > 0
-        if self.speedup is not None:
+        self.learnt.see_times(step.seconds)
+        if self.speedup is not None and not state.is_within_reach:
             check_reach(self.speedup, step.num_steps, self.learnt.cached_share)
+            state.is_within_reach = True  # a loop is not broken off later, for a time that was measured in it
         if Granularity.STEP not in step.ages or not state.rates:
             return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
         limit = self._limit(step.num_steps)
@@ -198,7 +202,6 @@ class Hold(Policy):
 
     def _num_computed(self, step: Step) -> int:
         """Steps that the wish leaves to compute, of the loop's."""
-        self.learnt.see_times(step.seconds)
         return num_computed_for(self.speedup or 1.0, step.num_steps, self.learnt.cached_share)
 
     def _longest(self, num_steps: int) -> int:
