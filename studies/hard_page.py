@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -22,6 +23,7 @@ import numpy as np
 
 from mixcache.bench.families import select
 from mixcache.bench.methods import Method, fewer_steps
+from mixcache.policies.budget import check_reach
 from mixcache.report.markdown import table
 from mixcache.store import write_json, write_whole
 from studies.hard import BROKEN, SETTINGS, Trials
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measured(name: str, methods: Sequence[str], num_prompts: int, work: Path) -> dict[str, Any]:
     """What is known of a setting: how hard it is, and its methods."""
     trials, setting = Trials(name, num_prompts, is_held_out=True, work=work), SETTINGS[name]
-    chosen = select(methods, setting.num_steps, trials.transformer)
+    chosen = select([m for m in methods if is_in_reach(m, setting.num_steps)], setting.num_steps, trials.transformer)
     half = trials.values(fewer_steps(setting.num_steps // 2))
     return {
         "model": setting.model,
@@ -60,6 +62,16 @@ def measured(name: str, methods: Sequence[str], num_prompts: int, work: Path) ->
             {"family": family_of(method), "name": method.name, "values": trials.values(method)} for method in chosen
         ],
     }
+
+
+def is_in_reach(method: str, num_steps: int) -> bool:
+    """False for a wished speed-up that so many steps do not allow."""
+    wish = re.fullmatch(r"hold:speedup=([\d.]+)", method)
+    try:
+        check_reach(float(wish[1]) if wish else 1.0, num_steps, None)
+    except ValueError:
+        return False
+    return True
 
 
 def family_of(method: Method) -> str:
