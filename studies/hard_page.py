@@ -25,12 +25,14 @@ from mixcache.bench.families import select
 from mixcache.bench.methods import Method, fewer_steps
 from mixcache.policies.budget import check_reach
 from mixcache.report.markdown import table
+from mixcache.report.plot import image
 from mixcache.store import write_json, write_whole
 from studies.hard import BROKEN, SETTINGS, Trials
 
 METHODS = ("hold:speedup=1.5", "hold:speedup=2.0", "hold:speedup=2.5", "hold:speedup=3.0", "teacache", "mag-cache")
 METHODS += ("hold", "every_nth:period=2", "hindsight", "fewer-steps")
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
+FIGURES = "hard.json"
 Values = Sequence[tuple[float, float]]
 """Share of the plain work and PSNR (dB) of each caption."""
 
@@ -45,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     found = {name: measured(name, args.methods, args.num_prompts, args.work) for name in args.settings}
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "results.json", found)
-    write_whole(args.out / "results.md", page(found, args.num_prompts))
+    write_json(args.out / FIGURES, found)
+    write_whole(args.out / "hard.md", page(found, args.num_prompts))
+    write_whole(args.out / "hard.png", picture(found))
 
 
 def measured(name: str, methods: Sequence[str], num_prompts: int, work: Path) -> dict[str, Any]:
@@ -128,6 +131,28 @@ def pooled_rows(settings: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             if all(clips):
                 together = [psnr for of_setting in clips for psnr in of_setting or ()]
                 yield {"at": f"{speedup:g}x", "method": family} | figures(together)
+
+
+def picture(found: Mapping[str, Any]) -> bytes:
+    """For each model the tenth percentile of all its clips against the speed-up, with the floor drawn in, as a PNG."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(setting["model"] for setting in found.values()))
+    figure = Figure(figsize=(4 * len(models), 3.4), layout="constrained")
+    for axes, model in zip(figure.subplots(1, len(models), sharey=True, squeeze=False)[0], models, strict=True):
+        own = {name: setting for name, setting in found.items() if setting["model"] == model}
+        rows = list(pooled_rows(own))
+        for family in dict.fromkeys(row["method"] for row in rows):
+            points = [(float(r["at"][:-1]), float(r["tenth"])) for r in rows if r["method"] == family]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=family)
+        axes.axhline(min(setting["bfloat16"] for setting in own.values()), linestyle=":", color="grey", label="floor")
+        axes.axhline(BROKEN, linewidth=0.7, color="firebrick")
+        axes.set_title(f"{model}, {len(own)} hard settings")
+        axes.set_xlabel("speed-up by work")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.axes[0].set_ylabel("PSNR, tenth percentile (dB)")
+    return image(figure, dpi=120)
 
 
 def at(setting: Mapping[str, Any], family: str, speedup: float) -> list[float] | None:

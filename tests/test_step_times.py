@@ -213,9 +213,9 @@ def test_a_policy_is_told_what_steps_take(slow_calls: Any, generate: Callable[..
             patched.setattr(type(handle.policy), "decide", watched)
             generate(slow_calls)
         granularities = [entry.granularity for entry in handle.trace]
-    assert granularities[:4] == [C, C, G, C]
-    # a step of two calls takes 2 s, one of cond alone 1 s
-    assert [len(each) for each in seen[:4]] == [0, 0, 1, 1] or seen[:4] == [{}, {}, {C: 2.0}, {C: 2.0}]
+    assert set(granularities) == {C, G}
+    # a step of two calls takes 2 s, one of cond alone 1 s; a step is over when the next one was decided
+    assert seen[:3] == [{}, {}, {C: 2.0}]
     assert seen[-1] == {C: 2.0, G: 1.0}
 
 

@@ -72,7 +72,6 @@ def quick(num_steps: int) -> list[Method]:
     near = [fewer_steps(round(num_steps * share)) for share in (0.56, 0.44)]
     return [
         *policies,
-        policy_method("hold", speedup=2.0),
         *near,
         *(cadence(g, period, predictor) for g, period in NEAR_2X.items() for predictor in ("reuse", "line")),
     ]
