@@ -14,8 +14,8 @@ be twice as long has errors twice as large, and four times the cost. What single
 tried, is in docs/experiments/2026-11-hard-default.md.
 
 Where a `speedup` is wished, `error` follows from it: it is the one at which the rest of the way, as far as it is known
-(`way.py`), needs just the computed steps that the wish leaves (`budget.py`); it is looked at anew whenever a computed
-step has shown more.
+(`way.py`), needs just the computed steps that the wish leaves (`budget.py`); it is looked at anew when some computed
+steps have shown more.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ SPAN = 1.25
 BUDGET = 9.0
 GROWTH = 3.0
 """Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
+LOOK_ANEW = 3
+"""Computed steps after which it is looked anew how far the rest of the wish reaches."""
 LONGEST = 3.0
 """Times the mean run that a run may have under a wish."""
 DEFAULT_ERROR = 0.4
@@ -99,6 +101,8 @@ class Held:
     limit: float | None = None
     """`error` in force under a wish; None until it is looked for anew."""
     last_limit: float = DEFAULT_ERROR
+    num_seen: int = 0
+    """Computed steps since it was looked for."""
     is_within_reach: bool = False
     """True once the wish was held against what so many steps allow."""
 
@@ -190,7 +194,10 @@ class Hold(Policy):
             rate = trial.error() / distance
             state.rates = (*state.rates, rate)[-2:]
             self.learnt.see((before + state.sigma) / 2, rate)
-        state.run = state.limit = None
+        state.run = None
+        state.num_seen += 1
+        if state.num_seen >= LOOK_ANEW:
+            state.limit, state.num_seen = None, 0
 
     def _limit(self, num_steps: int) -> float:
         """The `error` in force where no speed-up is wished."""
