@@ -3,7 +3,7 @@ else; and what becomes of a wish on the way."""
 
 from __future__ import annotations
 
-import math
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -50,9 +50,6 @@ def test_a_profile_says_what_a_clip_has_shown(pipeline: Any, generate: Generate,
     assert set(profile.rates) <= {str(place) for place in PRIOR.places}
     assert len(profile.rates) > 3
     assert Profile.load(path) == profile
-    # the last error: of an output repeated from the step before, relative, for each unit of level
-    entries = list(handle.trace)
-    assert all(entry.trials for entry in entries[1:])
 
 
 def test_rates_are_errors_by_the_level_between_two_steps(pipeline: Any, generate: Generate) -> None:
@@ -72,8 +69,8 @@ def test_rates_are_errors_by_the_level_between_two_steps(pipeline: Any, generate
             generate(pipeline, num_steps=3)
             learnt = handle.policy.policy.learnt
     assert (len(levels), len(errors)) == (3, 2)
-    expected = Learnt(num_generations=1, cached_share=0.02)
-    for (one, other), error in zip(zip(levels, levels[1:], strict=False), errors, strict=True):
+    expected = Learnt(num_generations=1)
+    for (one, other), error in zip(itertools.pairwise(levels), errors, strict=True):
         expected.see((one + other) / 2, error / (one - other))
     assert learnt == expected
 
@@ -274,7 +271,7 @@ def test_a_loop_is_not_broken_off_for_times_that_were_measured_in_it(
     with mixcache.enable(pipeline, speedup=2.0) as handle:
         generate(pipeline)
         assert len(handle.trace) == 12
-        with pytest.raises(ValueError, match="speedup=2 cannot be reached with 12 steps; they allow 1 to 1.1"):
+        with pytest.raises(ValueError, match=r"speedup=2 cannot be reached with 12 steps; they allow 1 to 1\.1"):
             generate(pipeline)
 
 
@@ -305,4 +302,3 @@ def test_a_word_is_what_its_error_is(pipeline: Any, generate: Generate) -> None:
         with mixcache.enable(pipeline, error=error) as by_error:
             assert torch.equal(generate(pipeline), clip)
         assert letters(by_word.trace) == letters(by_error.trace)
-    assert math.isfinite(error)
