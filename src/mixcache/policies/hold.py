@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.names import unknown_name
 from mixcache.policies.base import Needs, Policy, is_number
 from mixcache.policies.budget import check_reach, num_computed_for, solved
-from mixcache.policies.way import Learnt, log_snr
+from mixcache.policies.way import Learnt, is_on, log_snr
 from mixcache.predictors import REUSE
 
 SPAN = 1.25
@@ -37,7 +38,9 @@ GROWTH = 3.0
 """Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
 LOOK_ANEW = 3
 """Computed steps after which it is looked anew how far the rest of the wish reaches."""
-LONGEST = 3.0
+NUM_RATIOS = 4
+"""Rates by which what is foretold of the rest is scaled."""
+LONGEST = 2.0
 """Times the mean run that a run may have under a wish."""
 DEFAULT_ERROR = 0.4
 QUALITIES = {"high": 0.25, "balanced": DEFAULT_ERROR, "fast": 0.6}
@@ -95,6 +98,8 @@ class Held:
     """Of the last computed step."""
     rates: tuple[float, ...] = ()
     """Errors seen at the last two computed steps, for each unit of noise level."""
+    log_ratios: tuple[float, ...] = ()
+    """Logs of the last rates over those that were foretold there."""
     run: Run | None = None
     num_cached: int = 0
     """Steps so far."""
@@ -193,7 +198,11 @@ class Hold(Policy):
         if trial is not None and distance > 0 and math.isfinite(trial.error()):
             rate = trial.error() / distance
             state.rates = (*state.rates, rate)[-2:]
-            self.learnt.see((before + state.sigma) / 2, rate)
+            middle = (before + state.sigma) / 2
+            if rate > 0 and is_on(middle):
+                ratio = math.log(rate) - self.learnt.way.log_rate(middle)
+                state.log_ratios = (*state.log_ratios, ratio)[-NUM_RATIOS:]
+                self.learnt.see(middle, rate)
         state.run = None
         state.num_seen += 1
         if state.num_seen >= LOOK_ANEW:
@@ -221,7 +230,7 @@ class Hold(Policy):
     def _limit_for(self, num_left: int, step: Step, state: Held) -> float:
         """The `error` with which so many of the steps from here on would be computed."""
         way, rate = self.learnt.way, state.rates[-1]
-        scale = rate / math.exp(way.log_rate(state.sigma)) if rate > 0 else 1.0
+        scale = math.exp(fmean(state.log_ratios)) if state.log_ratios else 1.0
         sigmas = step.sigmas[step.index :] if step.sigmas else [step.sigma - k * step.distance for k in range(99)]
         sigmas = sigmas[: step.num_steps - step.index + 1]
         rates = [scale * math.exp(way.log_rate(sigma)) for sigma in sigmas]

@@ -58,6 +58,11 @@ PRIOR = _prior()
 """Of a model that nothing is known of."""
 
 
+def is_on(level: float) -> bool:
+    """True where the prior says something of a noise level, and does not only go on as at its end."""
+    return PRIOR.places[0] <= log_snr(level) <= PRIOR.places[-1]
+
+
 @dataclass
 class Learnt:
     """What the generations of one model have shown: rates where they were measured, and times of steps. It does not
