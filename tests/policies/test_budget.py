@@ -30,12 +30,16 @@ def test_as_many_steps_are_computed_as_come_nearest(
 
 
 def test_a_wish_out_of_reach_names_what_is_in_it() -> None:
-    check_reach(1.0, 4, None)
-    check_reach(5.0, 20, 0.0)
-    with pytest.raises(ValueError, match=r"^speedup=6 cannot be reached with 20 steps; they allow 1 to 5\.0$"):
-        check_reach(6.0, 20, 0.0)
+    check_reach(1.0, 4)
+    check_reach(4.6, 20)
+    with pytest.raises(ValueError, match=r"^speedup=6 cannot be reached with 20 steps; they allow 1 to 4\.6$"):
+        check_reach(6.0, 20)
     with pytest.raises(ValueError, match=r"^speedup=2 with 4 steps would only break the clip: none of them is redun"):
-        check_reach(2.0, 4, None)
+        check_reach(2.0, 4)
+
+
+def test_one_of_two_experts_may_do_few_steps() -> None:
+    check_reach(3.0, 5, is_part=True)
 
 
 def test_the_limit_is_found_and_kept_while_it_will_do() -> None:

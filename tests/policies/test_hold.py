@@ -8,7 +8,7 @@ import pytest
 
 from mixcache.decision import Granularity, Measurement, Step, Trial
 from mixcache.policies import Hold
-from mixcache.policies.budget import num_computed_for
+from mixcache.policies.budget import speedup_of
 from mixcache.policies.hold import QUALITIES, Held, weight
 from mixcache.policies.way import PRIOR, Learnt, Way, log_snr
 from mixcache.predictors import REUSE
@@ -123,28 +123,35 @@ def shifted(num_steps: int, shift: float) -> tuple[float, ...]:
     return tuple(shift * level / (1 + (shift - 1) * level) for level in levels)
 
 
-@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+def delivered(speedup: float, num_steps: int, shift: float, way: Way) -> float:
+    """Over the wish; and the ends are computed."""
+    done = foretold(Hold(speedup=speedup), shifted(num_steps, shift), way)
+    assert (done[:2], done[-1]) == ("##", "#")
+    return speedup_of(done.count("#"), num_steps, None) / speedup
+
+
 @pytest.mark.parametrize("shift", [1.0, 5.0, 20.0])
 @pytest.mark.parametrize("num_steps", [20, 30, 50])
 @pytest.mark.parametrize("speedup", [1.25, 1.5, 2.0, 2.5, 3.0])
-def test_as_many_steps_are_computed_as_the_wish_leaves(
-    speedup: float, num_steps: int, shift: float, factor: float
-) -> None:
-    """However fast outputs change, and though nothing is known of the model but the prior."""
-    way = Way(places=PRIOR.places, log_rates=tuple(rate + math.log(factor) for rate in PRIOR.log_rates))
-    done = foretold(Hold(speedup=speedup), shifted(num_steps, shift), way)
-    assert done.count("#") == num_computed_for(speedup, num_steps, None)
-    assert (done[:2], done[-1]) == ("##", "#")
-    mean = done.count("s") / done.count("#")
-    assert max(map(len, done.split("#"))) <= math.ceil(3 * mean)
+def test_the_wish_is_kept_where_outputs_change_as_is_usual(speedup: float, num_steps: int, shift: float) -> None:
+    """To a step or two of the computed ones: 20 steps allow 2.9x or 3.3x."""
+    at_usual = delivered(speedup, num_steps, shift, PRIOR)
+    steady = delivered(speedup, num_steps, shift, faster(0.3))
+    assert 0.86 <= at_usual <= 1.03
+    assert 0.95 <= steady <= 1.07
+    if num_steps == 50:
+        assert min(at_usual, steady) >= 0.99
 
 
-def test_a_model_unlike_the_prior_is_computed_as_often() -> None:
-    """Its outputs change fastest in the middle."""
-    way = Way(places=(-4.0, 0.0, 4.0), log_rates=(0.0, 3.0, 0.0))
-    for speedup in (1.5, 2.0, 3.0):
-        done = foretold(Hold(speedup=speedup), shifted(50, 5.0), way)
-        assert done.count("#") == num_computed_for(speedup, 50, None)
+def test_a_wish_does_not_break_a_clip_whose_outputs_change_much_faster() -> None:
+    for num_steps in (20, 30, 50):
+        for speedup in (1.5, 2.0, 3.0):
+            assert 0.75 <= delivered(speedup, num_steps, 5.0, faster(4.0)) <= 1.03
+    assert delivered(2.0, 50, 5.0, Way(places=(-4.0, 0.0, 4.0), log_rates=(0.0, 3.0, 0.0))) < 1.0
+
+
+def faster(factor: float) -> Way:
+    return Way(places=PRIOR.places, log_rates=tuple(rate + math.log(factor) for rate in PRIOR.log_rates))
 
 
 def test_what_was_learnt_is_known_from_the_first_step_on() -> None:

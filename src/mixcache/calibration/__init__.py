@@ -82,8 +82,9 @@ def calibrate(
     pipeline. `on_clip` is told (done, in all). A run that was cut off goes on from `out` with `.partial` behind it.
     ValueError where model or file are wrong.
     """
-    measured = Measured(pipeline, config, out.with_name(f"{out.name}.partial") if out else None)
-    tasks = list(measured.tasks(tuple(dict.fromkeys(step_counts)) or (None,)))
+    counts = tuple(dict.fromkeys(step_counts)) or (None,)
+    measured = Measured(pipeline, config, out.with_name(f"{out.name}.partial") if out else None, counts)
+    tasks = list(measured.tasks())
     num_done, total = 0, sum(count for _, count, _ in tasks)
     for name, count, task in tasks:
         measured.once(name, task)
@@ -100,7 +101,14 @@ def calibrate(
 class Measured:
     """The measurements of one profile, each with a name; those done are kept in the file `unfinished`."""
 
-    def __init__(self, pipeline: Any, config: CalibrationConfig, unfinished: Path | None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        config: CalibrationConfig,
+        unfinished: Path | None,
+        step_counts: Sequence[int | None] = (None,),
+    ) -> None:
+        self.step_counts = step_counts
         self.pipeline, self.config, self.unfinished = pipeline, config, unfinished
         with enable(pipeline, "always_compute") as handle:  # ValueError or TypeError where it cannot be cached
             self.granularities = [g for g in CACHED if g.value in handle.row.granularities]
@@ -119,7 +127,7 @@ class Measured:
         # diffusers' notes about itself come in another order in each process
         settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
         own = str(replace(self.config, arguments=told_arguments(self.config.arguments)))
-        facts = [FORMAT, ERRORS, own, experts, type(scheduler).__name__, settings]
+        facts = [FORMAT, ERRORS, list(self.step_counts), own, experts, type(scheduler).__name__, settings]
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
     def _resume(self, unfinished: Path) -> None:
@@ -135,15 +143,15 @@ class Measured:
             )
         self.done, self.learnt = done, learnt
 
-    def tasks(self, step_counts: Sequence[int | None]) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    def tasks(self) -> Iterator[tuple[str, int, Callable[[], Any]]]:
         """All measurements: a name, the clips that it takes, and what to do."""
-        for count in step_counts:
+        for count in self.step_counts:
             for index in range(len(self.config.prompts)):
                 yield f"{count} {index}", 1 + len(ERRORS), partial(self._psnrs, count, index)
         if self.config.impacts:
             for granularity in self.granularities:
                 for place in IMPACT_PLACES:
-                    yield f"{granularity} {place}", 2, partial(self._impact, step_counts[0], granularity, place)
+                    yield f"{granularity} {place}", 2, partial(self._impact, self.step_counts[0], granularity, place)
 
     def once(self, name: str, task: Callable[[], Any]) -> None:
         """Does a task that is not done yet, and keeps what it gave."""
@@ -162,7 +170,7 @@ class Measured:
         """Rows of `Profile.psnrs` of a prompt's clips."""
         plain, rows = None, []
         for error in (NOTHING, *ERRORS):
-            with enable(self.pipeline, Hold(error=error, learnt=self.learnt)) as handle:
+            with enable(self.pipeline, Hold(error=error, profile=self._known())) as handle:
                 made = generation.generate(
                     self.pipeline, self.config.prompts[index], seed=self.config.seed + index, **self._arguments(count)
                 )
@@ -175,6 +183,10 @@ class Measured:
             elif handle.summary().granularity_counts["step"]:
                 rows.append([error, num_steps, round(min(99.0, video_psnr(made.clip, plain)), 3)])
         return rows
+
+    def _known(self) -> Profile:
+        """What these clips have shown so far, and not what a shipped profile says."""
+        return profile_of(self.config.model, self.experts).with_learnt(self.learnt)
 
     def _impact(self, count: int | None, granularity: Granularity, place: float) -> float:
         """Relative change of the final latents by a relative disturbance in one step; 0 where it has none."""

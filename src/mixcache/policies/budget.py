@@ -32,17 +32,18 @@ def num_computed_for(speedup: float, num_steps: int, cached_share: float | None)
     return min(counts, key=lambda k: abs(math.log(speedup_of(k, num_steps, cached_share) / speedup)))
 
 
-def check_reach(speedup: float, num_steps: int, cached_share: float | None) -> None:
-    """ValueError where a loop of so many steps cannot be so much faster, or only with another clip."""
+def check_reach(speedup: float, num_steps: int, *, is_part: bool = False) -> None:
+    """ValueError where a loop of so many steps cannot be so much faster, or only with another clip; `is_part` says that
+    they are those of one of two experts."""
     if speedup == 1:
         return
-    if num_steps < LEAST_STEPS:
+    if num_steps < LEAST_STEPS and not is_part:
         raise ValueError(
             f"speedup={speedup:g} with {num_steps} steps would only break the clip: none of them is redundant; take "
             "fewer steps, or leave speedup= out"
         )
-    most = speedup_of(LEAST_COMPUTED, num_steps, cached_share)
-    if speedup > most + 0.05:
+    most = speedup_of(min(LEAST_COMPUTED, num_steps), num_steps, None)
+    if speedup > most + 0.05 and not is_part:
         raise ValueError(f"speedup={speedup:g} cannot be reached with {num_steps} steps; they allow 1 to {most:.1f}")
 
 

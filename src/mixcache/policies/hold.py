@@ -15,7 +15,8 @@ tried, is in docs/experiments/2026-11-hard-default.md.
 
 Where a `speedup` is wished, `error` follows from it: it is the one at which the rest of the way, as far as it is known
 (`way.py`), needs just the computed steps that the wish leaves (`budget.py`); it is looked at anew when some computed
-steps have shown more.
+steps have shown more. But it stays near the one that is usual for the wish: a clip whose outputs change much faster
+comes out slower rather than broken.
 """
 
 from __future__ import annotations
@@ -38,9 +39,15 @@ GROWTH = 3.0
 """Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
 LOOK_ANEW = 3
 """Computed steps after which it is looked anew how far the rest of the wish reaches."""
+PART_ENDS_OVER = 0.1
+"""Noise level at which the first of two experts arrives at least."""
 NUM_RATIOS = 4
 """Rates by which what is foretold of the rest is scaled."""
-LONGEST = 2.0
+BAND = 1.5
+"""Factor by which a wish may move the limit from the one that is usual for it."""
+FEW_LEFT = 5
+"""Computed steps left from which on it is looked anew after each."""
+LONGEST = 3.0
 """Times the mean run that a run may have under a wish."""
 DEFAULT_ERROR = 0.4
 QUALITIES = {"high": 0.25, "balanced": DEFAULT_ERROR, "fast": 0.6}
@@ -106,6 +113,8 @@ class Held:
     limit: float | None = None
     """`error` in force under a wish; None until it is looked for anew."""
     last_limit: float = DEFAULT_ERROR
+    num_left: int = 0
+    """Computed steps that the wish leaves, as of the last step."""
     num_seen: int = 0
     """Computed steps since it was looked for."""
     is_within_reach: bool = False
@@ -170,7 +179,8 @@ class Hold(Policy):
         state.num_cached += step.num_cached > 0
         self.learnt.see_times(step.seconds)
         if self.speedup is not None and not state.is_within_reach:
-            check_reach(self.speedup, step.num_steps, self.learnt.cached_share)
+            is_part = step.offset > 0 or (len(step.sigmas) > 1 and step.sigmas[-1] > PART_ENDS_OVER)
+            check_reach(self.speedup, step.num_steps, is_part=is_part)
             state.is_within_reach = True  # a loop is not broken off later, for a time that was measured in it
         if Granularity.STEP not in step.ages or not state.rates:
             return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
@@ -179,10 +189,13 @@ class Hold(Policy):
             num_left = self._num_computed(step) - (step.index - state.num_cached)
             if num_left >= step.num_steps - step.index:
                 return Decision(granularity=Granularity.COMPUTE, reason="all that is left may be computed")
-            if num_left <= 1:  # the last step
+            if num_left <= 0 and step.num_cached < self._longest(step.num_steps):  # the last step is left
                 return Decision(granularity=Granularity.STEP, reason=f"the rest of {self.speedup:g}x")
+            state.num_left = num_left
             if state.limit is None:
-                state.limit = state.last_limit = self._limit_for(num_left, step, state)
+                usual = DEFAULT_ERROR * (self.speedup - 1)
+                found = self._limit_for(max(1, num_left), step, state)
+                state.limit = state.last_limit = min(max(found, usual / BAND), usual * BAND)
             limit = state.limit
         if state.run is None:
             state.run = Run(state.sigma, state.rates[-1], grown(*state.rates), self._longest(step.num_steps))
@@ -205,7 +218,7 @@ class Hold(Policy):
                 self.learnt.see(middle, rate)
         state.run = None
         state.num_seen += 1
-        if state.num_seen >= LOOK_ANEW:
+        if state.num_seen >= LOOK_ANEW or state.num_left <= FEW_LEFT:
             state.limit, state.num_seen = None, 0
 
     def _limit(self, num_steps: int) -> float:
