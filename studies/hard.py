@@ -174,10 +174,14 @@ class Trials:
                 clip, work = self._made(index, self._arguments | own)
             return work_share(work, plain_work), video_psnr(clip, plain)
 
-        return self._kept(method.name, index, measure)
+        return self._kept(method.name, index, measure, own=method.policy is not None)
 
-    def _kept(self, name: str, index: int, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-        identity = ["clip", self._setting, name, self._prompts[index], SEED + index, code_hash()]
+    def _kept(
+        self, name: str, index: int, measure: Callable[[], tuple[float, float]], *, own: bool = False
+    ) -> tuple[float, float]:
+        """Measured before, or now; what our policies give hangs on all of our code."""
+        code = [code_hash()] if own else []
+        identity = ["clip", self._setting, name, self._prompts[index], SEED + index, *code]
         share, psnr = self._store.get(identity, measure)
         return share, psnr
 
