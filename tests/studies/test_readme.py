@@ -19,10 +19,8 @@ from studies.readme import (
     BEGIN,
     END,
     PAGE,
-    README_SPEEDUPS,
     RUNS,
     TARGETS,
-    best_peer,
     clips_at,
     failures,
     filled,
@@ -115,23 +113,19 @@ def test_a_clip_that_is_the_plain_one_is_no_lowest(three_clips: dict[str, Any]) 
     assert told_of(three_clips, "hindsight", 2.0) == "65.0 / 60.0"
 
 
-def test_the_table_names_the_best_peer_at_each_speedup(three_clips: dict[str, Any]) -> None:
-    assert best_peer(three_clips, 2.0) == "first-block-cache"
-    assert best_peer(three_clips, 3.0) == ""
-    setting = "shapes-wan, 50 steps, guidance 5; floor 52.2"
-    nothing = {"1.5x": "–", "2x": "–", "3x": "–"}
-    assert rows_of_readme({"one": three_clips}) == [
-        {"setting": setting, "method": "hindsight", "1.5x": "65.0 / 60.0", "2x": "65.0 / 60.0", "3x": "–"},
-        {"setting": "", "method": "planned"} | nothing,
-        {
-            "setting": "",
-            "method": "best peer",
-            "1.5x": "50.0 / 40.0 first-block-cache",
-            "2x": "45.0 / 35.0 first-block-cache",
-            "3x": "–",
-        },
-        {"setting": "", "method": "fewer steps"} | nothing,
-    ]
+def test_the_readmes_table_has_each_model_and_family_at_each_speedup() -> None:
+    values = {0.5: [[0.5, 40.0], [0.5, 30.0]], 0.25: [[0.25, 20.0], [0.25, 10.0]]}
+    methods = [{"family": "ours", "name": f"ours {share}", "values": clips} for share, clips in values.items()]
+    found = {"a": {"model": "small", "half": 25.0, "bfloat16": 40.0, "methods": methods}}
+    (row,) = rows_of_readme(found)
+    assert row == {
+        "model": "small",
+        "method": "ours",
+        "1.5x": "–",
+        "2x": "30.0 / 31.0 / 35.0",
+        "2.5x": "23.6 / 24.6 / 28.6",
+        "3x": "18.3 / 19.3 / 23.3",
+    }
 
 
 def test_runs_of_other_captions_are_not_put_in_one_table(three_clips: dict[str, Any]) -> None:
@@ -145,7 +139,7 @@ def test_the_mean_that_is_told_is_that_of_the_clips_beside_it(run: str) -> None:
     result = load(ROOT / "docs" / "results" / run / "results.json")
     num_clips, num_compared = len(result["prompts"]), 0
     for family, at in result["at"].items():
-        for speedup in README_SPEEDUPS:
+        for speedup in (1.5, 2.0, 3.0):
             clips = clips_at(result, family, speedup)
             assert bool(clips) == (at[f"{speedup:g}"] is not None)
             if len(clips) == num_clips:
@@ -159,7 +153,9 @@ def test_every_method_has_a_row_in_every_run_measured_or_with_the_reason_why_not
     result = load(ROOT / "docs" / "results" / run / "results.json")
     num_steps = result["arguments"]["num_inference_steps"]
     families = {method.family for name in GROUPS["all"] for method in methods_of(name, num_steps, "")}
-    assert {fact["family"] for fact in result["methods"].values()} == families
+    recorded = {fact["family"] for fact in result["methods"].values()}
+    assert families - recorded <= {"hold"}  # the runs are older than it, and have what it came in place of
+    assert recorded - families <= {"planned"}
     measured_methods = {row["method"] for row in result["summary"]}
     assert all(fact["failure"] for name, fact in result["methods"].items() if name not in measured_methods)
 
