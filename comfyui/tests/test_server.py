@@ -60,7 +60,7 @@ def test_the_node_leaves_nothing_behind(server: Server, plain: torch.Tensor) -> 
     assert torch.equal(latents(server, plain_workflow()), plain)
     other_order = latents(server, cached_workflow(seed=11, save="again"), "again")
     assert torch.equal(other_order, first)
-    state = server.run({"model": tiny(), "state": node("TinyState", after=["model", 0])})["state"]["state"][0]
+    state = server.run({"model": tiny(), "state": node("TinyState", after=["model", 0], when=1)})["state"]["state"][0]
     assert state["engines"] == state["samplings"] == 0
     assert "mixcache" not in state["options"]
     assert not [kind for kind in state["wrappers"] if "mixcache" in kind]
@@ -145,29 +145,34 @@ def test_compare_shows_how_far_a_clip_is(server: Server) -> None:
 
 
 def test_the_browser_sees_each_step_once(server: Server) -> None:
-    """The progress that the server sends while the sampler begins anew at each correction."""
+    """The progress and the previews that the server sends while the sampler begins anew at each correction."""
 
-    async def steps(workflow: dict[str, Any]) -> list[int]:
+    async def steps(workflow: dict[str, Any]) -> tuple[list[int], int]:
         import aiohttp
 
         seen: list[int] = []
+        num_previews = 0
         async with (
             aiohttp.ClientSession() as session,
             session.ws_connect(f"http://{server.address}/ws?clientId=me") as socket,
         ):
-            await asyncio.to_thread(server.queue, workflow, client_id="me")
+            await asyncio.to_thread(server.queue, workflow, client_id="me", extra_data={"preview_method": "latent2rgb"})
             async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    num_previews += 1
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue
                 event = json.loads(message.data)
                 if event["type"] == "progress" and event["data"]["node"] == "latents sampler":
                     seen.append(event["data"]["value"])
                 if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
-                    return seen
-        return seen
+                    break
+        return seen, num_previews
 
-    assert asyncio.run(steps(cached_workflow(EVERY_SECOND, seed=31))) == list(range(1, 21))
-    assert asyncio.run(steps(plain_workflow(seed=31))) == list(range(1, 21))
+    seen, num_previews = asyncio.run(steps(plain_workflow(seed=31)))
+    assert seen == list(range(1, 21))
+    assert num_previews >= 20
+    assert asyncio.run(steps(cached_workflow(EVERY_SECOND, seed=31))) == (seen, num_previews)
 
 
 def test_an_interrupted_run_leaves_nothing(server: Server) -> None:
@@ -186,7 +191,7 @@ def test_an_interrupted_run_leaves_nothing(server: Server) -> None:
     ("settings", "says"),
     [
         ({"start_percent": 0.8, "end_percent": 0.4}, "end_percent=0.4 must be over start_percent=0.8"),
-        ({"end_percent": 1.5}, "Value 1.5 bigger than max of 1.0"),
+        ({"end_percent": 1.5}, "end_percent=1.5 must be between 0 and 1"),
         ({"quality": "best of all"}, "not in"),
         ({"setting": -1.0}, "Value -1.0 smaller than min of 0.0"),
     ],
@@ -216,7 +221,7 @@ def test_what_is_wrong_is_one_line_and_the_queue_goes_on(server: Server) -> None
         ),
         **sampled("easy", seed=51),
     }
-    assert server.error(two) == (
+    assert server.error(two).strip() == (
         "EasyCache and MixCache are on one model, and each would hide calls from the other: keep one"
     )
     server.run(cached_workflow(seed=52))

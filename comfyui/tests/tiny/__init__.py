@@ -106,15 +106,13 @@ class TinyState:
         import gc
 
         gc.collect()
-        names = [
-            type(thing).__name__ for thing in gc.get_objects() if type(thing).__module__.startswith("mixcache.core")
-        ]
-        samplings = [thing for thing in gc.get_objects() if type(thing).__name__ == "Sampling"]
+        modules = [(type(thing).__name__, type(thing).__module__) for thing in gc.get_objects()]
+        names = [name for name, module in modules if isinstance(module, str) and "mixcache" in module]
         options = model().model_options["transformer_options"]
         state = {
             "engines": names.count("Engine"),
-            "samplings": len(samplings),
-            "tensors": sum(isinstance(thing, _tensor()) for thing in gc.get_objects()),
+            "samplings": names.count("Sampling"),
+            "tensors": sum(issubclass(type(thing), _tensor()) for thing in gc.get_objects()),
             "options": sorted(map(str, options)),
             "wrappers": sorted(model().wrappers),
         }

@@ -43,6 +43,7 @@ def patcher(transformer: Any, shift: float) -> Any:
 
     class Latents(comfy.latent_formats.LatentFormat):
         latent_channels, latent_dimensions = transformer.config.in_channels, 3
+        latent_rgb_factors = [[0.1, 0.1, 0.1]] * transformer.config.in_channels  # previews, of no likeness
 
     of = transformer.config
     settings = comfy.supported_models.WAN21_T2V(
