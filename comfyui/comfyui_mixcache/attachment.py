@@ -50,7 +50,7 @@ class RunRecord:
     sampler: str
     why_not: str | None = None
     """Why it was passed through."""
-    in_full: list[str] = field(default_factory=list)
+    in_full: dict[int, str] = field(default_factory=dict)
     num_corrected: int = 0
     peak_bytes: int = 0
     latents: tuple[Any, ...] | None = None

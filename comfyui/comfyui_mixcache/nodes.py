@@ -64,8 +64,8 @@ class MixCache:
                         "step": 0.001,
                         "round": 0.0001,
                         "advanced": True,
-                        "tooltip": "Of the policy. hindsight: the error it allows, such as 0.01; every_nth: its period, such "
-                        "as 2. 0 leaves it to the quality.",
+                        "tooltip": "Of the policy. hindsight: the error it allows, such as 0.01; every_nth: its "
+                        "period, such as 2. 0 leaves it to the quality.",
                     },
                 ),
                 "correct": (

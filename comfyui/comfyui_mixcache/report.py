@@ -25,14 +25,20 @@ ENDS = ("warm-up", "cool-down")
 
 def did(run: RunRecord) -> list[str]:
     """A word for each step, those of `MEANINGS`."""
-    by_step = {entry.step: entry.granularity.value for entry in run.trace}
+    by_step = {entry.step: entry.granularity.value for entry in _followed(run)}
     return [by_step.get(step, "in full") for step in range(run.num_steps)]
 
 
 def share_computed(run: RunRecord) -> float:
     """Of the model's work."""
-    num_past = run.num_steps - len({entry.step for entry in run.trace})
-    return (num_past + run.trace.computed_share() * (run.num_steps - num_past)) / max(1, run.num_steps)
+    followed = _followed(run)
+    num_past = run.num_steps - len(followed)
+    return (num_past + followed.computed_share() * len(followed)) / max(1, run.num_steps)
+
+
+def _followed(run: RunRecord) -> Trace:
+    """The steps that were done as the trace says; one that came to be in doubt is in it too."""
+    return Trace((entry for entry in run.trace if entry.step not in run.in_full), num_blocks=run.trace.num_blocks)
 
 
 def why_not(run: RunRecord) -> str | None:
@@ -42,7 +48,7 @@ def why_not(run: RunRecord) -> str | None:
     if any(entry.granularity is not Granularity.COMPUTE for entry in run.trace):
         return None
     reasons = [entry.reason for entry in run.trace]
-    reasons = [*([reason for reason in reasons if reason not in ENDS] or reasons), *run.in_full]
+    reasons = [*([reason for reason in reasons if reason not in ENDS] or reasons), *run.in_full.values()]
     if not reasons:
         return "nothing was sampled"
     if all(reason in ENDS for reason in reasons):
@@ -60,7 +66,7 @@ def text(run: RunRecord) -> str:
     lines += [f"work         {share:.0%} of the model's calls, {1 / share:.2f}x at best"] if run.why_not is None else []
     lines += [f"corrected    {run.num_corrected} cached steps"] if run.num_corrected else []
     lines += [f"memory       {run.peak_bytes / 2**20:.1f} MiB at most"] if run.peak_bytes else []
-    lines += [f"in doubt     {reason}" for reason in dict.fromkeys(run.in_full)]
+    lines += [f"in doubt     {reason}" for reason in dict.fromkeys(run.in_full.values())]
     reason = why_not(run)
     lines += [f"why not      {reason}"] if reason else []
     return "\n".join(line for line in lines if not line.endswith("        "))

@@ -55,12 +55,12 @@ class Sampling:
         is_guided_alike: bool,
     ) -> None:
         self.trace = Trace(num_blocks=1)
-        self.in_full: list[str] = []
-        """Why steps were computed past the engine."""
+        self.in_full: dict[int, str] = {}
+        """Why steps were computed past the engine, by the step."""
         self.num_corrected = 0
         self.num_steps = len(sigmas) - 1
         self._engine = Engine(policy, WHOLE, guidance, TraceWriter(self.trace), granularities=granularities)
-        self._corrects = policy.corrects
+        self._corrects = policy.needs.correction
         self._levels, self._sigmas = levels, sigmas
         self._noise_levels = tuple(levels.level(sigma) for sigma in sigmas)
         self._is_guided_alike = is_guided_alike
@@ -110,7 +110,7 @@ class Sampling:
         try:
             denoised = compute()
         except DoubtError as doubt:
-            self._leave_to(str(doubt))
+            self._pass(place, str(doubt))
             denoised = compute()
         if self._corrects:
             if self._step is not None:
@@ -134,19 +134,19 @@ class Sampling:
         """The step that the sampler's call is of; None where that is in doubt."""
         values = {float(value) for value in sigma.flatten()}
         if place >= self.num_steps:
-            self._leave_to("the sampler calls more than once in a step")
+            self._pass(place, "the sampler calls more than once in a step")
         elif len(values) > 1:
-            self._leave_to("the samples of a batch have noise levels of their own")
+            self._pass(place, "the samples of a batch have noise levels of their own")
         elif abs(values.pop() - self._sigmas[place]) > OFF_BY * max(self._sigmas[place], 1e-3):
-            self._leave_to("the sampler calls at a noise level that is not that of its step")
+            self._pass(place, "the sampler calls at a noise level that is not that of its step")
         else:
             return place
         return None
 
-    def _leave_to(self, reason: str) -> None:
+    def _pass(self, place: int, reason: str) -> None:
         """The step under way is computed past the engine, which begins anew at the next."""
         self._step = None
-        self.in_full.append(reason)
+        self.in_full[place] = reason
         self._engine.end(End.INTERRUPTED)
 
     # -------------------------------------------------------------------------------------------------- solver

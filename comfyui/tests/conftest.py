@@ -17,7 +17,7 @@ sys.argv, argv = ["main.py", "--cpu"], sys.argv
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
-import comfy.cli_args  # noqa: E402, F401
+import comfy.cli_args  # noqa: E402
 
 sys.argv = argv
 logging.getLogger().setLevel(logging.WARNING)

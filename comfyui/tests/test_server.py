@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from browser import Refused, Server
 from reference import denoised
 from safetensors.torch import load_file
-from browser import Refused, Server
 from workflows import cached, cached_workflow, node, plain_workflow, sampled, tiny
 
 EVERY_SECOND = {"policy": "every_nth", "setting": 2.0}
