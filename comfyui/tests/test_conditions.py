@@ -6,7 +6,6 @@ Every case is held against it, at the steps that the run itself says it cached.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from comfyui_mixcache import report
 from comfyui_mixcache.attachment import MAX_RUNS, attach, attachment_of
 from comfyui_mixcache.samplers import SAMPLERS, Treatment, name_of
 from comfyui_mixcache.settings import Settings
+from definitions import euler_taken_again, reusing
 from tiny import TinyWan, model
 from workflows import CAPTION
 
@@ -126,53 +126,6 @@ def sample(
 def _ranges(positive: Any) -> list[tuple[torch.Tensor, float, float]]:
     text = positive[0][0]
     return [(text, 0.0, 0.5), (text.flip(1), 0.5, 1.0)]
-
-
-def reusing(patcher: Any, is_cached: list[bool]) -> Any:
-    """The definition: a model whose answers at these steps are the last computed velocities, each by its place among
-    the calls of a step."""
-    clone, last, seen = patcher.clone(), {}, {"step": -1, "call": 0}
-
-    def predict(executor: Any, *args: Any) -> Any:
-        seen.update(step=seen["step"] + 1, call=0)
-        return executor(*args)
-
-    def answer(executor: Any, model: Any, conds: Any, x: Any, sigma: Any, options: Any) -> Any:
-        call, wide = seen["call"], sigma.reshape(-1, *[1] * (x.dim() - 1))
-        seen["call"] += 1
-        if is_cached[seen["step"]]:
-            return [x - wide * velocity for velocity in last[call]]
-        outputs = executor(model, conds, x, sigma, options)
-        last[call] = [(x - denoised) / wide for denoised in outputs]
-        return outputs
-
-    kinds = comfy.patcher_extension.WrappersMP
-    clone.add_wrapper_with_key(kinds.PREDICT_NOISE, "reference", predict)
-    clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, "reference", answer)
-    return clone
-
-
-def euler_taken_again(is_cached: list[bool]) -> Any:
-    """The definition of correcting, as a sampler of its own: the cached steps between two computed ones are taken again
-    on the line through both."""
-
-    def sampler(
-        ask: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
-    ) -> Any:
-        ones, last, began, begun = x.new_ones(x.shape[0]), x, 0, x
-        for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
-            if not is_cached[step]:
-                before, last = last, (x - ask(x, sigma * ones, **extra_args)) / sigma
-                if step - began > 1:
-                    x = begun
-                    for again in range(began + 1, step):
-                        share = (sigmas[began] - sigmas[again]) / (sigmas[began] - sigma)
-                        x = x + (sigmas[again + 1] - sigmas[again]) * torch.lerp(before, last, share)
-                began, begun = step, x + (after - sigma) * last
-            x = x + (after - sigma) * last
-        return x
-
-    return comfy.samplers.KSAMPLER(sampler)
 
 
 def run_of(patcher: Any) -> Any:
