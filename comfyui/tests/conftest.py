@@ -13,7 +13,8 @@ from boot import boot
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 boot()
-sys.argv, argv = ["main.py", "--cpu"], sys.argv
+# the attention that takes masks of every form
+sys.argv, argv = ["main.py", "--cpu", "--use-pytorch-cross-attention"], sys.argv
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()

@@ -130,7 +130,12 @@ TINY = {
         shapes=((1, 32, 2, 3, 3),),
         prompt={"pooled_output": None},
     ),
-    "LTXV": Tiny(of="LTXV", config=LTX, shapes=((1, 128, 2, 2, 2),), prompt={"attention_mask": torch.ones(1, 6)}),
+    "LTXV": Tiny(
+        of="LTXV",
+        config=LTX,
+        shapes=((1, 128, 2, 2, 2),),
+        prompt={"attention_mask": torch.ones(1, 6, dtype=torch.long)},
+    ),
     "LTXAV": Tiny(
         of="LTXAV",
         config=LTX
@@ -175,12 +180,12 @@ TINY = {
             "rope_theta": 10000.0,
         },
         shapes=((1, 12, 2, 4, 4),),
-        prompt={"attention_mask": torch.ones(1, 6)},
+        prompt={"attention_mask": torch.ones(1, 6, dtype=torch.long)},
     ),
     "CosmosVideo": Tiny(
         of="CosmosT2V",
         config={**COSMOS, "block_config": "FA-CA-MLP", "block_x_format": "THWBD", "affline_emb_norm": True}
-        | {"extra_per_block_abs_pos_emb": True},
+        | {"extra_per_block_abs_pos_emb": True, "extra_per_block_abs_pos_emb_type": "learnable"},
         shapes=((1, 16, 2, 4, 4),),
     ),
     "CosmosPredict2": Tiny(of="CosmosT2IPredict2", config=COSMOS, shapes=((1, 16, 2, 4, 4),)),
