@@ -28,12 +28,11 @@ SAMPLERS = ("euler", "res_multistep")
 METHODS: dict[str, dict[str, Any]] = {
     "hindsight, error 0.02": node("MixCache", quality="balanced", policy="hindsight", setting=0.02),
     "hindsight, error 0.04": node("MixCache", quality="balanced", policy="hindsight", setting=0.04),
-    "every_nth, period 2": node("MixCache", quality="balanced", policy="every_nth", setting=2.0),
 } | {
     f"EasyCache, {threshold:g} from {start:g}": node(
         "EasyCache", reuse_threshold=threshold, start_percent=start, end_percent=0.95, verbose=False
     )
-    for threshold, start in ((0.1, 0.15), (0.2, 0.15), (0.1, 0.3))
+    for threshold, start in ((0.1, 0.15), (0.3, 0.15))
 }
 """MixCache's settings were chosen on two training captions, and EasyCache's of what it was best at there."""
 LOGGED = re.compile(r"EasyCache enabled - threshold: ([\d.]+), start_percent: ([\d.]+)|EasyCache - skipped (\d+)/(\d+)")
