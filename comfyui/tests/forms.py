@@ -107,16 +107,18 @@ def saved(sheet: Sheet, kinds: Kinds) -> dict[str, Any]:
 
 
 def posted(workflow: dict[str, Any], kinds: Kinds) -> dict[str, Any]:
-    """As the page posts it: a node that is bypassed (mode 4) hands on what it gets of the same type."""
+    """As the page posts it: a node that is bypassed (mode 4) hands on what it gets of the same type, if anything."""
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
 
-    def source(link: int) -> list[Any]:
+    def source(link: int | None) -> list[Any] | None:
+        if link is None:
+            return None
         _, origin, slot, _, _, type_ = links[link]
         node = nodes[origin]
         if node["mode"] != 4:
             return [str(origin), slot]
-        return source(next(entry["link"] for entry in node["inputs"] if entry["type"] == type_))
+        return source(next((entry["link"] for entry in node["inputs"] if entry["type"] == type_), None))
 
     prompt = {}
     for node in workflow["nodes"]:
@@ -129,8 +131,8 @@ def posted(workflow: dict[str, Any], kinds: Kinds) -> dict[str, Any]:
                 inputs[key] = next(values)
                 if has_control(specification):
                     next(values)
-            elif linked.get(key) is not None:
-                inputs[key] = source(linked[key])
+            elif (given := source(linked.get(key))) is not None:
+                inputs[key] = given
         if list(values):
             raise ValueError(f"node {node['id']}, {node['type']}, has more values than widgets")
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}

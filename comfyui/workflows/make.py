@@ -15,8 +15,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-from browser import Server
-from forms import Sheet, saved
+from browser import Server  # noqa: E402
+from forms import Sheet, saved  # noqa: E402
 
 PROMPT = "A cat walks on the grass, realistic"
 NEGATIVE = "blurry, overexposed, static, worst quality"
