@@ -70,7 +70,7 @@ def saved(sheet: Sheet, kinds: Kinds) -> dict[str, Any]:
         if kind == "CLIPTextEncode":
             size[1] += 4 * LINE
         if kind == "PreviewImage":
-            size[1] += 6 * LINE
+            size[1] += 8 * LINE
         top = heights.get(column, 0)
         heights[column] = top + size[1] + GAP
         nodes.append(

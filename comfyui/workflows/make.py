@@ -178,7 +178,7 @@ def tiny() -> Sheet:
         sheet.add(f"{name} frames", "TinyDecode", 3, samples=[f"{name} sampler", 0])
     _reported(sheet, "cache", ["cache", 0], ["cached sampler", 0], 3)
     sheet.add("compare", "MixCacheCompare", 4, plain=["plain frames", 0], cached=["cached frames", 0], gain=8.0)
-    sheet.add("pictures", "PreviewImage", 5, images=["compare", 0])
+    sheet.add("pictures", "PreviewImage", 4, images=["compare", 0])
     return sheet
 
 
