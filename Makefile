@@ -40,7 +40,8 @@ test-all: .venv/installed-test
 # a real ComfyUI, in an environment of its own, which stands on this one
 test-comfyui: .venv/installed-test
 	$(BIN)/python comfyui/tests/environment.py build/comfyui
-	build/comfyui/venv/bin/python -m pytest -c comfyui/tests/pytest.ini --rootdir comfyui/tests comfyui/tests
+	build/comfyui/venv/bin/python -m pytest --numprocesses 2 --dist loadfile -c comfyui/tests/pytest.ini \
+		--rootdir comfyui/tests comfyui/tests
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

@@ -77,6 +77,7 @@ def picture(run: RunRecord, *, width: int = 960, height: int = 320) -> Any:
     import numpy as np
     import torch
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     from PIL import Image
 
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
@@ -105,6 +106,7 @@ def picture(run: RunRecord, *, width: int = 960, height: int = 320) -> Any:
         )
         curve.set_yticks([])
     curve.set_xlabel("step")
+    curve.xaxis.set_major_locator(MaxNLocator(integer=True))
     share = share_computed(run)
     figure.suptitle(
         why_not(run) or f"{run.sampler}: {1 / share:.2f}x at best, {run.num_corrected} cached steps corrected",
