@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from . import attachment, report
-from .settings import DEFAULT_QUALITY, POLICIES, QUALITY, Settings
+from .settings import DEFAULT_QUALITY, LEFT_OUT, POLICIES, QUALITY, Settings
 
 CATEGORY = "model/acceleration"
 
@@ -66,6 +66,15 @@ class MixCache:
                         "advanced": True,
                         "tooltip": "Of the policy. hindsight: the error it allows, such as 0.01; every_nth: its "
                         "period, such as 2. 0 leaves it to the quality.",
+                    },
+                ),
+                "leave_out": (
+                    list(LEFT_OUT),
+                    {
+                        "default": "whole steps",
+                        "advanced": True,
+                        "tooltip": "A step without the negative prompt costs half of one; it is nothing to a model "
+                        "that is guided without one.",
                     },
                 ),
                 "correct": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mixcache import MixCacheConfig
 from mixcache.policies import Bounded
@@ -12,6 +13,13 @@ QUALITY: dict[str, float] = {"closest": 0.06, "close": 0.12, "balanced": 0.25, "
 DEFAULT_QUALITY = "balanced"
 POLICIES: dict[str, str] = {"hindsight": "error", "every_nth": "period"}
 """The policies of the node, and the name of the one setting of each."""
+
+LEFT_OUT: dict[str, tuple[str, ...]] = {
+    "whole steps": ("step",),
+    "negative prompts": ("cfg",),
+    "both": ("step", "cfg"),
+}
+"""What may be left out, and its granularities."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +33,7 @@ class Settings:
     policy: str = "hindsight"
     setting: float = 0.0
     """Of the policy: the error of `hindsight`, the period of `every_nth`; 0 leaves it to the quality."""
+    leave_out: str = "whole steps"
     correct: bool = True
 
     def __post_init__(self) -> None:
@@ -32,6 +41,8 @@ class Settings:
             raise ValueError(f"quality={self.quality!r} is none of {', '.join(QUALITY)}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r} is none of {', '.join(POLICIES)}")
+        if self.leave_out not in LEFT_OUT:
+            raise ValueError(f"leave_out={self.leave_out!r} is none of {', '.join(LEFT_OUT)}")
         for name in ("start_percent", "end_percent"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name):g} must be between 0 and 1")
@@ -45,12 +56,13 @@ class Settings:
     def bounded(self, num_steps: int, *, corrects: bool, num_before: int = 0, num_after: int = 0) -> Bounded:
         """The policy for that many steps, of which so many lie before the start and after the end."""
         if self.setting:
-            own = {POLICIES[self.policy]: self.setting}
+            own: dict[str, Any] = {POLICIES[self.policy]: self.setting}
         elif self.policy == "hindsight":
             own = {"error": QUALITY[self.quality] / num_steps}
         else:
             own = {}
-        bounded = MixCacheConfig(policy=self.policy, settings=own | {"corrector": corrects}).build()
+        own |= {"granularities": LEFT_OUT[self.leave_out], "corrector": corrects}
+        bounded = MixCacheConfig(policy=self.policy, settings=own).build()
         return replace(
             bounded,
             num_warmup_steps=max(bounded.num_warmup_steps, num_before),

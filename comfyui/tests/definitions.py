@@ -11,9 +11,9 @@ import comfy.samplers
 import torch
 
 
-def reusing(patcher: Any, is_cached: list[bool]) -> Any:
+def reusing(patcher: Any, is_cached: list[bool], *, negative: bool = False) -> Any:
     """The definition: a model whose answers at these steps are the last computed velocities, each by its place among
-    the calls of a step."""
+    the calls of a step. Where only the `negative` prompt is left out, it is as far from the positive one as it was."""
     is_straight = isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
 
     def to_velocity(x: Any, denoised: Any, sigma: Any) -> Any:
@@ -32,6 +32,10 @@ def reusing(patcher: Any, is_cached: list[bool]) -> Any:
     def answer(executor: Any, model: Any, conds: Any, x: Any, sigma: Any, options: Any) -> Any:
         call, wide = seen["call"], sigma.reshape(-1, *[1] * (x.dim() - 1))
         seen["call"] += 1
+        if is_cached[seen["step"]] and negative:
+            positive = executor(model, [conds[0], None], x, sigma, options)[0]
+            apart = last[call][1] - last[call][0]
+            return [positive, from_velocity(x, to_velocity(x, positive, wide) + apart, wide)]
         if is_cached[seen["step"]]:
             return [from_velocity(x, velocity, wide) for velocity in last[call]]
         outputs = executor(model, conds, x, sigma, options)

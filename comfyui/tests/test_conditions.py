@@ -149,6 +149,28 @@ def test_a_cached_clip_is_what_its_definition_says(name: str) -> None:
     assert torch.equal(sample(everything, case), plain)
 
 
+@pytest.mark.parametrize("name", ["guidance", "two calls", "a batch", "cfg_zero_star"])
+def test_negative_prompts_are_left_out_as_the_definition_says(name: str) -> None:
+    case = CASES[name]
+    patcher = case.made()
+    cached = attach(patcher, Settings(**EVERY_SECOND, leave_out="negative prompts", correct=False))
+    clip = sample(cached, case)
+    run = run_of(cached)
+    words = report.did(run)
+    assert words.count("cfg") >= 4
+    assert report.share_computed(run) == pytest.approx(1 - words.count("cfg") / 2 / run.num_steps)
+    wanted = sample(reusing(patcher, [word == "cfg" for word in words], negative=True), case)
+    torch.testing.assert_close(clip, wanted, rtol=2e-3, atol=2e-3)
+    assert not torch.equal(clip, sample(patcher, case))
+
+
+def test_without_a_negative_prompt_there_is_nothing_to_leave_out() -> None:
+    case = CASES["guidance of 1"]
+    cached = attach(model(), Settings(**EVERY_SECOND, leave_out="negative prompts"))
+    assert torch.equal(sample(cached, case), sample(model(), case))
+    assert "nothing was cached: no history" in report.text(run_of(cached))
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.is_corrected])
 def test_corrected_steps_are_taken_again_as_the_definition_says(name: str) -> None:
     case = CASES[name]
