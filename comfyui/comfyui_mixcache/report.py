@@ -20,7 +20,8 @@ MEANINGS = {
     "in full": "computed, in doubt",
 }
 ENDS = ("warm-up", "cool-down")
-"""Reasons that every run has."""
+PLANNED = (*ENDS, "cadence")
+"""Reasons that every run has; none of them says why nothing was cached, where there are others."""
 
 
 def did(run: RunRecord) -> list[str]:
@@ -48,7 +49,7 @@ def why_not(run: RunRecord) -> str | None:
     if any(entry.granularity is not Granularity.COMPUTE for entry in run.trace):
         return None
     reasons = [entry.reason for entry in run.trace]
-    reasons = [*([reason for reason in reasons if reason not in ENDS] or reasons), *run.in_full.values()]
+    reasons = [*([reason for reason in reasons if reason not in PLANNED] or reasons), *run.in_full.values()]
     if not reasons:
         return "nothing was sampled"
     if all(reason in ENDS for reason in reasons):
