@@ -39,6 +39,17 @@ class MixCache:
                 ),
             },
             "optional": {
+                "speedup": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 10.0,
+                        "step": 0.1,
+                        "tooltip": "How many times faster the sampling is to be, such as 2; 0 leaves it to the "
+                        "quality. What so many steps do not allow is an error.",
+                    },
+                ),
                 "start_percent": (
                     "FLOAT",
                     percent | {"default": 0.0, "tooltip": "Steps before this share of the sampling are computed."},
@@ -50,9 +61,10 @@ class MixCache:
                 "policy": (
                     list(POLICIES),
                     {
-                        "default": "hindsight",
+                        "default": "hold",
                         "advanced": True,
-                        "tooltip": "hindsight learns from each computed step; every_nth computes one step in so many.",
+                        "tooltip": "hold repeats outputs in short runs; hindsight extrapolates them; every_nth computes "
+                        "one step in so many.",
                     },
                 ),
                 "setting": (
@@ -64,8 +76,8 @@ class MixCache:
                         "step": 0.001,
                         "round": 0.0001,
                         "advanced": True,
-                        "tooltip": "Of the policy. hindsight: the error it allows, such as 0.01; every_nth: its "
-                        "period, such as 2. 0 leaves it to the quality.",
+                        "tooltip": "Of the policy. hold: the error up to which it repeats, such as 0.4; hindsight: "
+                        "the error it allows, such as 0.01; every_nth: its period, such as 2. 0 leaves it to the quality.",
                     },
                 ),
                 "leave_out": (

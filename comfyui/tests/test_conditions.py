@@ -190,6 +190,28 @@ def test_guidance_that_is_no_combination_is_not_corrected(name: str) -> None:
     assert run_of(cached).num_corrected == 0
 
 
+@pytest.mark.parametrize("speedup", [1.5, 2.0])
+def test_a_wished_speedup_is_what_the_calls_come_to(speedup: float) -> None:
+    cached = attach(model(), Settings(speedup=speedup))
+    sample(cached, steps=20)
+    assert 1 / report.share_computed(run_of(cached)) == pytest.approx(speedup, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"speedup": 2.0, "policy": "every_nth"}, "speedup=2 is for policy hold: set policy to hold"),
+        ({"speedup": 2.0, "setting": 0.3}, "speedup=2 and setting=0.3 are both given: set one of them to 0"),
+        ({"speedup": 0.5}, "speedup=0.5 must be a finite number of at least 1"),
+        ({"leave_out": "both"}, "leave_out='both' is not for policy hold: set it to hindsight or every_nth"),
+        ({"quality": "best"}, "quality='best' is none of high, balanced, fast"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Settings(**settings)
+
+
 def test_every_sampler_of_comfyui_is_in_the_table() -> None:
     names = {name_of(comfy.samplers.sampler_object(name)) for name in comfy.samplers.SAMPLER_NAMES}
     assert names - set(SAMPLERS) == set()

@@ -131,7 +131,7 @@ def test_two_experts_count_their_own_steps(server: Server) -> None:
 
 
 def test_compare_shows_how_far_a_clip_is(server: Server) -> None:
-    workflow = plain_workflow(save="plain", seed=3) | cached_workflow(save="cached", seed=3)
+    workflow = plain_workflow(save="plain", seed=3) | cached_workflow({"policy": "hindsight"}, save="cached", seed=3)
     workflow |= {
         "frames": node("TinyDecode", samples=["plain sampler", 0]),
         "others": node("TinyDecode", samples=["cached sampler", 0]),
@@ -195,6 +195,7 @@ def test_an_interrupted_run_leaves_nothing(server: Server) -> None:
         ({"end_percent": 1.5}, "end_percent=1.5 must be between 0 and 1"),
         ({"quality": "best of all"}, "not in"),
         ({"setting": -1.0}, "Value -1.0 smaller than min of 0.0"),
+        ({"speedup": 11.0}, "Value 11.0 bigger than max of 10.0"),
     ],
 )
 def test_a_wish_that_cannot_be_is_refused_before_anything_runs(
@@ -208,6 +209,9 @@ def test_a_wish_that_cannot_be_is_refused_before_anything_runs(
 def test_what_is_wrong_is_one_line_and_the_queue_goes_on(server: Server) -> None:
     wrong = cached_workflow({"policy": "every_nth", "setting": 0.5}, seed=50)
     assert server.error(wrong).startswith("period=0.5 ")
+    assert server.error(cached_workflow({"speedup": 9.0}, seed=53)).startswith(
+        "speedup=9 cannot be reached with 20 steps"
+    )
     nothing = {
         "model": tiny(),
         "report": node("MixCacheReport", model=["model", 0], samples=["model", 3]),
