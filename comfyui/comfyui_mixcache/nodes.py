@@ -63,8 +63,8 @@ class MixCache:
                     {
                         "default": "hold",
                         "advanced": True,
-                        "tooltip": "hold repeats outputs in short runs; hindsight extrapolates them; every_nth computes "
-                        "one step in so many.",
+                        "tooltip": "hold repeats outputs in short runs; hindsight extrapolates them; every_nth "
+                        "computes one step in so many.",
                     },
                 ),
                 "setting": (
@@ -77,7 +77,8 @@ class MixCache:
                         "round": 0.0001,
                         "advanced": True,
                         "tooltip": "Of the policy. hold: the error up to which it repeats, such as 0.4; hindsight: "
-                        "the error it allows, such as 0.01; every_nth: its period, such as 2. 0 leaves it to the quality.",
+                        "the error it allows, such as 0.01; every_nth: its period, such as 2. 0 leaves it to the "
+                        "quality.",
                     },
                 ),
                 "leave_out": (
