@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import base64
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from browser import Server  # noqa: E402
 from forms import posted  # noqa: E402
 
-SIZE, REPORT = (1900, 900), (960, 320)
+SIZE = (1900, 900)
 DRAWN = ("wan21", "wan22-two-experts", "tiny")
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
 """Of the page: nothing lies over the graph."""
@@ -80,7 +79,6 @@ class Page:
 
 async def draw(server: Server, browser: str, out: Path, folder: Path) -> None:
     import aiohttp
-    from PIL import Image
 
     for name, value in SETTINGS.items():
         server.post(f"/settings/{name}", value)
@@ -105,8 +103,6 @@ async def draw(server: Server, browser: str, out: Path, folder: Path) -> None:
                 target = next(entry for entry in await answer.json() if entry["type"] == "page")
             async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=2**27) as socket:
                 await visit(Page(socket), kinds, out)
-        reports = (path for path in (server.folder / "temp").glob("*.png") if Image.open(path).size == REPORT)
-        shutil.copy(next(reports), out / "report.png")
     finally:
         process.terminate()
         process.wait()
