@@ -11,7 +11,7 @@ RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
 FEW_STEPS := shapes-cogvideox-20 shapes-hunyuan-20
 ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 
-.PHONY: demo test test-all check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff gate gate-anew overhead joined clean
+.PHONY: demo test test-all test-comfyui check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff gate gate-anew overhead joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -29,13 +29,19 @@ demo: .venv/installed
 # a process for each core, of one thread; whoever is done takes over from the others
 PARALLEL := --numprocesses auto --dist worksteal
 
-test test-all support: export OMP_NUM_THREADS = 1
+test test-all test-comfyui support: export OMP_NUM_THREADS = 1
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL) -m ""
+
+# a real ComfyUI, in an environment of its own, which stands on this one
+test-comfyui: .venv/installed-test
+	$(BIN)/python comfyui/tests/environment.py build/comfyui
+	build/comfyui/venv/bin/python -m pytest --numprocesses 2 --dist loadfile -c comfyui/tests/pytest.ini \
+		--rootdir comfyui/tests comfyui/tests
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .
