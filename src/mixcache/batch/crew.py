@@ -125,6 +125,8 @@ class Crew:
 
     def _bury(self, place: int) -> list[Task]:
         """The tasks that a dead worker leaves; another is begun in its place."""
+        if place not in self._deaths:
+            return []  # it was left out
         self._idle.discard(place)
         task = self._at_work.pop(place, None)
         if task is not None:

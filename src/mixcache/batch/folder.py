@@ -61,8 +61,11 @@ class Folder:
             marker.touch()
             began_ns = marker.stat().st_mtime_ns
             folder = cls(path=marker.parent, batch=batch, run=marker.name, began_ns=began_ns)
-            if not note.exists():
-                if strangers := [p.name for p in folder.path.iterdir() if not p.name.startswith((".run-", "batch"))]:
+            strangers = [
+                p.name for p in marker.parent.iterdir() if not p.name.startswith(".") and SCRATCH not in p.name
+            ]
+            if not note.exists():  # asked last: another driver may just have begun
+                if strangers:
                     raise ValueError(f"{path} is no batch's folder: {strangers[0]} is in it; --out names another")
                 folder.write(note, _text(case | {"model_name": batch.model}), secrets.token_hex(4))
             found = json.loads(note.read_text())

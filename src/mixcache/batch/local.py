@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -26,6 +27,7 @@ class LocalPool:
     ) -> None:
         self.folder, self.num_workers, self.devices, self.open_worker = folder, num_workers, devices, open_worker
         self._context = multiprocessing.get_context("spawn")
+        _start_tracker()
         self._workers: dict[int, tuple[Any, Connection]] = {}
 
     def start(self, place: int) -> None:
@@ -84,6 +86,17 @@ def _serve(pipe: Connection, open_worker: OpenWorker, folder: Folder, device: st
             pipe.send(run(pipe.recv(), folder, maker))
     except (EOFError, OSError):
         return  # the driver is gone
+
+
+def _start_tracker() -> None:
+    """Python's tracker of semaphores, without its warnings: those of a worker that was killed are cleaned up by it."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    resource_tracker.ensure_running()
+    if before is None:
+        del os.environ["PYTHONWARNINGS"]
+    else:
+        os.environ["PYTHONWARNINGS"] = before
 
 
 def local_devices() -> tuple[str, ...]:
