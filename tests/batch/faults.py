@@ -11,7 +11,7 @@ from typing import Any
 
 from mixcache.batch.folder import Folder
 from mixcache.batch.jobs import Job
-from mixcache.batch.work import Worker
+from mixcache.batch.work import Worker, still_of
 
 
 def obey(prompt: str, folder: Folder) -> None:
@@ -43,6 +43,7 @@ class FakeWorker:
         film.write_text(f"half of {job.prompt}")
         obey(job.prompt, self.folder)
         film.write_text(f"{job.prompt}, {job.seed}, made by {os.getpid()} at {time.time_ns()}")
+        still_of(film).write_text("a picture")
         facts = {"saving": 0.5, "timeline": "#s", "foretold": None, "seconds": {"denoising": 1.0}, "pixels": job.id}
         return facts | {"pid": os.getpid()}
 

@@ -71,6 +71,17 @@ def test_raising_killing_and_verifying(cluster: str, tmp_path: Path) -> None:
     assert left_over(tmp_path / "out") == []
 
 
+@pytest.mark.slow
+def test_the_same_on_the_built_in_model(cluster: str, tmp_path: Path) -> None:
+    jobs = write_jobs(tmp_path, "a red circle", "raise hell", "kill", "a blue cross", "a red circle")
+    result = drive(jobs, tmp_path / "out", "FaultyWorker", cluster)
+    assert (result.num_jobs, result.num_done) == (4, 2)
+    assert begun(tmp_path) == {"a red circle": 1, "a blue cross": 1, "raise hell": 1, "kill": 3}
+    again = drive(jobs, tmp_path / "local", "FaultyWorker")
+    assert again.num_done == 2
+    assert films(tmp_path / "out") == films(tmp_path / "local")
+
+
 def test_a_driver_that_is_killed_half_way(cluster: str, tmp_path: Path) -> None:
     jobs, out = write_jobs(tmp_path, *[f"wait 0.2 {number}" for number in range(16)]), tmp_path / "out"
     process = started(jobs, out, cluster)

@@ -73,6 +73,16 @@ def test_a_job_that_raises_and_one_that_kills_its_worker(tmp_path: Path) -> None
     assert left_over(tmp_path / "out") == []
 
 
+@pytest.mark.slow
+def test_the_same_on_the_built_in_model(tmp_path: Path) -> None:
+    jobs = write_jobs(tmp_path, "a red circle", "raise hell", "kill", "a blue cross", "a red circle")
+    result = drive(jobs, tmp_path / "out", "FaultyWorker")
+    assert (result.num_jobs, result.num_done) == (4, 2)
+    assert begun(tmp_path) == {"a red circle": 1, "a blue cross": 1, "raise hell": 1, "kill": 3}
+    assert all(film[4:8] == b"ftyp" for film in films(tmp_path / "out").values())
+    assert left_over(tmp_path / "out") == []
+
+
 def test_a_rerun_tries_again_what_raised_and_not_what_killed(tmp_path: Path) -> None:
     jobs, out = write_jobs(tmp_path, "clip", "raise hell", "kill"), tmp_path / "out"
     drive(jobs, out)

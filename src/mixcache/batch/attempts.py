@@ -192,5 +192,5 @@ def _forget(folder: Folder, name: str, number: int) -> None:
 
 
 def _clear(folder: Folder, name: str, number: int) -> None:
-    for ending in (".mp4", ".json", ".failed.json"):
+    for ending in (".mp4", ".jpg", ".json", ".failed.json"):
         scratch(folder.file(name, ending), str(number)).unlink(missing_ok=True)

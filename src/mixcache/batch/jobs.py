@@ -55,7 +55,7 @@ class Batch:
         """With the digests taken now, and paths made absolute; ValueError where a file or folder is not there."""
         where = model if model in zoo.BUILT_IN else str(Path(model).resolve())
         paths = {name: str(Path(settings[name]).resolve()) for name in FILE_SETTINGS if name in settings}
-        digests = {"model": model_digest(where)} | {name: digest(Path(path)) for name, path in paths.items()}
+        digests = {"model": model_digest(model)} | {name: digest(Path(path)) for name, path in paths.items()}
         return cls(model=where, policy=policy, settings=dict(settings) | paths, dtype=dtype, digests=digests)
 
     @property

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mixcache.hosts.diffusers.handle import Handle
 
 FORMAT = 1
+MAX_STILL = 320
+"""Pixels of its longer side."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -38,7 +40,8 @@ class Maker(Protocol):
     """What runs tasks; `Worker` is one."""
 
     def clip(self, job: Job, film: Path) -> dict[str, Any]:
-        """Makes the job's clip, writes it to `film`, and returns what its record is to hold."""
+        """Makes the job's clip, writes it to `film` and its middle frame to `still_of(film)`, and returns what its
+        record is to hold."""
 
     def verify(self, job: Job) -> dict[str, Any]:
         """Holds the job's clip against the plain one of the same seed."""
@@ -88,7 +91,8 @@ def _done(task: Task, folder: Folder, maker: Maker, attempt: Attempt) -> Outcome
                 film = folder.file(task.name, ".mp4")
                 beside = scratch(film, attempt.mark)
                 made = maker.clip(task.job, beside)
-                settle(beside, film)
+                for written, place in ((still_of(beside), still_of(film)), (beside, film)):
+                    settle(written, place)
             else:
                 made = maker.verify(task.job)
             record = {"format": FORMAT, "id": task.job.id, "job": asdict(task.job), "attempt": attempt.number}
@@ -165,6 +169,7 @@ class Worker:
         summary, plan = self.handle.summary(), self.handle.plan
         start = time.perf_counter()
         write_mp4(made.clip, film)
+        _write_still(made.clip, still_of(film))
         film_seconds = time.perf_counter() - start
         return {
             "saving": 1 - summary.computed_share,
@@ -211,6 +216,21 @@ class Worker:
             return bool(torch.ones(1, device=self.pipeline._execution_device).sum().item() == 1)
         except RuntimeError:
             return False
+
+
+def still_of(film: Path) -> Path:
+    """Where the picture of a film lies: a page of pictures is quicker to draw than one of players."""
+    return film.with_suffix(".jpg")
+
+
+def _write_still(clip: Any, path: Path) -> None:
+    from PIL import Image
+
+    from mixcache.report.video import to_bytes
+
+    picture = Image.fromarray(to_bytes(clip[len(clip) // 2 :][:1])[0])
+    picture.thumbnail((MAX_STILL, MAX_STILL))
+    picture.save(path, format="JPEG", quality=85)
 
 
 def _pixels(clip: Any) -> str:
