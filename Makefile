@@ -11,7 +11,7 @@ RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
 FEW_STEPS := shapes-cogvideox-20 shapes-hunyuan-20
 ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 
-.PHONY: demo test test-all check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick asked cadences cliff gate gate-anew study overhead guard joined clean
+.PHONY: demo test test-all check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick asked cadences cliff gate gate-anew overhead guard joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -90,8 +90,8 @@ asked: .venv/installed-bench
 	$(BIN)/python -m studies.targets docs/results/asked-50/results.json docs/results/asked-20/results.json
 
 # planned beside the cadences of about its work, and the paper's policy at its most
-AT_MOST := :granularity=step:num_warmup_steps=2:num_cooldown_steps=1:max_age=9:max_cached_run=9
-CADENCES := $(foreach order,0 1,$(foreach period,2.5 3 3.5 4,every_nth:period=$(period):order=$(order)$(AT_MOST)))
+AT_MOST := :granularities=step:num_warmup_steps=2:num_cooldown_steps=1:max_age=9:max_cached_run=9
+CADENCES := $(foreach predictor,reuse line,$(foreach period,2.5 3 3.5 4,every_nth:period=$(period):predictor=$(predictor)$(AT_MOST)))
 FASTEST := mixcache:first_interval=6:max_interval=8:max_cached_run=8:max_age=8:delta_1=0.3:delta_2=0.5
 
 cadences: .venv/installed-bench
@@ -108,9 +108,6 @@ gate: .venv/installed
 gate-anew: .venv/installed
 	$(GATE)
 	cp build/gate/results.json tests/gate.json
-
-study: .venv/installed
-	$(BIN)/python -m studies.study --num-prompts 4 --num-trials 16 --out docs/results
 
 overhead: .venv/installed
 	$(BIN)/python -m studies.overhead --num-pairs 20 --num-steps 25 --out docs/results

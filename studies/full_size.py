@@ -37,6 +37,7 @@ from mixcache.calibration.schedules import trace_of
 from mixcache.decision import CACHED, Granularity
 from mixcache.hosts.diffusers.denoisers import blocks_of
 from mixcache.hosts.diffusers.rows import row_for
+from mixcache.predictors import LINE, REUSE
 from mixcache.report.markdown import table
 from mixcache.store import OtherCaseError, Store, write_json, write_whole
 from studies.random_models import MODELS, RandomModel, build_pipeline, call_arguments, tiny
@@ -64,7 +65,7 @@ def methods(num_steps: int, granularities: Sequence[str]) -> list[Method]:
         PLAIN,
         policy_method("always_compute"),
         policy_method("hindsight", error=NEVER),
-        policy_method("hindsight", error=NEVER, choices=list(granularities)),
+        policy_method("hindsight", error=NEVER, granularities=list(granularities)),
         *(replayed(Granularity(name), num_steps) for name in granularities),
         *(PEERS["taylorseer"].make(num_steps, is_lite=is_lite, **forecast, **ends) for is_lite in (True, False)),
         PEERS["db-cache-mask"].make(num_steps, num_cached_in_a_row=NUM_CACHED, taylor_order=0, **ends),
@@ -73,8 +74,8 @@ def methods(num_steps: int, granularities: Sequence[str]) -> list[Method]:
 
 def replayed(granularity: Granularity, num_steps: int) -> Method:
     """Cached steps of one granularity, corrected as under the policies that make schedules."""
-    later = [(granularity, 1)] * NUM_CACHED + [(Granularity.COMPUTE, 0)]
-    schedule = ([(Granularity.COMPUTE, 0)] * NUM_FIRST + later * num_steps)[:num_steps]
+    later = [(granularity, LINE)] * NUM_CACHED + [(Granularity.COMPUTE, REUSE)]
+    schedule = ([(Granularity.COMPUTE, REUSE)] * NUM_FIRST + later * num_steps)[:num_steps]
     setting, trace = f"{NUM_CACHED} of {NUM_CACHED + 1} steps", trace_of(schedule, corrects=True)
     return Method(family=f"replay {granularity.value}", setting=setting, policy="replay", settings={"trace": trace})
 

@@ -67,7 +67,7 @@ def measure(model: RandomModel, num_rounds: int, num_pairs: int) -> dict[str, An
     for index in range(1 + num_rounds):
         plain = run(pipeline, arguments, 1 + num_pairs)
         with enable(
-            pipeline, "every_nth", granularity="cfg", period=2, num_warmup_steps=1, num_cooldown_steps=0
+            pipeline, "every_nth", granularities="cfg", period=2, num_warmup_steps=1, num_cooldown_steps=0
         ) as handle:
             attached = run(pipeline, arguments, 1 + 2 * num_pairs)
         kinds = ["cfg" if entry.granularity is Granularity.CFG else "computed" for entry in handle.trace]

@@ -34,6 +34,7 @@ from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
 from mixcache.planning.profiles import weights_hash
 from mixcache.store import OtherCaseError, Store, write_whole
+from studies.grids import GRIDS
 
 SEED = 7000
 WANTED = (1.35, 1.65, 2.0, 2.4, 2.9, 3.5)
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     search = Search(args.model, args.steps, args.num_prompts, args.work)
     for family in args.families:
         peer = PEERS[family]
-        tried = [(options, search.measured(peer, options)) for options in track(list(peer.grid()), family)]
+        tried = [(options, search.measured(peer, options)) for options in track(GRIDS[family], family)]
         chosen = best_of(tried)
         for options, (speedup, decibels) in chosen:
             console.print(f"{family} {options}: {speedup:.2f}x, {decibels:.1f} dB")

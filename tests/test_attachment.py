@@ -27,6 +27,7 @@ from mixcache.hosts.diffusers import overlay
 from mixcache.hosts.diffusers.attachment import attach
 from mixcache.hosts.diffusers.hooks import PipelineHook
 from mixcache.policies import Bounded, EveryNth
+from mixcache.predictors import REUSE
 from mixcache.trace import Trace
 
 PROMPT = "a small red circle moving left"
@@ -36,15 +37,18 @@ ALWAYS_WARM = {"delta_1": 50.0, "delta_2": 100.0}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "always_compute": ("always_compute", {}),
-    "step": ("every_nth", {"granularity": "step", "period": 2}),
-    "step, order 1": ("every_nth", {"granularity": "step", "period": 2.5, "order": 1}),
-    "step, corrected": ("every_nth", {"granularity": "step", "period": 2.5, "order": 1, "corrector": True}),
-    "cfg": ("every_nth", {"granularity": "cfg", "period": 3}),
-    "cfg, order 1": ("every_nth", {"granularity": "cfg", "period": 2, "order": 1}),
-    "block": ("every_nth", {"granularity": "block", "period": 2}),
-    "block, order 2": ("every_nth", {"granularity": "block", "period": 3, "order": 2}),
+    "step": ("every_nth", {"granularities": "step", "period": 2}),
+    "step, order 1": ("every_nth", {"granularities": "step", "period": 2.5, "predictor": "line"}),
+    "step, corrected": ("every_nth", {"granularities": "step", "period": 2.5, "predictor": "line", "corrector": True}),
+    "cfg": ("every_nth", {"granularities": "cfg", "period": 3}),
+    "cfg, order 1": ("every_nth", {"granularities": "cfg", "period": 2, "predictor": "line"}),
+    "block": ("every_nth", {"granularities": "block", "period": 2}),
+    "block, order 2": ("every_nth", {"granularities": "block", "period": 3, "predictor": "parabola"}),
     "mixcache": ("mixcache", ALWAYS_WARM),
-    "mixcache, order 1": ("mixcache", {**ALWAYS_WARM, "order": 1, "num_warmup_steps": 2, "num_cooldown_steps": 0}),
+    "mixcache, order 1": (
+        "mixcache",
+        {**ALWAYS_WARM, "predictor": "line", "num_warmup_steps": 2, "num_cooldown_steps": 0},
+    ),
 }
 MIXED = ["step, order 1", "cfg", "block", "mixcache"]
 Generate = Callable[..., torch.Tensor]
@@ -179,7 +183,7 @@ def test_mixcache_caches_in_cycles_with_more_than_one_granularity(pipeline: Any,
 
 
 def test_step_repeats_both_branches(pipeline: Any, generate: Generate) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step", period=3):
+    with mixcache.enable(pipeline, "every_nth", granularities="step", period=3):
         outputs = Outputs(pipeline.transformer)
         generate(pipeline)
     for cached, computed in ((5, 4), (6, 4), (8, 7), (9, 7)):
@@ -189,7 +193,7 @@ def test_step_repeats_both_branches(pipeline: Any, generate: Generate) -> None:
 
 
 def test_cfg_adds_the_last_difference_to_cond(pipeline: Any, generate: Generate) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="cfg", period=3) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="cfg", period=3) as handle:
         outputs = Outputs(pipeline.transformer)
         generate(pipeline)
     assert letters(handle.trace) == ".....cc.cc.."
@@ -200,7 +204,7 @@ def test_cfg_adds_the_last_difference_to_cond(pipeline: Any, generate: Generate)
 
 
 def test_step_of_order_1_extrapolates_in_sigma(pipeline: Any, generate: Generate) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step", period=3, order=1) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", period=3, predictor="line") as handle:
         outputs = Outputs(pipeline.transformer)
         generate(pipeline)
     sigma = [entry.sigma for entry in handle.trace]
@@ -223,7 +227,7 @@ def test_block_with_identical_inputs_gives_the_computed_output(
     transformer = pipeline.transformer
     num_skipped = 4 - span.get("span_first", 1) - span.get("span_after", 1)
     cond, uncond = inputs(transformer, seed=1), inputs(transformer, seed=2)
-    with mixcache.enable(pipeline, "every_nth", granularity="block", period=2, num_warmup_steps=1, **span) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="block", period=2, num_warmup_steps=1, **span) as handle:
         computed = [call(transformer, s, x, b)[0] for s in (0, 1) for x, b in ((cond, "cond"), (uncond, "uncond"))]
         with counted(transformer) as work:
             cached = [call(transformer, 2, x, b)[0] for x, b in ((cond, "cond"), (uncond, "uncond"))]
@@ -241,7 +245,7 @@ def test_block_adds_the_old_residual_to_a_new_input(pipeline: Any) -> None:
     states: list[torch.Tensor] = []
     inner = transformer.blocks[0].register_forward_hook(lambda module, args, output: states.append(output.clone()))
     outer = transformer.blocks[3].norm1.register_forward_pre_hook(lambda module, args: states.append(args[0].clone()))
-    with mixcache.enable(pipeline, "every_nth", granularity="block", period=2, num_warmup_steps=1):
+    with mixcache.enable(pipeline, "every_nth", granularities="block", period=2, num_warmup_steps=1):
         for step, arguments in enumerate((old, old, new)):
             call(transformer, step, arguments)
     inner.remove()
@@ -314,14 +318,14 @@ def test_an_error_inside_the_transformer_leaves_nothing_behind(
         if len(seen) == 15:
             raise RuntimeError("out of memory")
 
-    handle = mixcache.enable(pipeline, "every_nth", granularity="block")
+    handle = mixcache.enable(pipeline, "every_nth", granularities="block")
     hook = pipeline.transformer.blocks[0].register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         generate(pipeline)
     assert handle.summary()["held_bytes"] == 0
     hook.remove()
     fresh = make_pipeline()
-    mixcache.enable(fresh, "every_nth", granularity="block")
+    mixcache.enable(fresh, "every_nth", granularities="block")
     assert torch.equal(generate(pipeline), generate(fresh))
 
 
@@ -336,7 +340,7 @@ def test_a_trace_replays_to_the_same_bits(pipeline: Any, generate: Generate, tmp
     for trace in (handle.trace, Trace.load(path), path):
         with mixcache.enable(pipeline, "replay", trace=trace) as again:
             assert torch.equal(generate(pipeline), recorded)
-        decisions = [[(e.step, e.granularity, e.order, e.calls) for e in t] for t in (handle.trace, again.trace)]
+        decisions = [[(e.step, e.granularity, e.predictor, e.calls) for e in t] for t in (handle.trace, again.trace)]
         assert decisions[0] == decisions[1]
 
 
@@ -399,7 +403,7 @@ def test_wrong_settings_attach_nothing(pipeline: Any, policy: Any, settings: dic
 
 
 def test_a_span_too_large_matters_only_to_block(pipeline: Any) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step", span_first=9, span_after=9) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", span_first=9, span_after=9) as handle:
         assert handle.engine.span.num_skipped == 0
 
 
@@ -524,7 +528,7 @@ def test_attaching_after_a_plain_run_reaches_the_hooks(
     pipeline: Any, generate: Generate, counted: Callable[..., Any]
 ) -> None:
     generate(pipeline)  # diffusers now has a registry, with a list of hooked children that is stale
-    with mixcache.enable(pipeline, "every_nth", granularity="block"), counted(pipeline.transformer) as work:
+    with mixcache.enable(pipeline, "every_nth", granularities="block"), counted(pipeline.transformer) as work:
         generate(pipeline)
     assert (work.num_calls, work.num_blocks) == (24, 96 - 3 * 4)
 
@@ -538,7 +542,7 @@ def test_a_with_block_detaches_after_an_error(pipeline: Any) -> None:
 
 def test_an_enabled_pipeline_that_nobody_holds_is_freed(make_pipeline: Callable[..., Any], generate: Generate) -> None:
     pipeline = make_pipeline()
-    mixcache.enable(pipeline, "every_nth", granularity="block")
+    mixcache.enable(pipeline, "every_nth", granularities="block")
     generate(pipeline)
     transformer = weakref.ref(pipeline.transformer)
     del pipeline
@@ -547,7 +551,7 @@ def test_an_enabled_pipeline_that_nobody_holds_is_freed(make_pipeline: Callable[
 
 
 def test_the_handle_is_not_needed(pipeline: Any, generate: Generate, counted: Callable[..., Any]) -> None:
-    mixcache.enable(pipeline, "every_nth", granularity="step")
+    mixcache.enable(pipeline, "every_nth", granularities="step")
     gc.collect()
     with counted(pipeline.transformer) as work:
         generate(pipeline)
@@ -601,7 +605,7 @@ def test_the_hooks_of_others_outlive_ours(
     registry = HookRegistry.check_if_exists_or_initialize(module)
     if "before" in hooks:
         registry.register_hook(hooks["before"], "before")
-    handle = mixcache.enable(pipeline, "every_nth", granularity="block")
+    handle = mixcache.enable(pipeline, "every_nth", granularities="block")
     if "after" in hooks:
         registry.register_hook(hooks["after"], "after")
     attached = plain()
@@ -637,7 +641,7 @@ def test_a_hook_of_accelerate_outlives_ours(pipeline: Any, generate: Generate, w
     offload = OffloadLike()
     if is_before:
         accelerate.hooks.add_hook_to_module(module, offload)
-    handle = mixcache.enable(pipeline, "every_nth", granularity="block")
+    handle = mixcache.enable(pipeline, "every_nth", granularities="block")
     if not is_before:
         accelerate.hooks.add_hook_to_module(module, offload)
     generate(pipeline)
@@ -660,11 +664,11 @@ def test_a_hook_of_accelerate_outlives_ours(pipeline: Any, generate: Generate, w
         # latents of 4 x 2 x 2 x 2 floats: 128 bytes; hidden states of 2 tokens x 24 floats: 192 bytes
         # the histories, and what a computed step sets aside for them: two outputs, or their difference; a residual
         # takes the room of the one that it pushes out
-        ({"granularity": "step"}, 2 * 128 + 2 * 128),
-        ({"granularity": "step", "order": 2}, 3 * 2 * 128 + 2 * 128),
-        ({"granularity": "cfg"}, 128 + 3 * 128),
-        ({"granularity": "block"}, 2 * 192),
-        ({"granularity": "block", "order": 1}, 2 * 2 * 192),
+        ({"granularities": "step"}, 2 * 128 + 2 * 128),
+        ({"granularity": "step", "predictor": "parabola"}, 3 * 2 * 128 + 2 * 128),
+        ({"granularities": "cfg"}, 128 + 3 * 128),
+        ({"granularities": "block"}, 2 * 192),
+        ({"granularity": "block", "predictor": "line"}, 2 * 2 * 192),
     ],
 )
 def test_memory(pipeline: Any, generate: Generate, settings: dict[str, Any], peak_bytes: int) -> None:
@@ -691,7 +695,7 @@ def test_a_prediction_has_the_type_the_caller_asked_for(pipeline: Any) -> None:
     transformer = pipeline.transformer
     arguments = inputs(transformer)
     positional = tuple(arguments.values())
-    with mixcache.enable(pipeline, "every_nth", granularity="step", period=9, num_warmup_steps=1) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", period=9, num_warmup_steps=1) as handle:
         computed = [call(transformer, step, arguments) for step in (0, 1)][-1]
         predicted = call(transformer, 2, arguments)
         assert type(predicted) is type(computed) is Transformer2DModelOutput
@@ -712,7 +716,7 @@ def test_calls_that_say_too_little_pass_through(pipeline: Any, caplog: pytest.Lo
     arguments = inputs(transformer)
     with torch.no_grad():
         plain = transformer(**arguments).sample
-    with mixcache.enable(pipeline, "every_nth", granularity="step", num_warmup_steps=1) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", num_warmup_steps=1) as handle:
         with torch.no_grad():
             for _ in range(3):
                 assert torch.equal(transformer(**arguments).sample, plain)
@@ -730,7 +734,7 @@ def test_calls_that_say_too_little_pass_through(pipeline: Any, caplog: pytest.Lo
 
 
 def test_summary_by_hand(pipeline: Any, generate: Generate) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step", period=2) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", period=2) as handle:
         generate(pipeline)
         generate(pipeline)
     assert handle.summary().to_dict() == {
@@ -750,12 +754,12 @@ def test_summary_by_hand(pipeline: Any, generate: Generate) -> None:
 
 
 def test_a_handle_says_what_it_is(pipeline: Any, generate: Generate) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step", period=2) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", period=2) as handle:
         own = "every_nth(granularity='step', period=2, order=0, corrector=False)"
         assert repr(handle) == f"<Handle: WanPipeline with {own}, enabled, 0 steps>"
         generate(pipeline)
     assert repr(handle) == f"<Handle: WanPipeline with {own}, not enabled, 12 steps>"
-    planned = mixcache.Planned(speedup=1.5, planner=FixedPlanner([(Granularity.COMPUTE, 0)] * 12))
+    planned = mixcache.Planned(speedup=1.5, planner=FixedPlanner([(Granularity.COMPUTE, REUSE)] * 12))
     with mixcache.enable(pipeline, planned) as handle:
         generate(pipeline)
         assert "planner" not in repr(handle)
@@ -771,7 +775,7 @@ class NoStepEngine(Engine):
 
 
 def test_engines_of_another_class(pipeline: Any, generate: Generate) -> None:
-    config = mixcache.MixCacheConfig(policy="every_nth", settings={"granularity": "step", "period": 2})
+    config = mixcache.MixCacheConfig(policy="every_nth", settings={"granularities": "step", "period": 2})
     with attach(pipeline, config, NoStepEngine) as handle:
         assert isinstance(handle.engine, NoStepEngine)
         generate(pipeline)
@@ -816,13 +820,13 @@ def test_a_callback_that_replaces_the_text_drops_what_was_cached(
 
     inputs = ["prompt_embeds"]
     arguments = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": inputs}
-    with mixcache.enable(pipeline, "every_nth", granularity="step", period=9, num_warmup_steps=2) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", period=9, num_warmup_steps=2) as handle:
         generate(pipeline, **arguments)
     assert letters(handle.trace) == ("...ssssssss." if replaced == "an equal copy" else "...ssss.sss.")
 
 
 def test_inference_mode(pipeline: Any, generate: Generate) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step") as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step") as handle:
         expected = generate(pipeline)
         with torch.inference_mode():
             assert torch.equal(generate(pipeline), expected)

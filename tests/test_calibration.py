@@ -19,7 +19,7 @@ from mixcache.calibration import CALIBRATION_SEED, Calibration, CalibrationConfi
 from mixcache.calibration import runs as runs_module
 from mixcache.calibration.assemble import coordinates
 from mixcache.calibration.engines import PerturbingEngine
-from mixcache.calibration.plans import IDENTICAL_DB, PLANNED_SPEEDUPS, TRUSTS, psnr_of, trusted
+from mixcache.calibration.plans import DAMPINGS, IDENTICAL_DB, PLANNED_SPEEDUPS, best_damping, psnr_of
 from mixcache.calibration.runs import MIN_STEPS, WINDOW, Runs
 from mixcache.calibration.schedules import AFTER_COMPUTED, windows
 from mixcache.decision import Granularity
@@ -32,6 +32,7 @@ from mixcache.planning.profiles import (
     shipped_profiles,
     weights_hash,
 )
+from mixcache.predictors import REUSE, undamped
 
 GUIDANCE = 5.0
 NUM_STEPS = 8
@@ -105,11 +106,11 @@ def test_a_profile_has_what_it_needs(profile: Profile, pipeline: Any) -> None:
     assert profile.sigmas[0] == pytest.approx(1.0, abs=1e-3)
     assert profile.sigmas[-1] == 0.0
     assert set(profile.costs) == {"compute", "step", "cfg", "block"}
-    assert set(profile.carry) == {"step", "block"}
+    assert set(profile.sensitivity) == {"step", "block"}
     firsts = [profile.sigmas[first] for first in windows(NUM_STEPS, 2)]
-    assert [[sigma for sigma, _ in pairs] for pairs in profile.carry.values()] == [firsts, firsts]
-    assert all(ratio > 0 for pairs in profile.carry.values() for _, ratio in pairs)
-    assert profile.trust in TRUSTS
+    assert [[sigma for sigma, _ in pairs] for pairs in profile.sensitivity.values()] == [firsts, firsts]
+    assert all(ratio > 0 for pairs in profile.sensitivity.values() for _, ratio in pairs)
+    assert profile.damping in DAMPINGS
     assert math.isfinite(profile.psnr_at_one)
     assert {"prompts", "seed", "scheduler", "versions", "machine", "date"} <= set(profile.provenance)
     assert tuple(profile.provenance["prompts"]) == PROMPTS
@@ -142,11 +143,11 @@ def test_carry_is_the_rms_over_the_prompts(pipeline: Any) -> None:
     calibration.done["0 plain"] = {"sigmas": sigmas, "counts": [NUM_STEPS]}
     for index, change in ((0, 0.1), (1, 0.3)):
         for window in windows(NUM_STEPS, 2):
-            calibration.done[f"{index} carry step {window}"] = {"change": change, "injected": 0.1}
-    sigma, ratio = calibration.assembly.carry(Granularity.STEP)[0]
+            calibration.done[f"{index} sensitivity step {window}"] = {"change": change, "injected": 0.1}
+    sigma, ratio = calibration.assembly.sensitivity(Granularity.STEP)[0]
     assert (sigma, ratio) == (sigmas[first], pytest.approx(math.sqrt(5), abs=1e-4))
-    calibration.done[f"1 carry step {first}"]["injected"] = 0.0
-    assert calibration.assembly.carry(Granularity.STEP)[0][1] == pytest.approx(1.0)
+    calibration.done[f"1 sensitivity step {first}"]["injected"] = 0.0
+    assert calibration.assembly.sensitivity(Granularity.STEP)[0][1] == pytest.approx(1.0)
 
 
 def test_costs_are_times_over_that_of_a_plain_step(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +231,11 @@ def rms(tensor: torch.Tensor) -> float:
     return tensor.double().square().mean().sqrt().item()
 
 
-def test_carry_agrees_with_a_direct_computation(pipeline: Any) -> None:
+def test_the_sensitivity_agrees_with_a_direct_computation(pipeline: Any) -> None:
     first = 3
     calibration = Calibration(pipeline, config_of())
     calibration.done["0 plain"] = calibration.runs.plain(0)
-    carried = calibration.runs.carried(0, Granularity.STEP, first)
+    carried = calibration.runs.sensitivity(0, Granularity.STEP, first)
     latents, guided = plain_outputs(pipeline)
     assert torch.equal(latents, calibration.done["0 plain"]["latents"])
     reused = range(first, first + WINDOW)
@@ -289,7 +290,7 @@ def test_a_run_that_was_cut_off_goes_on(profile: Profile, pipeline: Any, tmp_pat
     assert without_times(resumed) == without_times(profile)
     assert Profile.load(out) == resumed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.json"]
-    # one for the trajectory, 4 for carry, 6 for impacts and 6 for times
+    # one for the trajectory, 4 for sensitivity, 6 for impacts and 6 for times
     assert num_runs == [0] * 17 + [1] * 17
     assert tasks == [(number, 44) for number in range(1, 45)]
 
@@ -306,11 +307,11 @@ def test_the_trust_with_the_best_clips_is_taken(
     pipeline: Any, better: float | None, foretold: float, expected: tuple[float, float]
 ) -> None:
     calibration = Calibration(pipeline, config_of(PROMPTS[:1]))
-    for trust in TRUSTS:
-        for speedup, psnr in zip(PLANNED_SPEEDUPS, (36.0, 30.0) if trust == better else (33.0, 27.0), strict=True):
+    for damping in DAMPINGS:
+        for speedup, psnr in zip(PLANNED_SPEEDUPS, (36.0, 30.0) if damping == better else (33.0, 27.0), strict=True):
             run = {"psnr_db": psnr, "foretold_db": foretold, "speedup": speedup}
-            calibration.done[f"0 plan {trust:g} {speedup:g}"] = run
-    assert trusted(calibration.done, 1) == expected
+            calibration.done[f"0 plan {damping:g} {speedup:g}"] = run
+    assert best_damping(calibration.done, 1) == expected
 
 
 def test_trusts_are_compared_at_one_speedup() -> None:
@@ -340,9 +341,10 @@ def test_a_plan_is_tried_with_its_trust(pipeline: Any, monkeypatch: pytest.Monke
     assert result["speedup"] == plan.speedup
     assert result["foretold_db"] == plan.psnr_db
     cached = [entry for entry in seen[0] if entry.granularity is not Granularity.COMPUTE]
-    assert [(entry.granularity, entry.order) for entry in seen[0]][1:] == list(plan.choices)[1:]
-    assert cached
-    assert all(entry.trust == 0.75 or entry.reason == "planned, with less trust" for entry in cached)
+    assert [(entry.granularity, undamped(entry.predictor)[0]) for entry in seen[0]][1:] == list(plan.choices)[1:]
+    followed = [entry for entry in cached if entry.predictor != REUSE and entry.reason != "planned, damped"]
+    assert followed
+    assert all(undamped(entry.predictor)[1] == 0.75 for entry in followed)
 
 
 def test_plans_are_tried_whatever_the_machine_is_like(pipeline: Any) -> None:
@@ -351,7 +353,7 @@ def test_plans_are_tried_whatever_the_machine_is_like(pipeline: Any) -> None:
     for name, task in itertools.islice(calibration.tasks(), 12):
         calibration.done[name] = task()
     plan = calibration.plans.plan(0.5, 1.5)
-    assert plan.trust == 0.5
+    assert plan.damping == 0.5
     assert 1.2 < plan.speedup < 1.9
     slow = Calibration(pipeline, config_of(PROMPTS[:1]))
     times = calibration.done["0 times"]
@@ -448,7 +450,9 @@ def test_a_profile_makes_a_plan(
         plan = handle.plan
         assert plan.speedup == pytest.approx(1.5, rel=0.1)
         assert np.isfinite(plan.psnr_db)
-        assert [(entry.granularity, entry.order) for entry in handle.trace][1:] == list(plan.choices)[1:]
+        assert [(entry.granularity, undamped(entry.predictor)[0]) for entry in handle.trace][1:] == list(plan.choices)[
+            1:
+        ]
         assert {entry.reason for entry in handle.trace} == {"warm-up", "planned"}
 
 

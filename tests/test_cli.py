@@ -15,6 +15,7 @@ from mixcache import cli, generation
 from mixcache.calibration.runs import Runs
 from mixcache.hosts.diffusers.rows import MODELS
 from mixcache.trace import Trace
+from mixcache.zoo import world
 
 CAPTION = "a small red circle moving left on a plain black background"
 runner = CliRunner()
@@ -26,6 +27,13 @@ def failed(arguments: list[str]) -> str:
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     return result.stderr
+
+
+@pytest.fixture
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips of 5 frames of 32 x 32 where none are asked for."""
+    monkeypatch.setattr(world, "SIDE", 32)
+    monkeypatch.setattr(world, "NUM_FRAMES", 5)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +120,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
     assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
 
 
+@pytest.mark.usefixtures("small_world")
 def test_demo_writes_films_and_reports(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = runner.invoke(cli.app, ["demo", "--prompts", "2", "--steps", "10", "--out", str(out)])
@@ -132,6 +141,7 @@ def test_demo_writes_films_and_reports(tmp_path: Path) -> None:
     assert "exists; --force" in failed(["demo", "--out", str(out)])
 
 
+@pytest.mark.usefixtures("small_world")
 def test_an_interrupted_demo_keeps_the_finished_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     generate = generation.generate
@@ -153,6 +163,7 @@ def test_an_interrupted_demo_keeps_the_finished_clips(tmp_path: Path, monkeypatc
     assert "interrupted" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("small_world")
 def test_generate_writes_a_film_and_a_trace_that_replays(tmp_path: Path) -> None:
     film, trace = tmp_path / "clip.mp4", tmp_path / "trace.jsonl"
     common = ["generate", CAPTION, "--steps", "10", "--force", "--out", str(film)]

@@ -17,7 +17,7 @@ from mixcache.policies import Bounded, Policy
 CAPTION = "a large red circle moving left on a plain white background"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a speed-up": ("planned", {"speedup": 2.0}),
-    "a quality": ("planned", {"quality": 40, "order": 0, "choices": ["step"]}),
+    "a quality": ("planned", {"quality": 40, "predictor": "reuse", "granularities": ["step"]}),
     "impacts": ("mixcache", {"delta_1": 50.0, "delta_2": 100.0}),
     "even impacts": ("mixcache", {"delta_1": 50.0, "delta_2": 100.0, "impacts": {"step": 1.0, "cfg": 1.0}}),
 }
@@ -64,8 +64,8 @@ def test_impacts_are_the_profiles_unless_given(pipeline: Any, make_pipeline: Any
         with mixcache.enable(pipeline, given) as handle:
             assert handle.settings["impacts"] == profile.impacts
         with mixcache.enable(make_pipeline(), given) as handle:  # a model without a profile
-            assert handle.settings["impacts"] == {"step": 1.0, "cfg": 1.0, "block": 1.0}
-    with mixcache.enable(pipeline, mixcache.MixCache(impacts={"step": 2.0})) as handle:
+            assert handle.settings["impacts"] == {}
+    with mixcache.enable(pipeline, mixcache.MixCache(granularities="step", impacts={"step": 2.0})) as handle:
         assert handle.settings["impacts"] == {"step": 2.0}
 
 

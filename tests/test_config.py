@@ -9,6 +9,7 @@ import pytest
 from mixcache.config import MixCacheConfig, default_policy, parse_settings, setting_names
 from mixcache.decision import Granularity
 from mixcache.policies import POLICIES, Bounded, EveryNth, Hindsight, MixCache, Planned, Policy, Replay
+from mixcache.predictors import REUSE
 from mixcache.trace import Trace, TraceEntry
 
 ALL = "always_compute, every_nth, mixcache, hindsight, planned, replay"
@@ -23,7 +24,7 @@ class OwnPolicy(Policy):
 
 def one_step_trace() -> Trace:
     compute = TraceEntry(
-        generation=0, step=0, num_steps=9, sigma=1.0, granularity=Granularity.COMPUTE, order=0, reason=""
+        generation=0, step=0, num_steps=9, sigma=1.0, granularity=Granularity.COMPUTE, predictor=REUSE, reason=""
     )
     return Trace([compute])
 
@@ -36,8 +37,9 @@ def one_step_trace() -> Trace:
         (
             "every_nth",
             {"perod": 2},
-            "unknown setting of policy every_nth 'perod'; did you mean 'period'? (there are: granularity, period, "
-            "order, corrector, num_warmup_steps, num_cooldown_steps, max_age, max_cached_run, span_first, span_after)",
+            "unknown setting of policy every_nth 'perod'; did you mean 'period'? (there are: granularities, period, "
+            "predictor, corrector, num_warmup_steps, num_cooldown_steps, max_age, max_cached_run, span_first, "
+            "span_after)",
         ),
         ("always_compute", {"period": 2}, "unknown setting of policy always_compute 'period'"),
         ("mixcache", {"delta_3": 0.1}, "unknown setting of policy mixcache 'delta_3'; did you mean 'delta_"),
@@ -48,8 +50,16 @@ def one_step_trace() -> Trace:
             "period= is a setting of the policy: give it to the object, EveryNth(period=3), or name the policy: "
             "enable(pipe, 'every_nth', period=3)",
         ),
-        (Bounded(policy=EveryNth()), {"order": 1}, "give it to the object, EveryNth(order=1), or name the policy"),
-        (OwnPolicy(), {"order": 1}, "order= is a setting of the policy: give it to the object, OwnPolicy(order=1)"),
+        (
+            Bounded(policy=EveryNth()),
+            {"predictor": "line"},
+            "give it to the object, EveryNth(predictor='line'), or name the policy",
+        ),
+        (
+            OwnPolicy(),
+            {"order": 1},
+            "order= is a setting of the policy: give it to the object, OwnPolicy(order=1)",
+        ),
         (
             Planned(speedup=2.0),
             {"profile": "p" * 60},
@@ -57,7 +67,11 @@ def one_step_trace() -> Trace:
         ),
         (EveryNth(), {"perod": 3}, "unknown setting of policy every_nth 'perod'; did you mean 'period'?"),
         ("every_nth", {"period": 0.5}, "period=0.5 must be a number of at least 1 (1 computes every step)"),
-        ("every_nth", {"order": 5}, "order=5 is not 0 (reuse), 1 or 2 (Lagrange extrapolation in sigma)"),
+        (
+            "every_nth",
+            {"predictor": "lines"},
+            "unknown predictor 'lines'; did you mean 'line'? (there are: reuse, line, parabola)",
+        ),
         ("every_nth", {"max_age": 0}, "max_age=0 must be a whole number of at least 1"),
         ("every_nth", {"span_first": -1}, "span_first=-1 must be a whole number of at least 0"),
         ("every_nth", {"span_after": 1.5}, "span_after=1.5 must be a whole number of at least 0"),
@@ -93,10 +107,10 @@ def test_settings_are_a_mapping() -> None:
 
 
 def test_settings_reach_policy_bounds_and_span() -> None:
-    settings = {"granularity": "block", "period": 3, "max_age": 2, "num_warmup_steps": 1, "span_first": 0}
+    settings = {"granularities": "block", "period": 3, "max_age": 2, "num_warmup_steps": 1, "span_first": 0}
     config = MixCacheConfig(policy="every_nth", settings=settings)
     expected = Bounded(
-        policy=EveryNth(granularity="block", period=3), max_age=2, num_warmup_steps=1, max_cached_run=10**9
+        policy=EveryNth(granularities="block", period=3), max_age=2, num_warmup_steps=1, max_cached_run=10**9
     )
     assert config.build() == expected
     assert config.span == {"span_first": 0}
@@ -111,7 +125,7 @@ def test_default_needs_no_calibration() -> None:
 
 def test_the_paper_is_kept() -> None:
     assert MixCacheConfig(policy="mixcache").build() == Bounded(policy=MixCache(), **MixCache.default_bounds)
-    assert (MixCache().penalty, MixCache().order) == (5.0, 0)
+    assert (MixCache().penalty, MixCache().predictor) == (5.0, "reuse")
 
 
 def test_a_policy_object_keeps_its_settings_and_takes_bounds() -> None:
@@ -135,11 +149,11 @@ def test_a_bounded_policy_takes_bounds_and_has_the_name_of_what_it_bounds() -> N
     ("name", "settings"),
     [
         ("always_compute", {}),
-        ("every_nth", {"granularity": "cfg", "period": 3}),
-        ("mixcache", {"impacts": {"step": 1.0}, "order": 1}),
+        ("every_nth", {"granularities": "cfg", "period": 3}),
+        ("mixcache", {"impacts": {"step": 1.0}, "predictor": "line"}),
         ("mixcache", {}),
-        ("hindsight", {"choices": ["step", "cfg"]}),
-        ("planned", {"speedup": 2.0, "choices": ["step"], "profile": "p.json"}),
+        ("hindsight", {"granularities": ["step", "cfg"]}),
+        ("planned", {"speedup": 2.0, "granularities": ["step"], "profile": "p.json"}),
         ("replay", {"trace": one_step_trace()}),
     ],
 )
@@ -168,25 +182,26 @@ def test_replay_is_bounded_by_the_trace_alone(as_object: bool) -> None:
 def test_every_policy_is_listed_with_its_settings() -> None:
     assert {name: setting_names(policy) for name, policy in POLICIES.items()} == {
         "always_compute": (),
-        "every_nth": ("granularity", "period", "order", "corrector"),
+        "every_nth": ("granularities", "period", "predictor", "corrector"),
         "mixcache": (
             "delta_1",
             "delta_2",
             "first_interval",
             "max_interval",
             "penalty",
+            "granularities",
             "impacts",
-            "order",
+            "predictor",
             "corrector",
         ),
-        "hindsight": ("error", "choices", "order", "memory", "corrector"),
+        "hindsight": ("error", "granularities", "predictors", "memory", "corrector"),
         "planned": (
             "speedup",
             "quality",
             "profile",
             "force_profile",
-            "choices",
-            "order",
+            "granularities",
+            "predictors",
             "guard",
             "corrector",
             "planner",
@@ -196,10 +211,10 @@ def test_every_policy_is_listed_with_its_settings() -> None:
 
 
 def test_settings_are_numbers_where_they_are_numbers() -> None:
-    pairs = ["period=2.5", "granularity=cfg", "max-age=3", 'impacts={"step": 1}', "profile=a=b"]
+    pairs = ["period=2.5", "granularities=cfg", "max-age=3", 'impacts={"step": 1}', "profile=a=b"]
     assert parse_settings(pairs) == {
         "period": 2.5,
-        "granularity": "cfg",
+        "granularities": "cfg",
         "max_age": 3,
         "impacts": {"step": 1},
         "profile": "a=b",

@@ -35,9 +35,12 @@ from mixcache.decision import Decision, Granularity, Step
 from mixcache.hosts.diffusers.levels import mixes_of
 from mixcache.hosts.diffusers.scheduler import REPEATABLE, SchedulerHook, is_repeatable
 from mixcache.policies import Policy
+from mixcache.policies.base import Needs
+from mixcache.predictors import LINE, PARABOLA, REUSE
 from mixcache.trace import Call, Trace, TraceWriter
 
 NUM_STEPS = 10
+POLYNOMIALS = (REUSE, LINE, PARABOLA)
 SHAPE = (1, 2, 3, 3)
 V = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 SCHEDULERS: dict[str, Callable[[], Any]] = {
@@ -65,22 +68,17 @@ class Scripted(Policy):
     """`Step.corrects` of each step."""
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        return (Granularity.STEP,)
-
-    @property
-    def max_order(self) -> int:
-        return self.order
-
-    @property
-    def corrects(self) -> bool:
-        return self.corrector
+    def needs(self) -> Needs:
+        kept = (Granularity.STEP,)
+        return Needs(granularities=kept, predictors=POLYNOMIALS[: self.order + 1], correction=self.corrector)
 
     def decide(self, step: Step, state: Any) -> Decision:
         self.told.append(step.corrects)
         is_cached = self.script[step.index] == "s"
-        order = min(self.order, step.history_lengths[Granularity.STEP] - 1) if is_cached else 0
-        return Decision(granularity=Granularity.STEP if is_cached else Granularity.COMPUTE, order=order)
+        if not is_cached:
+            return Decision(granularity=Granularity.COMPUTE)
+        predictor = POLYNOMIALS[self.order].for_length(step.history_lengths[Granularity.STEP])
+        return Decision(granularity=Granularity.STEP, predictor=predictor)
 
 
 @dataclass
@@ -278,10 +276,10 @@ class Euler:
 
 def corrected_steps(granularities: list[Granularity], outputs: list[float], order: int = 0) -> list[float]:
     """The outputs that the solver has taken in the end; sigma falls by 0.1 a step."""
-    corrector, solver, sample = Corrector(max_order=order), Euler(), torch.zeros(())
+    corrector, solver, sample = Corrector(num_values=order + 1), Euler(), torch.zeros(())
     for index, (granularity, output) in enumerate(zip(granularities, outputs, strict=True)):
         info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
-        record = StepRecord(info=info, decision=Decision(granularity=granularity, order=order))
+        record = StepRecord(info=info, decision=Decision(granularity=granularity, predictor=POLYNOMIALS[order]))
         value, sample = corrector.before(record, {}, solver, torch.tensor(output), index, sample)
         sample = solver.advance(value, index, sample)
         corrector.after(sample)
@@ -303,7 +301,7 @@ def test_what_was_computed_in_part_is_kept() -> None:
 
 def test_outputs_of_other_guidance_are_not_interpolated() -> None:
     """Guidance ends after the cached step: what was computed before it is of another kind."""
-    corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
+    corrector, solver, sample = Corrector(num_values=1), Euler(), torch.zeros(())
     branches = [("cond", "uncond"), ("cond", "uncond"), ("cond",), ("cond",), ("cond",)]
     for index, granularity in enumerate([C, S, C, S, C]):
         info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
@@ -322,7 +320,7 @@ def test_what_is_cached_before_anything_was_computed_is_kept() -> None:
 
 
 def test_a_second_stage_of_the_same_step_ends_it() -> None:
-    corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
+    corrector, solver, sample = Corrector(num_values=1), Euler(), torch.zeros(())
     info = CallInfo(branch="cond", step=0, num_steps=9, sigma=1.0, signature=())
     record = StepRecord(info=info, decision=Decision(granularity=C))
     for _ in range(3):
@@ -335,7 +333,7 @@ def test_a_second_stage_of_the_same_step_ends_it() -> None:
 
 def test_bytes() -> None:
     """One value for order 0, the latents before the run, and what was computed in part; nothing else."""
-    corrector, solver, sample = Corrector(max_order=0), Euler(), torch.zeros(())
+    corrector, solver, sample = Corrector(num_values=1), Euler(), torch.zeros(())
     seen = []
     for index, granularity in enumerate([C, C, C, S, G, S]):
         info = CallInfo(branch="cond", step=index, num_steps=6, sigma=1 - index / 10, signature=())
@@ -410,7 +408,7 @@ def test_a_copy_of_the_scheduler_steps_by_itself() -> None:
 
 def test_the_handle_puts_it_on_and_takes_it_off(pipeline: Any, generate: Generate) -> None:
     plain = generate(pipeline)
-    cadence = {"granularity": "step", "period": 2, "order": 1}
+    cadence = {"granularities": "step", "period": 2, "predictor": "line"}
     with mixcache.enable(pipeline, "every_nth", **cadence) as handle:
         uncorrected = generate(pipeline)
         assert "step" not in vars(pipeline.scheduler)
@@ -443,7 +441,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind(pipeline: Any, generate: G
             raise KeyboardInterrupt
         return values
 
-    cadence = {"granularity": "step", "period": 2, "order": 1, "corrector": True}
+    cadence = {"granularities": "step", "period": 2, "predictor": "line", "corrector": True}
     with mixcache.enable(pipeline, "every_nth", **cadence):
         undisturbed = generate(pipeline)
         with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from mixcache import POLICIES, Granularity
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_EXAMPLES = [page for page in (*PAGES, ROOT / "CONTRIBUTING.md") if "```python\n" in page.read_text()]
 EXPERIMENTS = sorted((ROOT / "docs" / "experiments").glob("[!R]*.md"))
 ALL_PAGES = sorted(
     path
@@ -94,7 +95,7 @@ def test_anchors_are_those_of_the_headings(tmp_path: Path) -> None:
     assert not leads_somewhere(page, "other.md")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text())], ids=name_of)
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name_of)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = blocks(page.read_text())
     if not WEIGHTS.is_dir() and any("zoo" in body for _, body in code):

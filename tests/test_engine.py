@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,11 +14,14 @@ from mixcache.core.calls import CallInfo, End, Span
 from mixcache.core.engine import Engine
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
 from mixcache.policies import Policy
+from mixcache.policies.base import Needs
+from mixcache.predictors import LINE, PARABOLA, REUSE, damped
 from mixcache.trace import Trace, TraceEntry, TraceWriter
 
 C, S, G, B = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity.BLOCK
 NUM_STEPS = 10
 TENSOR_BYTES = 24
+POLYNOMIALS = (REUSE, LINE, PARABOLA)
 
 
 @dataclass
@@ -36,22 +39,14 @@ class Scripted(Policy):
 
     script: Sequence[Granularity]
     order: int = 0
-    trust: float = 1.0
+    damping: float = 1.0
     kept: tuple[Granularity, ...] = (S, G, B)
     measuring: bool = True
     seen: Seen = field(default_factory=Seen)
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        return self.kept
-
-    @property
-    def max_order(self) -> int:
-        return self.order
-
-    @property
-    def measures(self) -> bool:
-        return self.measuring
+    def needs(self) -> Needs:
+        return Needs(granularities=self.kept, predictors=POLYNOMIALS[: self.order + 1], distances=self.measuring)
 
     def init(self) -> Seen:
         self.seen.num_trajectories += 1
@@ -60,7 +55,9 @@ class Scripted(Policy):
     def decide(self, step: Step, state: Seen) -> Decision:
         state.steps.append(step)
         granularity = self.script[step.index] if step.index < len(self.script) else C
-        return Decision(granularity=granularity, order=self.order, trust=self.trust, reason="script")
+        return Decision(
+            granularity=granularity, predictor=damped(POLYNOMIALS[self.order], self.damping), reason="script"
+        )
 
     def observe(self, measurement: Measurement, state: Seen) -> None:
         state.measurements.append(measurement)
@@ -170,36 +167,36 @@ def test_step_of_order_1_extrapolates_from_computed_values_alone() -> None:
     assert host.both(4, 99, 99) == approx(50, 6)
 
 
-def test_half_a_trust_goes_half_the_way_of_an_extrapolation_and_is_traced() -> None:
-    host = Host(scripted(C, C, S, G, order=1, trust=0.5))
+def test_half_damped_goes_half_the_way_of_an_extrapolation_and_is_traced() -> None:
+    host = Host(scripted(C, C, S, G, order=1, damping=0.5))
     host.both(0, 10, 4)
     host.both(1, 20, 12)
     assert host.both(2, 99, 99) == approx(25, 16)  # 30 and 20 all the way
     assert host.both(3, 40, 99) == approx(40, 30)  # difference -8, and -12 all the way
     host.engine.end(End.DONE)
-    assert [entry.trust for entry in host.trace][2:] == [0.5, 0.5]
-    assert Trace([TraceEntry.from_json(entry.to_json()) for entry in host.trace]).generation(0)[2].trust == 0.5
+    assert [entry.predictor for entry in host.trace][2:] == [damped(LINE, 0.5)] * 2
+    assert TraceEntry.from_json(host.trace[2].to_json()).predictor == damped(LINE, 0.5)
 
 
-def test_half_a_trust_goes_half_the_way_in_a_span() -> None:
-    host = Host(scripted(C, C, B, order=1, trust=0.5))
+def test_half_damped_goes_half_the_way_in_a_span() -> None:
+    host = Host(scripted(C, C, B, order=1, damping=0.5))
     host.spanned(0, "cond", 1, 5)
     host.spanned(1, "cond", 1, 9)
     assert host.spanned(2, "cond", 1, 99) == pytest.approx((2 + 11) * 3)  # residual 9, and 13 all the way
 
 
-def test_trials_tell_the_error_for_any_trust() -> None:
+def test_trials_tell_the_error_for_any_damping() -> None:
     policy = LookingBack(script=(C, C, C), order=1, kept=(S, G))
     host = Host(policy)
     for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
         host.both(step, cond, uncond)
     host.engine.end(End.DONE)
     trials = policy.seen.measurements[2].trials
-    # guided 34 and 68: 68 + 34 trust, and 120 is true
-    assert trials[S, 1].error(0.5) == pytest.approx(35 / 120, rel=1e-4)
-    assert trials[S, 1].best_trust == 1.0
-    # four times a difference of -6 and -12: -12 - 6 trust, and -20 is true
-    assert trials[G, 1].error(0.5) == pytest.approx(4 * 5 / 120, rel=1e-4)
+    # guided 34 and 68: 68 + 34 damping, and 120 is true
+    assert trials[S, LINE].error(0.5) == pytest.approx(35 / 120, rel=1e-4)
+    assert trials[S, LINE].best_damping == 1.0
+    # four times a difference of -6 and -12: -12 - 6 damping, and -20 is true
+    assert trials[G, LINE].error(0.5) == pytest.approx(4 * 5 / 120, rel=1e-4)
 
 
 def test_cfg_is_cond_plus_the_last_computed_difference() -> None:
@@ -243,11 +240,11 @@ def test_block_of_order_1() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LookingBack(Scripted):
-    """Wants to know what every granularity and order would have been wrong by."""
+    """Wants to know what every granularity and predictor would have been wrong by."""
 
     @property
-    def looks_back(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return replace(super().needs, distances=False, trials=True)
 
 
 def errors_of(measurement: Measurement) -> dict[Choice, float]:
@@ -264,9 +261,9 @@ def test_errors_are_of_the_guided_output_for_each_granularity_and_order() -> Non
     first, second, third = [errors_of(measurement) for measurement in policy.seen.measurements]
     assert first == {}
     # guided 34, then 68, then 120; differences -6, -12, -20
-    assert second == pytest.approx({(S, 0): 34 / 68, (G, 0): 4 * 6 / 68})
+    assert second == pytest.approx({(S, REUSE): 34 / 68, (G, REUSE): 4 * 6 / 68})
     assert third == pytest.approx(
-        {(S, 0): 52 / 120, (S, 1): 18 / 120, (G, 0): 4 * 8 / 120, (G, 1): 4 * 2 / 120}, rel=1e-4
+        {(S, REUSE): 52 / 120, (S, LINE): 18 / 120, (G, REUSE): 4 * 8 / 120, (G, LINE): 4 * 2 / 120}, rel=1e-4
     )
 
 
@@ -282,7 +279,7 @@ def test_a_step_is_measured_with_the_scale_that_is_set_after_its_calls(looking_b
     # at scale 3: 4 + 3 * 6 = 22, then 4 + 3 * 16 = 52
     assert host.trace[1].deviation == pytest.approx(30 / 52)
     if looking_back:
-        assert policy.seen.measurements[1].trials[G, 0].error() == pytest.approx(2 * 10 / 52)
+        assert policy.seen.measurements[1].trials[G, REUSE].error() == pytest.approx(2 * 10 / 52)
 
 
 def test_without_a_scale_there_are_no_trials_of_cfg() -> None:
@@ -291,7 +288,7 @@ def test_without_a_scale_there_are_no_trials_of_cfg() -> None:
     for step in range(2):
         host.both(step, 10.0 + step, 4.0)
     host.engine.end(End.DONE)
-    assert set(policy.seen.measurements[1].trials) == {(S, 0)}
+    assert set(policy.seen.measurements[1].trials) == {(S, REUSE)}
 
 
 def test_trials_of_all_granularities_at_once() -> None:
@@ -304,11 +301,11 @@ def test_trials_of_all_granularities_at_once() -> None:
     host.engine.end(End.DONE)
     guided = 30 + 5 * 60
     assert errors_of(policy.seen.measurements[1]) == pytest.approx(
-        {(S, 0): 5 * 30 / guided, (G, 0): 4 * 30 / guided, (B, 0): 30 / 46}
+        {(S, REUSE): 5 * 30 / guided, (G, REUSE): 4 * 30 / guided, (B, REUSE): 30 / 46}
     )
 
 
-def test_a_policy_that_looks_back_gets_the_deviation_from_its_trials_and_no_distances() -> None:
+def test_a_policy_that_needs_trials_gets_the_deviation_from_its_trials_and_no_distances() -> None:
     policy = LookingBack(script=(C, C, C), order=1, kept=(S, G))
     host = Host(policy)
     for step, (cond, uncond) in enumerate([(10.0, 4.0), (20.0, 8.0), (40.0, 20.0)]):
@@ -318,7 +315,7 @@ def test_a_policy_that_looks_back_gets_the_deviation_from_its_trials_and_no_dist
     assert not any(entry.distances for entry in host.trace)
 
 
-def test_a_policy_that_looks_back_and_may_not_choose_step_keeps_no_outputs() -> None:
+def test_a_policy_that_needs_trials_and_may_not_choose_step_keeps_no_outputs() -> None:
     host = Host(LookingBack(script=(C, C, C), order=1, kept=(G,)))
     for step in range(3):
         host.both(step, 10.0 + step, 4.0)
@@ -336,8 +333,8 @@ def test_the_error_of_a_span_is_that_of_its_guided_residual() -> None:
     host.engine.end(End.DONE)
     errors = [errors_of(measurement) for measurement in policy.seen.measurements]
     # guided residuals 17, 23, 34
-    assert errors[1] == pytest.approx({(B, 0): 6 / 23})
-    assert errors[2] == pytest.approx({(B, 0): 11 / 34, (B, 1): 5 / 34}, rel=1e-4)
+    assert errors[1] == pytest.approx({(B, REUSE): 6 / 23})
+    assert errors[2] == pytest.approx({(B, REUSE): 11 / 34, (B, LINE): 5 / 34}, rel=1e-4)
 
 
 def test_nothing_is_tried_for_a_policy_that_does_not_look_back() -> None:

@@ -14,6 +14,7 @@ from mixcache.planning.experts import ExpertsPlanner, planner_for
 from mixcache.planning.profiles import FORMAT, Profile
 from mixcache.planning.search import Planner
 from mixcache.planning.trajectory import COMPUTE
+from mixcache.predictors import REUSE
 
 COSTS = {"compute": 1.0, "step": 0.1}
 
@@ -32,9 +33,9 @@ def of_range(sigmas: list[float], outputs: list[float], **changed: Any) -> Profi
         "outputs": [[output] for output in outputs],
         "differences": [[0.0]] * len(outputs),
         "residuals": [],
-        "carry": {"step": [[1.0, 1.0]]},
+        "sensitivity": {"step": [[1.0, 1.0]]},
         "costs": COSTS,
-        "trust": 1.0,
+        "damping": 1.0,
         "psnr_at_one": 0.0,
         "band": 1.0,
         "impacts": {},
@@ -54,7 +55,7 @@ def two(calm: float = 0.01, wild: float = 1.0) -> Profile:
 
 
 def asked(profile: Profile, **wish: Any) -> Planner:
-    return planner_for(profile, **{"order": 0, "corrects": False} | wish)
+    return planner_for(profile, **{"predictors": (REUSE,), "corrects": False} | wish)
 
 
 def pattern(choices: Any) -> str:
@@ -76,14 +77,14 @@ def test_what_is_asked_falls_to_the_expert_that_can_bear_it() -> None:
     assert (pattern(first.choices), pattern(second.choices)) == ("...", ".ss")
 
 
-def test_a_pair_of_plans_takes_the_time_and_does_the_harm_of_both() -> None:
+def test_a_pair_of_plans_takes_the_time_and_has_the_cost_of_both() -> None:
     """Reuse in the first: 0.1 * 0.01 and 0.1 * 0.03; at the second's second step 0.2 * 1.0."""
     planner = asked(two(), speedup=2.0)
     plans = {pattern(plan.choices): plan for plan in planner.frontier(two().loop_sigmas, None)}
     plan = plans[".ss.s."]
     assert plan.speedup == pytest.approx(6 / 3.3)
-    harm = (0.001 + 0.003) ** 2 + 0.001**2 + 0.003**2 + 2 * 0.2**2
-    assert plan.psnr_db == pytest.approx(-10 * math.log10(harm))
+    cost = (0.001 + 0.003) ** 2 + 0.001**2 + 0.003**2 + 2 * 0.2**2
+    assert plan.psnr_db == pytest.approx(-10 * math.log10(cost))
     assert [pattern(part.choices) for part in plan.parts] == [".ss", ".s."]
     assert planner.together(plan.parts) == plan
 
@@ -131,7 +132,7 @@ def test_each_expert_reads_its_own_points_at_other_noise_levels() -> None:
     assert first.guided[:, 0].tolist() == pytest.approx([0.0, 0.005, 0.03])
     _, second = planner.plan((0.72, 0.65, 0.3, 0.0), None)
     assert second.guided[:, 0].tolist() == pytest.approx([0.0, 1 / 6, 2.0])
-    assert second.relative_error(0, 0.3, [0.65]) == pytest.approx((2 - 1 / 6) / 2)
+    assert second.relative_error(REUSE, 0.3, [0.65]) == pytest.approx((2 - 1 / 6) / 2)
 
 
 def test_the_nearest_number_of_steps_is_that_of_the_expert() -> None:
@@ -149,7 +150,7 @@ def test_steps_of_both_granularities_are_told_apart() -> None:
     """An expert without guidance has no `cfg`, its partner has."""
     profile = two()
     guided = {"differences": [[1.0], [1.1], [1.2]], "guidance": 3.0, "costs": COSTS | {"cfg": 0.5}}
-    planner = asked(replace(profile, **guided), speedup=1.1, choices=("cfg",))
+    planner = asked(replace(profile, **guided), speedup=1.1, granularities=("cfg",))
     plans = planner.frontier(profile.loop_sigmas, None)
     used = [{choice[0] for plan in plans for choice in part} for part in zip(*(p.choices for p in plans), strict=True)]
     assert [Granularity.CFG in kinds for kinds in used] == [False, True, True, False, False, False]

@@ -20,7 +20,7 @@ JOINED = ModelRow(
     transformer="T",
     pipelines=("P",),
     blocks=("blocks",),
-    joined=("uncond", "cond"),
+    batched_cfg=("uncond", "cond"),
     batched=("hidden_states", "timestep"),
     shared=("rotary",),
 )

@@ -29,6 +29,7 @@ from mixcache.metrics import (
     video_ssim,
 )
 from mixcache.zoo import world
+from training import drawing
 
 RED_CIRCLE = world.Object(
     colour="red",
@@ -68,7 +69,7 @@ def shares_right(scenes: Iterable[world.Scene], draw: Callable[[world.Scene], to
 
 
 def blurred_and_noisy(drawn: world.Scene) -> torch.Tensor:
-    clip = world.draw(drawn)
+    clip = drawing.draw(drawn)
     taps = torch.exp(-0.5 * (torch.arange(-3, 4) / 0.8) ** 2)
     taps = taps / taps.sum()
     flat = torch.nn.functional.pad(clip.permute(0, 3, 1, 2).flatten(0, 1)[:, None], (3, 3, 3, 3), mode="replicate")
@@ -92,7 +93,7 @@ def test_psnr_is_of_the_whole_clip_not_the_mean_over_frames() -> None:
 
 
 def test_identical_clips() -> None:
-    clip = world.draw(scene(RED_CIRCLE))
+    clip = drawing.draw(scene(RED_CIRCLE))
     assert video_psnr(clip, clip.numpy()) == math.inf
     assert video_ssim(clip, clip.clone()) == pytest.approx(1.0)
 
@@ -165,38 +166,40 @@ def test_importing_metrics_leaves_torchmetrics_unloaded() -> None:
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
 
-def test_reader_is_right_on_drawn_clips() -> None:
-    shares = shares_right(world.sample_scenes(200, seed=11, held_out=True), world.draw)
+@pytest.mark.parametrize("num_scenes", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_reader_is_right_on_drawn_clips(num_scenes: int) -> None:
+    shares = shares_right(world.sample_scenes(num_scenes, seed=11, held_out=True), drawing.draw)
     assert min(shares.values()) >= 0.99, shares
 
 
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(25, 96, 96), (17, 64, 112), (9, 48, 48), (5, 160, 160)])
 def test_reader_is_right_at_other_sizes(num_frames: int, height: int, width: int) -> None:
     scenes = world.sample_scenes(25, seed=12, held_out=True)
-    shares = shares_right(scenes, lambda s: world.draw(s, num_frames=num_frames, height=height, width=width))
+    shares = shares_right(scenes, lambda s: drawing.draw(s, num_frames=num_frames, height=height, width=width))
     assert min(shares.values()) >= 0.99, shares
 
 
-def test_reader_stands_blur_and_noise() -> None:
-    shares = shares_right(world.sample_scenes(100, seed=13, held_out=True), blurred_and_noisy)
+@pytest.mark.parametrize("num_scenes", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_reader_stands_blur_and_noise(num_scenes: int) -> None:
+    shares = shares_right(world.sample_scenes(num_scenes, seed=13, held_out=True), blurred_and_noisy)
     assert min(shares.values()) >= 0.97, shares
 
 
 @pytest.mark.parametrize("colour", world.COLOURS)
 def test_each_colour_is_read_as_itself(colour: str) -> None:
-    reading = read_clip(world.draw(scene(dataclasses.replace(RED_CIRCLE, colour=colour))))
+    reading = read_clip(drawing.draw(scene(dataclasses.replace(RED_CIRCLE, colour=colour))))
     assert [thing.colour for thing in reading.objects] == [colour]
 
 
 def test_resting_object_and_frozen_clip_are_still() -> None:
-    clip = world.draw(scene(dataclasses.replace(RED_CIRCLE, shape="square", motion="spinning")))
+    clip = drawing.draw(scene(dataclasses.replace(RED_CIRCLE, shape="square", motion="spinning")))
     assert read_clip(clip).objects[0].motion == "spinning"
     assert read_clip(clip[:1].expand_as(clip)).objects[0].motion == STILL
     assert read_clip(clip[:1]).objects[0].motion == STILL
 
 
 def test_reversed_clip_moves_the_other_way() -> None:
-    clip = world.draw(scene(RED_CIRCLE))
+    clip = drawing.draw(scene(RED_CIRCLE))
     assert read_clip(clip).objects[0].motion == "left"
     assert read_clip(clip.flip(0)).objects[0].motion == "right"
     assert read_clip(clip.transpose(1, 2)).objects[0].motion == "up"
@@ -204,7 +207,7 @@ def test_reversed_clip_moves_the_other_way() -> None:
 
 def test_object_that_leaves_the_frame_does_not_grow() -> None:
     leaving = dataclasses.replace(RED_CIRCLE, anchor=(0.5, 0.2), motion="right", radius=0.44)
-    assert read_clip(world.draw(scene(leaving))).objects[0].motion == "right"
+    assert read_clip(drawing.draw(scene(leaving))).objects[0].motion == "right"
 
 
 def test_empty_clip_has_a_background_and_no_objects() -> None:
@@ -217,7 +220,7 @@ def test_empty_clip_has_a_background_and_no_objects() -> None:
 
 @pytest.mark.parametrize("side", [1, 4, 12])
 def test_tiny_frames_are_read_without_an_error(side: int) -> None:
-    assert read_clip(world.draw(scene(RED_CIRCLE), num_frames=3, height=side, width=side)).pattern in world.PATTERNS
+    assert read_clip(drawing.draw(scene(RED_CIRCLE), num_frames=3, height=side, width=side)).pattern in world.PATTERNS
 
 
 @pytest.mark.parametrize(
@@ -250,24 +253,24 @@ def test_adherence_of_a_clip_that_shows_something_else(
     changes: dict[str, str], expected: tuple[float, float, float]
 ) -> None:
     shown = scene(dataclasses.replace(RED_CIRCLE, **changes))  # type: ignore[arg-type]
-    got = adherence(world.draw(shown), scene(RED_CIRCLE).caption)
+    got = adherence(drawing.draw(shown), scene(RED_CIRCLE).caption)
     assert (got.colour, got.shape, got.motion, got.background) == (*expected, 1.0)
 
 
 def test_adherence_of_two_objects_is_a_share() -> None:
     other = dataclasses.replace(LOWER, colour="yellow", motion="spinning")
     asked = scene(UPPER, LOWER, pattern="gradient", tone="black").caption
-    assert adherence(world.draw(scene(LOWER, UPPER, pattern="gradient", tone="black")), asked).mean == 1.0
-    got = adherence(world.draw(scene(UPPER, other, pattern="gradient", tone="white")), asked)
+    assert adherence(drawing.draw(scene(LOWER, UPPER, pattern="gradient", tone="black")), asked).mean == 1.0
+    got = adherence(drawing.draw(scene(UPPER, other, pattern="gradient", tone="white")), asked)
     assert got == Adherence(colour=0.5, shape=1.0, motion=0.5, background=0.5)
     assert got.mean == pytest.approx(0.625)
-    alone = adherence(world.draw(scene(UPPER, pattern="chequered", tone="grey")), asked)
+    alone = adherence(drawing.draw(scene(UPPER, pattern="chequered", tone="grey")), asked)
     assert alone == Adherence(colour=0.5, shape=0.5, motion=0.5, background=0.0)
 
 
 def test_left_over_objects_are_paired_by_what_agrees() -> None:
     shown = scene(dataclasses.replace(LOWER, colour="green"), dataclasses.replace(UPPER, colour="yellow"))
-    got = adherence(world.draw(shown), scene(UPPER, LOWER).caption)
+    got = adherence(drawing.draw(shown), scene(UPPER, LOWER).caption)
     assert got == Adherence(colour=0.0, shape=1.0, motion=1.0, background=1.0)
 
 

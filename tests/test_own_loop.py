@@ -113,7 +113,7 @@ PLAIN = reference(["compute"] * NUM_STEPS)
 
 @pytest.mark.parametrize("granularity", ["step", "cfg", "block"])
 def test_each_granularity_does_what_it_says(granularity: str) -> None:
-    latents, trace = denoised(EveryNth(granularity=granularity, period=2))
+    latents, trace = denoised(EveryNth(granularities=granularity, period=2))
     chosen = [entry.granularity.value for entry in trace]
     assert chosen.count(granularity) == 3
     torch.testing.assert_close(latents, reference(chosen), rtol=1e-6, atol=1e-6)

@@ -36,9 +36,9 @@ def small_profile(**changed: Any) -> Profile:
         "outputs": [[1.0, 0.0], [2.0, 0.5], [4.0, 1.0]],
         "differences": [[0.1, 0.0], [0.2, 0.1], [0.3, 0.1]],
         "residuals": [[1.0], [0.9], [0.7]],
-        "carry": {"step": [[1.0, 2.0], [0.5, 1.0]], "block": [[1.0, 0.5]]},
+        "sensitivity": {"step": [[1.0, 2.0], [0.5, 1.0]], "block": [[1.0, 0.5]]},
         "costs": {"compute": 1.0, "step": 0.1, "cfg": 0.6, "block": 0.5},
-        "trust": 1.0,
+        "damping": 1.0,
         "psnr_at_one": 10.0,
         "band": 1.5,
         "impacts": {"step": 1.0},
@@ -124,15 +124,6 @@ def test_a_profile_of_two_experts_is_saved_and_loaded(tmp_path: Path) -> None:
     assert (first.second, second.weights, second.others[0].weights) == (None, "2" * 16, "2" * 16)
 
 
-def test_an_older_profile_is_read_as_that_of_one_transformer(tmp_path: Path) -> None:
-    values = asdict(with_fewer_steps())
-    for older in (values, *values["others"]):
-        older["format"] = 6
-        del older["second"], older["share"]
-    (tmp_path / "old.json").write_text(json.dumps(values))
-    assert Profile.load(tmp_path / "old.json") == with_fewer_steps()
-
-
 @pytest.mark.parametrize(
     ("of_second", "message"),
     [
@@ -170,8 +161,8 @@ def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
         (b'{"format": 3,\n "model": "sma', r"broken off or damaged JSON \(line 2\)"),
         (b"[1, 2]", "is no profile of mixcache"),
         (b'{"name": "small"}', "is no profile of mixcache"),
-        (b'{"format": 8, "model": "small"}', f"has format 8, newer than this mixcache, which reads {FORMAT}"),
-        (b'{"format": 1, "model": "small"}', f"has format 1, not of this mixcache, which reads {FORMAT}"),
+        (b'{"format": 9, "model": "small"}', f"has format 9, newer than this mixcache, which reads {FORMAT}"),
+        (b'{"format": 7, "model": "small"}', f"has format 7, not of this mixcache, which reads {FORMAT}"),
         (b'{"format": "two"}', "has format two, not of this mixcache"),
     ],
 )
@@ -197,11 +188,11 @@ def test_a_directory_is_no_profile(tmp_path: Path) -> None:
         ({"costs": None}, "it has no 'costs'"),
         ({"provenance": None}, "it has no 'provenance'"),
         ({"band": float("nan")}, "band is under 1"),
-        ({"trust": 1.5}, "trust is not between 0 and 1"),
+        ({"damping": 1.5}, "damping is not between 0 and 1"),
         ({"psnr_at_one": float("nan")}, "a NaN is in it"),
         ({"psnr_at_one": float("inf")}, "a NaN is in it"),
         ({"outputs": [[1.0], [float("nan")], [1.0]], "differences": [[0.0]] * 3}, "a NaN is in it"),
-        ({"carry": {"step": [[1.0, float("nan")]]}}, "a NaN is in it"),
+        ({"sensitivity": {"step": [[1.0, float("nan")]]}}, "a NaN is in it"),
         ({"sigmas": [80.0, 5.0, 0.5, 0.0]}, "sigmas are over 1"),
         ({"sigmas": [1.0, 0.5, 0.75, 0.0]}, "sigmas does not fall"),
         ({"sigmas": [1.0, 0.5, 0.5, 0.0]}, "sigmas does not fall"),
@@ -214,9 +205,9 @@ def test_a_directory_is_no_profile(tmp_path: Path) -> None:
         ({"outputs": [[1.0, 0.0], [1.0], [1.0, 0.0]]}, "outputs has points of different dimensions"),
         ({"outputs": [[1.0]] * 3}, "outputs and differences are not in the same space"),
         ({"outputs": [1.0, 2.0, 3.0]}, "is no sound profile"),
-        ({"carry": {}}, "carry has nothing for step"),
-        ({"carry": {"step": []}}, "carry has nothing for step"),
-        ({"carry": ["step"]}, "is no sound profile"),
+        ({"sensitivity": {}}, "sensitivity has nothing for step"),
+        ({"sensitivity": {"step": []}}, "sensitivity has nothing for step"),
+        ({"sensitivity": ["step"]}, "is no sound profile"),
         ({"costs": {"compute": 1.0}}, "costs lacks compute or step"),
         ({"costs": {"compute": 1.0, "step": 0.0}}, "a cost is not over 0"),
         ({"costs": {"compute": 1.0, "step": "cheap"}}, "is no sound profile"),

@@ -36,7 +36,7 @@ def trace() -> list[dict[str, Any]]:
             "step": index,
             "sigma": 1.0 - index / 8,
             "granularity": granularity,
-            "order": 1,
+            "predictor": "line",
             "reason": "cadence",
             "deviation": 0.5 / 4**index if granularity == "compute" and index else None,
             "non_finite": 0,
@@ -210,13 +210,14 @@ def test_page_escapes_captions_and_settings(tmp_path: Path) -> None:
     assert page.open == []
 
 
-def test_page_has_one_cell_per_step_and_one_dot_per_deviation(tmp_path: Path) -> None:
+def test_page_has_one_cell_per_step_and_a_curve_per_clip(tmp_path: Path) -> None:
     page = written(tmp_path, report())
     assert [cell["class"] for cell in page.with_class("cell")] == [f"cell {name}" for name in GRANULARITIES * 2]
     assert page.with_class("cell")[4]["title"] == (
         "step 4 · sigma 0.500 · compute · order 1 · cadence · deviation 0.00195"
     )
-    assert len(page.with_class("dot")) == 2 * 3
+    assert len(page.with_class("curve")) == 2
+    assert page.text.count("Measured deviation over the step") == 2
 
 
 def test_page_asks_nothing_from_outside_and_embeds_only_videos_beside_it(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_page_asks_nothing_from_outside_and_embeds_only_videos_beside_it(tmp_pat
     sources = [
         value for _, attributes in page.tags for name, value in attributes.items() if name in {"src", "href", "srcset"}
     ]
-    assert len(sources) == 2 * 3 * 5 + 1
+    assert len(sources) == 2 * (3 * 5 + 1) + 1  # of each clip three strips of five frames and a curve; a film
     assert all(source is not None and source.startswith("data:") for source in sources)
     assert [attributes["src"] for tag, attributes in page.tags if tag == "video"] == ["data:video/mp4;base64,dmlkZW8="]
     assert not {"link", "script", "iframe"} & {tag for tag, _ in page.tags}
@@ -265,20 +266,27 @@ def test_page_needs_pixels_for_every_clip(tmp_path: Path) -> None:
         write_html(report(), [], tmp_path / "report.html")
 
 
-def test_curve_changes_to_a_logarithmic_axis_for_wide_ranges() -> None:
+def test_curve_goes_through_what_was_measured_and_changes_to_a_logarithmic_axis_for_wide_ranges() -> None:
     steps = [{"step": index, "deviation": value} for index, value in enumerate([None, 0.02, float("nan"), 0.01])]
-    linear = timeline.curve(steps)
-    assert linear is not None
-    assert not linear.logarithmic
-    assert [tick.text for tick in linear.ticks] == ["0", "0.01", "0.02"]
-    assert [(point.x, point.y) for point in linear.points] == [(37.5, 0.0), (87.5, 50.0)]
-    wide = timeline.curve(
-        [{"step": 0, "deviation": 1.0}, {"step": 1, "deviation": 0.001}, {"step": 2, "deviation": 0.0}]
-    )
-    assert wide is not None
-    assert wide.logarithmic
-    assert [(point.x, point.y) for point in wide.points] == [(16.667, 0.0), (50.0, 100.0), (83.333, 100.0)]
-    assert timeline.curve(steps[:1]) is None
+    (linear,) = timeline.curve(steps).axes
+    assert [tuple(point) for point in linear.lines[0].get_xydata()] == [(1, 0.02), (3, 0.01)]
+    assert (linear.get_xlim(), linear.get_ylim()[0], linear.get_yscale()) == ((-0.5, 3.5), 0.0, "linear")
+    wide = [{"step": 0, "deviation": 1.0}, {"step": 1, "deviation": 0.001}, {"step": 2, "deviation": 0.0}]
+    assert timeline.curve(wide).axes[0].get_yscale() == "log"
+
+
+def test_without_a_deviation_the_steps_have_their_numbers_alone(tmp_path: Path) -> None:
+    unmeasured = [entry | {"deviation": None} for entry in trace()]
+    (axes,) = timeline.curve(unmeasured).axes
+    assert not axes.lines
+    assert axes.get_xlim() == (-0.5, 7.5)
+    page = written(tmp_path, report(clips=[clip | {"trace": unmeasured} for clip in report()["clips"]]))
+    assert len(page.with_class("curve")) == 2
+    assert "Measured deviation over the step" not in page.text
+    assert "None was measured here." in page.text
+
+
+def test_a_granularity_without_a_colour_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown granularity 'frame' at step 3; there are compute, cfg, block, step"):
         timeline.cells([{"step": 3, "granularity": "frame"}])
 

@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SHORT: dict[str, Any] = {"num_warmup_steps": 1, "num_cooldown_steps": 0}
 POLICIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("always_compute", {}),
-    ("every_nth", {"granularity": "step", "corrector": True, "period": 2, **SHORT}),
-    ("every_nth", {"granularity": "cfg", "period": 2, **SHORT}),
-    ("every_nth", {"granularity": "block", "period": 2, **SHORT}),
+    ("every_nth", {"granularities": "step", "corrector": True, "period": 2, **SHORT}),
+    ("every_nth", {"granularities": "cfg", "period": 2, **SHORT}),
+    ("every_nth", {"granularities": "block", "period": 2, **SHORT}),
     ("mixcache", {"delta_1": 1e3, "delta_2": 1e3, **SHORT}),
     ("hindsight", {"error": 1e3, "max_cached_run": 2, **SHORT}),
 )

@@ -45,7 +45,7 @@ def alone(make_pipeline: Make, generate: Generate) -> dict[str, torch.Tensor]:
     pipeline = make_pipeline()
     clips = {"plain": generate(pipeline)}
     for granularity in PATTERNS:
-        with mixcache.enable(pipeline, "every_nth", granularity=granularity, period=2):
+        with mixcache.enable(pipeline, "every_nth", granularities=granularity, period=2):
             clips[granularity] = generate(pipeline)
     return clips
 
@@ -54,7 +54,7 @@ def enabled(pipeline: Any, switch_on: Callable[[Any], None], order: str, granula
     """Switches the cache on, and something else before or after it."""
     if order == "before":
         switch_on(pipeline)
-    handle = mixcache.enable(pipeline, "every_nth", granularity=granularity, period=2)
+    handle = mixcache.enable(pipeline, "every_nth", granularities=granularity, period=2)
     if order == "after":
         switch_on(pipeline)
     return handle
@@ -190,7 +190,7 @@ def test_weights_stored_in_8_bits(make_pipeline: Make, generate: Generate, order
                 parameter.copy_(of[name].to(parameter.dtype))
 
     round_weights(rounded := make_pipeline())
-    with mixcache.enable(rounded, "every_nth", granularity=granularity, period=2):
+    with mixcache.enable(rounded, "every_nth", granularities=granularity, period=2):
         expected = generate(rounded)
     pipeline = make_pipeline()
     handle = enabled(pipeline, cast_layers, order, granularity)
@@ -211,7 +211,7 @@ def test_weights_that_change_between_two_clips_leave_nothing_old(
             pipeline.transformer.blocks[1].attn1.to_q.weight.add_(0.1)
             pipeline.transformer.proj_out.weight.mul_(1.5)
 
-    settings = {"granularity": granularity, "period": 2}
+    settings = {"granularities": granularity, "period": 2}
     mixcache.enable(fresh := make_pipeline(), "every_nth", **settings)
     change(fresh)
     pipeline = make_pipeline()
@@ -249,10 +249,10 @@ def test_a_lora_that_comes_and_is_switched_leaves_nothing_old(
     expected = []
     for name in ("one", "two"):
         fresh.transformer.set_adapters(name)
-        with mixcache.enable(fresh, "every_nth", granularity=granularity, period=2):
+        with mixcache.enable(fresh, "every_nth", granularities=granularity, period=2):
             expected.append(generate(fresh))
     pipeline = make_pipeline()
-    handle = mixcache.enable(pipeline, "every_nth", granularity=granularity, period=2)
+    handle = mixcache.enable(pipeline, "every_nth", granularities=granularity, period=2)
     generate(pipeline)
     load(pipeline)
     for clip, other in zip(clips(pipeline), (*expected, expected[0]), strict=True):
@@ -303,7 +303,7 @@ def test_torch_compile_around_an_enabled_transformer_is_cached_and_it_is_said_th
     alone: dict[str, torch.Tensor], pipeline: Any, generate: Generate, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch._dynamo.reset()
-    handle = mixcache.enable(pipeline, "every_nth", granularity="step", period=2)
+    handle = mixcache.enable(pipeline, "every_nth", granularities="step", period=2)
     pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
     with caplog.at_level(logging.WARNING, "mixcache"):
         assert torch.equal(generate(pipeline), alone["step"])
@@ -345,7 +345,7 @@ def test_a_pipeline_that_shares_the_transformer_is_cached_with_it(
     alone: dict[str, torch.Tensor], make_pipeline: Make, generate: Generate, granularity: str
 ) -> None:
     """`from_pipe` shares the scheduler too, so the clock is that of the run; `disable` on either ends it for both."""
-    settings = {"granularity": granularity, "period": 2}
+    settings = {"granularities": granularity, "period": 2}
     other = WanVideoToVideoPipeline.from_pipe(make_pipeline())
     other.set_progress_bar_config(disable=True)
     plain = from_video(other)
@@ -376,9 +376,9 @@ def test_a_pipeline_with_the_transformer_and_a_scheduler_of_its_own_has_a_run_of
     pipeline, stranger = make_pipeline(), make_pipeline()
     second = WanVideoToVideoPipeline.from_pipe(pipeline, scheduler=stranger.scheduler)
     second.set_progress_bar_config(disable=True)
-    with mixcache.enable(second, "every_nth", granularity="step", period=2):
+    with mixcache.enable(second, "every_nth", granularities="step", period=2):
         expected = from_video(second)
-    handle = mixcache.enable(pipeline, "every_nth", granularity="step", period=2)
+    handle = mixcache.enable(pipeline, "every_nth", granularities="step", period=2)
     clip = generate(pipeline)
     assert torch.equal(from_video(second), expected)
     assert torch.equal(generate(pipeline), clip)
@@ -390,7 +390,7 @@ def test_a_pipeline_made_of_one_that_is_enabled_takes_its_transformer(
     alone: dict[str, torch.Tensor], pipeline: Any, generate: Generate
 ) -> None:
     """`from_pipe` takes the components whose class is the one that it expects."""
-    with mixcache.enable(pipeline, "every_nth", granularity="block", period=2):
+    with mixcache.enable(pipeline, "every_nth", granularities="block", period=2):
         second = WanVideoToVideoPipeline.from_pipe(pipeline)
         assert second.transformer is pipeline.transformer
         assert torch.equal(generate(pipeline), alone["block"])
@@ -470,7 +470,7 @@ def test_bfloat16(name: str) -> None:
         for part, same in zip(tensors(generate_variant(variant, pipeline)), plain, strict=True):
             assert torch.equal(part, same)
     outputs: list[torch.Tensor] = []
-    with mixcache.enable(pipeline, "every_nth", granularity="step", **SHORT) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", **SHORT) as handle:
         for expert in experts_of(pipeline).values():
             expert.register_forward_hook(lambda module, args, out: outputs.extend(torch.utils._pytree.tree_leaves(out)))
         cached = tensors(generate_variant(variant, pipeline))
@@ -491,7 +491,7 @@ def test_a_run_that_is_interrupted_leaves_nothing_for_the_next(name: str) -> Non
         pipe._interrupt = step >= variant.num_steps // 2
         return values
 
-    with mixcache.enable(pipeline, "every_nth", granularity="step", **SHORT) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", **SHORT) as handle:
         fresh = tensors(generate_variant(variant, pipeline))
         arguments = variant.arguments() | {"callback_on_step_end": interrupt}
         pipeline(generator=torch.Generator("cpu").manual_seed(1), **arguments)
@@ -515,7 +515,7 @@ def test_two_videos_for_a_prompt(name: str, granularity: str) -> None:
         arguments = variant.arguments() | {"num_videos_per_prompt": len(seeds)}
         return torch.as_tensor(variant.output(pipeline(generator=generators, **arguments)))
 
-    with mixcache.enable(pipeline, "every_nth", granularity=granularity, **SHORT) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities=granularity, **SHORT) as handle:
         together = clip([0, 1])
         single = [clip([seed]) for seed in (0, 1)]
     assert len(together) == 2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mixcache.decision import Granularity
+from mixcache.predictors import LINE
 from mixcache.trace import Call, Trace, TraceEntry
 
 
@@ -14,7 +15,7 @@ def entry(step: int, granularity: Granularity, num_blocks: tuple[int, ...], **fi
     """An entry whose calls ran that many blocks; 0 blocks: the transformer was not entered."""
     branches = ("cond", "uncond")
     calls = tuple(Call(branch=b, computed=n > 0, num_blocks=n) for b, n in zip(branches, num_blocks, strict=False))
-    settings = {"generation": 0, "num_steps": 4, "sigma": 1 - step / 4, "order": 0, "reason": "test"} | fields
+    settings = {"generation": 0, "num_steps": 4, "sigma": 1 - step / 4, "reason": "test"} | fields
     return TraceEntry(step=step, granularity=granularity, calls=calls, **settings)
 
 
@@ -23,7 +24,7 @@ def example() -> Trace:
     return Trace(
         [
             entry(0, Granularity.COMPUTE, (10, 10), deviation=0.25, distances={Granularity.CFG: 0.5}, held_bytes=64),
-            entry(1, Granularity.STEP, (0, 0), order=1),
+            entry(1, Granularity.STEP, (0, 0), predictor=LINE),
             entry(2, Granularity.CFG, (10, 0), non_finite=1),
             entry(3, Granularity.BLOCK, (2, 2)),
         ],
@@ -38,7 +39,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     assert list(loaded) == list(example())
     assert loaded.num_blocks == 10
     assert isinstance(loaded[0].granularity, Granularity)
-    assert json.loads(path.read_text().splitlines()[0]) == {"mixcache_trace": 1, "num_blocks": 10}
+    assert json.loads(path.read_text().splitlines()[0]) == {"mixcache_trace": 2, "num_blocks": 10}
     assert len(path.read_text().splitlines()) == 5
 
 
@@ -85,7 +86,7 @@ def test_keep_generations() -> None:
     assert len(empty) == 0
 
 
-HEADER = '{"mixcache_trace": 1, "num_blocks": 4}'
+HEADER = '{"mixcache_trace": 2, "num_blocks": 4}'
 
 
 def changed(**fields: Any) -> str:
@@ -106,8 +107,8 @@ def without(name: str) -> str:
         (["[]"], 1),
         (["3"], 1),
         (["{}"], 1),
-        (['{"mixcache_trace": 2, "num_blocks": 4}'], 1),
-        (['{"mixcache_trace": 1, "num_blocks": "many"}'], 1),
+        (['{"mixcache_trace": 3, "num_blocks": 4}'], 1),
+        (['{"mixcache_trace": 2, "num_blocks": "many"}'], 1),
         ([HEADER, changed(), "{"], 3),
         ([HEADER, "", changed()], 2),
         ([HEADER, "[]"], 2),
@@ -116,6 +117,7 @@ def without(name: str) -> str:
         ([HEADER, without("sigma")], 2),
         ([HEADER, changed(extra=1)], 2),
         ([HEADER, changed(granularity="steps")], 2),
+        ([HEADER, changed(predictor="lime")], 2),
         ([HEADER, changed(distances=[])], 2),
         ([HEADER, changed(distances={"cfg": None})], 2),
         ([HEADER, changed(), changed(calls=[{"branch": "cond"}])], 3),

@@ -37,7 +37,7 @@ def test_a_budget_that_nothing_fits_into(pipeline: Any, generate: Generate, capl
         generate(pipeline)
         generate(pipeline)
         told = handle.summary()["why_not"]
-    assert told.startswith("nothing was cached: harm 0 + ")
+    assert told.startswith("nothing was cached: cost 0 + ")
     assert "is over the budget (" in told
     assert [line.partition(":")[0] for line in lines(caplog)] == ["nothing was cached"]
 

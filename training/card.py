@@ -37,7 +37,7 @@ folder without mixcache. It exists so that caching can be shown, tested and meas
 
 ## Data
 
-Clips drawn by `mixcache.zoo.world`: one or two of four shapes in six colours and two sizes, seven motions, on plain,
+Clips drawn by training/drawing.py: one or two of four shapes in six colours and two sizes, seven motions, on plain,
 gradient or chequered backgrounds in three tones, anti-aliased, 17 frames of 96x96 pixels, with a caption from its
 grammar. A tenth of all captions, chosen by their SHA-256, is held out of every training.
 

@@ -21,6 +21,7 @@ from diffusers.models.autoencoders import autoencoder_kl_hunyuan_video as hunyua
 
 from mixcache.zoo import folder, world
 
+from drawing import draw_batch
 from loop import LoopConfig, clip_psnr, train
 from students import STUDENTS, load_latents
 from train_transformer import latent_scale
@@ -111,7 +112,7 @@ def main() -> None:
     def loss_at(step: int, num_clips: int, num_frames: int) -> torch.Tensor:
         """Latents of the first frame, or of all frames, and what they were encoded from."""
         rows = np.random.default_rng((args.seed, num_frames, step)).integers(len(scenes), size=num_clips)
-        clips = world.draw_batch([scenes[row] for row in rows], num_frames=num_frames).to(device)
+        clips = draw_batch([scenes[row] for row in rows], num_frames=num_frames).to(device)
         chosen = torch.from_numpy(latents[rows][:, :, : (num_frames + 3) // 4]).float().to(device)
         return loss_of(vae, clips, chosen, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
 
@@ -132,7 +133,7 @@ def finish(vae: torch.nn.Module, out: Path, num_clips: int) -> None:
     """Measures encoder and decoder on held-out clips and saves the autoencoder."""
     teacher = AutoencoderKLWan.from_pretrained(folder("shapes-wan") / "vae", torch_dtype=torch.float32).to(vae.device)
     mean, std = latent_scale(teacher)
-    unseen = world.draw_batch(world.sample_scenes(num_clips, 78, held_out=True)).to(vae.device)
+    unseen = draw_batch(world.sample_scenes(num_clips, 78, held_out=True)).to(vae.device)
     own, shared, missed = [], [], []
     for clips in unseen.split(4):
         latents = (teacher.encode(clips).latent_dist.mode() - mean) / std

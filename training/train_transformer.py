@@ -19,6 +19,7 @@ from transformers import UMT5EncoderModel
 from mixcache.zoo import world
 from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
+from drawing import draw_batch
 from loop import LoopConfig, avoid_fused_attention, train
 from text_encoders import build_text_encoders, embeddings
 
@@ -61,7 +62,7 @@ def encode_clips(
     num_done = int(done_path.read_text()) if done_path.exists() else 0
     latents = np.lib.format.open_memmap(path, mode="r+" if num_done else "w+", dtype=np.float16, shape=shape)
     for start in range(num_done, num_clips, part):
-        clips = world.draw_batch(scenes[start : start + part], height=side, width=side).to(vae.device)
+        clips = draw_batch(scenes[start : start + part], height=side, width=side).to(vae.device)
         with torch.autocast(clips.device.type, torch.bfloat16):
             encoded = vae.encode(clips).latent_dist.mean
         latents[start : start + part] = ((encoded.float() - mean) / std).half().cpu().numpy()

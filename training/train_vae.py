@@ -22,6 +22,7 @@ from diffusers.models.autoencoders import autoencoder_kl_wan as wan_vae
 
 from mixcache.zoo import world
 
+from drawing import draw_batch
 from loop import LoopConfig, clip_psnr, train
 
 CONFIG = dict(
@@ -118,7 +119,7 @@ def main() -> None:
         vae.quant_conv.bias[CONFIG["z_dim"] :] = FIRST_LOG_VARIANCE
 
     def frame_loss(step: int) -> torch.Tensor:
-        clips = world.draw_batch(
+        clips = draw_batch(
             scenes_at(step, 3 * args.batch, args.seed), num_frames=5, height=SMALL_SIDE, width=SMALL_SIDE
         )
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
@@ -127,7 +128,7 @@ def main() -> None:
         return reconstruction_loss(vae, frames.to(device), generator)
 
     def small_clips(step: int, seed: int) -> torch.Tensor:
-        return world.draw_batch(scenes_at(step, args.batch, seed), height=SMALL_SIDE, width=SMALL_SIDE).to(device)
+        return draw_batch(scenes_at(step, args.batch, seed), height=SMALL_SIDE, width=SMALL_SIDE).to(device)
 
     def clip_loss(step: int) -> torch.Tensor:
         clips = small_clips(step, args.seed + 1)
@@ -138,7 +139,7 @@ def main() -> None:
         return sharpening_loss(vae, clips, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
 
     def full_size_loss(step: int) -> torch.Tensor:
-        clips = world.draw_batch(scenes_at(step, args.batch // 2, args.seed + 3)).to(device)
+        clips = draw_batch(scenes_at(step, args.batch // 2, args.seed + 3)).to(device)
         return sharpening_loss(vae, clips, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
 
     frames = LoopConfig(num_steps=args.frame_steps, learning_rate=2e-3, muon_learning_rate=0.02)
@@ -159,10 +160,10 @@ def main() -> None:
 def finish(vae: AutoencoderKLWan, out: Path) -> None:
     """Measures the latents on training captions and the reconstruction on held-out ones, and saves the autoencoder."""
     device = vae.device
-    seen = world.draw_batch(world.sample_scenes(96, 77, held_out=False)).to(device)
+    seen = draw_batch(world.sample_scenes(96, 77, held_out=False)).to(device)
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in seen.split(8)]).transpose(0, 1).flatten(1)
     vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
-    unseen = world.draw_batch(world.sample_scenes(64, 78, held_out=True)).to(device)
+    unseen = draw_batch(world.sample_scenes(64, 78, held_out=True)).to(device)
     psnrs = []
     for part in unseen.split(8):
         decoded = vae.decode(vae.encode(part).latent_dist.mode()).sample

@@ -24,6 +24,7 @@ from mixcache.policies import (
     Policy,
     Replay,
 )
+from mixcache.predictors import PREDICTORS, Lagrange, Predictor, Reuse
 from mixcache.summary import Summary
 from mixcache.trace import Trace, TraceEntry
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "POLICIES",
+    "PREDICTORS",
     "AlwaysCompute",
     "Bounded",
     "Decision",
@@ -42,13 +44,16 @@ __all__ = [
     "Granularity",
     "Handle",
     "Hindsight",
+    "Lagrange",
     "Measurement",
     "MixCache",
     "MixCacheConfig",
     "Planned",
     "Policy",
+    "Predictor",
     "Profile",
     "Replay",
+    "Reuse",
     "Step",
     "Summary",
     "Trace",

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from mixcache.names import unknown_name
 from mixcache.policies import POLICIES, Bounded, Policy
 
 BOUNDS = ("num_warmup_steps", "num_cooldown_steps", "max_age", "max_cached_run")
 SPAN = ("span_first", "span_after")
 DEFAULT_POLICY = "hindsight"
-"""The best without a calibration over the whole range of speed-ups, see docs/results/method-study.md."""
+"""Needs no calibration; how it compares is in docs/results."""
 
 
 def default_policy(settings: Iterable[str]) -> str:
     """The policy where none is named: the planned one if a speed-up or a quality is asked for."""
     return "planned" if {"speedup", "quality"} & set(settings) else DEFAULT_POLICY
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """One sentence: what is unknown, what is nearest, what there is."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{hint} (there are: {', '.join(known) or 'none'})"
 
 
 def parse_settings(pairs: Iterable[str] | None) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mixcache.predictors import REUSE, Predictor
+
 
 class Granularity(str, Enum):
     """What is left out of one denoising step; all calls of the step follow it."""
@@ -24,8 +26,8 @@ class Granularity(str, Enum):
         return self.value
 
 
-Choice = tuple[Granularity, int]
-"""A granularity and the order of its predictor."""
+Choice = tuple[Granularity, Predictor]
+"""A granularity and its predictor."""
 
 CACHED = (Granularity.STEP, Granularity.CFG, Granularity.BLOCK)
 """The granularities that leave something out, the largest saving first."""
@@ -47,7 +49,8 @@ class Step:
     """Steps since the last computed value of what a granularity would predict from; a granularity that cannot be used
     is absent."""
     history_lengths: Mapping[Granularity, int] = field(default_factory=dict)
-    """Computed values at hand for each usable granularity: order n needs n + 1."""
+    """Computed values at hand for each usable granularity: a predictor needs its
+    `num_values`."""
     num_cached: int = 0
     """Cached steps since the last computed one, as they were done."""
     sigmas: tuple[float, ...] = ()
@@ -74,19 +77,17 @@ class Decision:
     """What a policy answers."""
 
     granularity: Granularity
-    order: int = 0
-    """Order of the predictor, 0 to 2; of no meaning for `compute`."""
-    trust: float = 1.0
-    """How far an extrapolation is followed, as a share: 0 repeats the last value, 1 takes the polynomial."""
+    predictor: Predictor = REUSE
+    """Of no meaning for `compute`."""
     reason: str = ""
     """Why, in a few words for the trace."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """What one granularity and order would have given at a computed step, for any trust in the extrapolation.
+    """What one granularity and predictor would have given at a computed step, however damped.
 
-    With t = true - last computed, x = extrapolated - last computed, both as changes of the guided output v; inner
+    With t = true - last computed, x = predicted - last computed, both as changes of the guided output v; inner
     products over that of v with itself.
     """
 
@@ -97,13 +98,13 @@ class Trial:
     reach: float = 0.0
     """<x, x>"""
 
-    def error(self, trust: float = 1.0) -> float:
-        """rms(predicted - v) / rms(v), where the extrapolation is followed for a share `trust`."""
-        square = self.missed - 2 * trust * self.overlap + trust**2 * self.reach
+    def error(self, damping: float = 1.0) -> float:
+        """rms(predicted - v) / rms(v), where the prediction is followed for a share."""
+        square = self.missed - 2 * damping * self.overlap + damping**2 * self.reach
         return math.sqrt(max(0.0, square)) if math.isfinite(square) else square
 
     @property
-    def best_trust(self) -> float:
+    def best_damping(self) -> float:
         """The share, 0 to 1, at which the error would have been least; 1 where nothing moved."""
         return min(1.0, max(0.0, self.overlap / self.reach)) if self.reach > 0 else 1.0
 
@@ -116,11 +117,11 @@ class Measurement:
     """Index of the computed step."""
     sigma: float
     deviation: float | None
-    """Relative error that a `step` of the policy's order would have made here: L1, mean|predicted - v| / mean|v|, or
-    the rms of its trial for policies that look back. Absent without a history, and where those may not choose
+    """Relative error that a `step` by the policy's predictor would have made here: L1, mean|predicted - v| / mean|v|,
+    or the rms of its trial for policies that want trials. Absent without a history, and where those may not choose
     `step`."""
     distances: Mapping[Granularity, float] = field(default_factory=dict)
     """Relative L1 change, between the last two computed values, of what each granularity would reuse; not for policies
-    that look back."""
+    that want trials."""
     trials: Mapping[Choice, Trial] = field(default_factory=dict)
-    """What each granularity and order that the histories allowed would have given; for policies that look back."""
+    """What each granularity and predictor that the histories allowed would have given; for policies that want them."""

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from mixcache import zoo
 from mixcache.arguments import check_call
-from mixcache.config import unknown_name
+from mixcache.names import unknown_name
 
 DTYPES = ("float32", "bfloat16", "float16")
 WAN = ("Wan", "SkyReelsV2", "LucyEdit", "ChronoEdit")

@@ -7,15 +7,16 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from mixcache.decision import Granularity
+from mixcache.predictors import REUSE, Predictor, predictor_of
 from mixcache.store import write_whole
 
-FORMAT = 1
+FORMAT = 2
 MAX_RUN = 1000
 """Steps of one run that are looked at when it is over."""
 
@@ -45,10 +46,9 @@ class TraceEntry:
     sigma: float
     """As the scheduler gives it."""
     granularity: Granularity
-    order: int
     reason: str
-    trust: float = 1.0
-    """How far an extrapolation was followed, as a share."""
+    predictor: Predictor = REUSE
+    """Of no meaning for `compute`."""
     calls: tuple[Call, ...] = ()
     deviation: float | None = None
     distances: Mapping[Granularity, float] = field(default_factory=dict)
@@ -61,21 +61,13 @@ class TraceEntry:
     """Cached steps before this computed one that were taken again with what it showed."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "generation": self.generation,
-            "step": self.step,
-            "num_steps": self.num_steps,
-            "sigma": self.sigma,
+        """Plain values by the names of the fields; a deviation or distance that is not finite is left out."""
+        return asdict(self) | {
             "granularity": self.granularity.value,
-            "order": self.order,
-            "reason": self.reason,
-            "trust": self.trust,
-            "calls": [{"branch": c.branch, "computed": c.computed, "num_blocks": c.num_blocks} for c in self.calls],
+            "predictor": str(self.predictor),
+            "calls": [asdict(call) for call in self.calls],
             "deviation": self.deviation if self.deviation is not None and math.isfinite(self.deviation) else None,
             "distances": {granularity.value: v for granularity, v in self.distances.items() if math.isfinite(v)},
-            "non_finite": self.non_finite,
-            "held_bytes": self.held_bytes,
-            "num_corrected": self.num_corrected,
         }
 
     @classmethod
@@ -85,7 +77,8 @@ class TraceEntry:
         calls = tuple(Call(**call) for call in fields.pop("calls"))
         distances = {Granularity(name): float(value) for name, value in fields.pop("distances").items()}
         granularity = Granularity(fields.pop("granularity"))
-        return cls(granularity=granularity, calls=calls, distances=distances, **fields)
+        predictor = predictor_of(fields.pop("predictor"))
+        return cls(granularity=granularity, predictor=predictor, calls=calls, distances=distances, **fields)
 
 
 class Trace:

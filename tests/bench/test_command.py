@@ -230,7 +230,7 @@ def test_a_bench_writes_results_that_can_be_read_again(
     monkeypatch.setitem(FAMILIES, "broken", lambda num_steps: [broken])
     (tmp_path / "prompts.txt").write_text(f"a cat\n\n{CAPTION}\n")
     arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--num-prompts", "1", "--scheduler", "euler"]
-    methods = ["--steps", "6", "--methods", "few, broken,every_nth:granularity=cfg:order=1:num_warmup_steps=2"]
+    methods = ["--steps", "6", "--methods", "few, broken,every_nth:granularities=cfg:predictor=line:num_warmup_steps=2"]
     out = tmp_path / "new" / "bench"
     ended = runner.invoke(cli.app, ["bench", "--out", str(out), *arguments, *methods])
     assert ended.exit_code == 0, ended.output

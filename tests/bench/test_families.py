@@ -49,12 +49,12 @@ def test_a_policy_takes_settings() -> None:
 
 
 def test_a_setting_may_be_a_list_or_a_map() -> None:
-    text = 'hindsight:choices=["step","cfg"]:order=0,ours,mixcache:impacts={"step":1.0,"cfg":0.5},quick'
+    text = 'hindsight:granularities=["step","cfg"]:predictors=line,ours,mixcache:impacts={"step":1.0,"cfg":0.5},quick'
     names = split(text, ",")
     assert len(names) == 4
     first, _, third, _ = names
     (hindsight,), (mixcache,) = select([first], 50), select([third], 50)
-    assert hindsight.settings == {"choices": ["step", "cfg"], "order": 0}
+    assert hindsight.settings == {"granularities": ["step", "cfg"], "predictor": "reuse"}
     assert mixcache.settings == {"impacts": {"step": 1.0, "cfg": 0.5}}
 
 
@@ -68,7 +68,7 @@ def test_a_setting_may_be_a_list_or_a_map() -> None:
         (["hindsight:eror=1"], r"unknown setting of policy hindsight 'eror'; did you mean 'error'\?"),
         (["hindsight:error"], "setting 'error' is not NAME=VALUE"),
         (["hindsight:error=much"], "error='much'"),
-        (["planned:order=2"], "speedup= and quality= are missing"),
+        (["planned:predictors=line"], "speedup= and quality= are missing"),
     ],
 )
 def test_an_unknown_name_is_an_error(names: list[str], message: str) -> None:

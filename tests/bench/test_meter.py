@@ -42,7 +42,13 @@ def test_the_work_of_a_plain_step_is_what_a_count_by_hand_gives(pipeline: Any, g
 def test_a_cached_step_is_seen_from_outside(
     pipeline: Any, generate: Callable[..., Any], granularity: str, work: int, digits: str
 ) -> None:
-    settings = {"granularity": granularity, "period": 2, "order": 0, "num_warmup_steps": 2, "num_cooldown_steps": 1}
+    settings = {
+        "granularities": granularity,
+        "period": 2,
+        "predictor": "reuse",
+        "num_warmup_steps": 2,
+        "num_cooldown_steps": 1,
+    }
     with mixcache.enable(pipeline, "every_nth", **settings):
         steps = counted_steps(pipeline, generate, 5)
     assert steps == [STEP, STEP, STEP, work, STEP]
@@ -50,7 +56,13 @@ def test_a_cached_step_is_seen_from_outside(
 
 
 def test_a_block_step_computes_the_blocks_around_the_span(pipeline: Any, generate: Callable[..., Any]) -> None:
-    settings = {"granularity": "block", "period": 2, "order": 0, "num_warmup_steps": 2, "num_cooldown_steps": 1}
+    settings = {
+        "granularities": "block",
+        "period": 2,
+        "predictor": "reuse",
+        "num_warmup_steps": 2,
+        "num_cooldown_steps": 1,
+    }
     with mixcache.enable(pipeline, "every_nth", span_first=1, span_after=2, **settings):
         steps = counted_steps(pipeline, generate, 5)
     assert steps == [STEP, STEP, STEP, 2 * 3 * BLOCK, STEP]

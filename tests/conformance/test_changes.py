@@ -16,7 +16,7 @@ from mixcache.decision import Granularity
 from mixcache.hosts.diffusers.overlay import hooks_on
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-RARELY_COMPUTED = {"granularity": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
+RARELY_COMPUTED = {"granularities": "step", "period": 9, "num_warmup_steps": 1, "num_cooldown_steps": 0}
 
 
 def variant_of(family: Any, name: str) -> Variant:
@@ -57,7 +57,7 @@ def test_two_prompts_from_one_seed_are_not_a_guided_pair() -> None:
     pipeline = variant.build()
     prompt = variant.arguments()["prompt"]
     generators = [torch.Generator("cpu").manual_seed(0) for _ in range(2)]
-    with mixcache.enable(pipeline, "every_nth", granularity="step", num_warmup_steps=1) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", num_warmup_steps=1) as handle:
         generate(variant, pipeline, prompt=[prompt, "something else"], generator=generators)
     assert {call.branch for entry in handle.trace for call in entry.calls} == {"cond"}
 
@@ -138,7 +138,7 @@ def test_the_first_expert_holds_nothing_while_the_second_runs() -> None:
         held.append(handle.denoisers[0].engine.held_bytes)
         return {}
 
-    with mixcache.enable(pipeline, "every_nth", granularity="step", num_warmup_steps=1) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", num_warmup_steps=1) as handle:
         generate(variant, pipeline, callback_on_step_end=callback)
     assert max(held) > 0
     assert held[-1] == 0
@@ -154,7 +154,7 @@ def test_each_expert_is_measured_with_its_own_guidance_scale() -> None:
 
 def test_a_swapped_expert_does_not_lock_the_pipeline() -> None:
     pipeline, other = (variant_of(wan, "wan-t2v-two-experts").build() for _ in range(2))
-    mixcache.enable(pipeline, "every_nth", granularity="block")
+    mixcache.enable(pipeline, "every_nth", granularities="block")
     pipeline.transformer = other.transformer
     mixcache.disable(pipeline)
     mixcache.enable(pipeline).disable()
@@ -165,7 +165,7 @@ def test_a_swapped_expert_does_not_lock_the_pipeline() -> None:
 def test_an_expert_that_is_done_can_be_freed() -> None:
     variant = variant_of(wan, "wan-t2v-two-experts")
     pipeline = variant.build()
-    handle = mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1, num_cooldown_steps=0)
+    handle = mixcache.enable(pipeline, "every_nth", granularities="block", num_warmup_steps=1, num_cooldown_steps=0)
     generate(variant, pipeline)
     first = weakref.ref(pipeline.transformer)
     pipeline.transformer = None
@@ -177,9 +177,9 @@ def test_an_expert_that_is_done_can_be_freed() -> None:
 def test_the_cache_outlives_the_pipeline_with_the_transformer() -> None:
     variant = variant_of(wan, "wan-t2v")
     pipeline = variant.build()
-    with mixcache.enable(pipeline, "every_nth", granularity="step"):
+    with mixcache.enable(pipeline, "every_nth", granularities="step"):
         expected = generate(variant, pipeline)
-    handle = mixcache.enable(pipeline, "every_nth", granularity="step")
+    handle = mixcache.enable(pipeline, "every_nth", granularities="step")
     second = type(pipeline)(**pipeline.components)
     second.set_progress_bar_config(disable=True)
     del pipeline
@@ -198,7 +198,7 @@ def test_a_subclass_of_a_pipeline_is_that_pipeline() -> None:
         pass
 
     pipeline.__class__ = MyPipeline
-    with mixcache.enable(pipeline, "every_nth", granularity="step") as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step") as handle:
         generate(variant, pipeline)
     assert handle.trace.counts()["step"] > 0
 

@@ -48,7 +48,7 @@ def test_what_is_computed_is_bit_identical(variant: Variant, pipeline: Any, plai
     with mixcache.enable(pipeline, "always_compute") as handle:
         assert_equal(generate(variant, pipeline), plain)
         assert (handle.summary()["num_calls_in_full"] > 0) == (variant.name in IN_FULL)
-    with mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1000) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="block", num_warmup_steps=1000) as handle:
         assert_equal(generate(variant, pipeline), plain)
     assert_equal(generate(variant, pipeline), plain)
 
@@ -175,7 +175,7 @@ def test_what_is_left_out_is_what_the_definition_says(
         pytest.skip("one branch")
     with (
         recorded(pipeline) as work,
-        mixcache.enable(pipeline, "every_nth", granularity=granularity, **SCHEDULE) as handle,
+        mixcache.enable(pipeline, "every_nth", granularities=granularity, **SCHEDULE) as handle,
     ):
         cached = generate(variant, pipeline)
     entries = list(handle.trace)
@@ -196,7 +196,10 @@ def test_block_runs_are_left_out(variant: Variant, pipeline: Any, built: Built) 
     row = row_for(denoisers(pipeline)[0], pipeline)
     if "block" not in row.granularities:
         pytest.skip(f"the row allows {', '.join(row.granularities)}")
-    with recorded(pipeline) as work, mixcache.enable(pipeline, "every_nth", granularity="block", **SCHEDULE) as handle:
+    with (
+        recorded(pipeline) as work,
+        mixcache.enable(pipeline, "every_nth", granularities="block", **SCHEDULE) as handle,
+    ):
         generate(variant, pipeline)
     entries = list(handle.trace)
     assert [entry.granularity for entry in entries].count(Granularity.BLOCK) >= 2
@@ -209,7 +212,7 @@ def test_a_span_left_out_at_identical_inputs_gives_the_computed_output(variant: 
     row = row_for(denoisers(pipeline)[0], pipeline)
     if "block" not in row.granularities:
         pytest.skip(f"the row allows {', '.join(row.granularities)}")
-    with mixcache.enable(pipeline, "every_nth", granularity="block", num_warmup_steps=1, period=9) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="block", num_warmup_steps=1, period=9) as handle:
         repeated = [(denoiser.transformer, EveryCallRepeated(denoiser)) for denoiser in handle.denoisers]
         for transformer, hook in repeated:
             put_on(transformer, hook)
@@ -262,7 +265,7 @@ def num_between(entries: list[TraceEntry]) -> int:
 def test_cached_steps_are_corrected(
     variant: Variant, pipeline: Any, plain: Any, record_property: Callable[[str, object], None]
 ) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step", corrector=True, **SCHEDULE) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", corrector=True, **SCHEDULE) as handle:
         corrected = generate(variant, pipeline)
     scheduler = getattr(pipeline, "scheduler", None)
     reason = UNCORRECTED.get(variant.name, "") if is_repeatable(scheduler) else type(scheduler).__name__
@@ -302,7 +305,7 @@ def test_one_run_leaves_nothing_for_the_next(variant: Variant, pipeline: Any) ->
 
 @of_variants([name for name in CACHED if "two-experts" in name])
 def test_a_trace_of_two_experts_replays_to_the_same_bits(variant: Variant, pipeline: Any) -> None:
-    with mixcache.enable(pipeline, "every_nth", granularity="step", **SCHEDULE) as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", **SCHEDULE) as handle:
         expected = generate(variant, pipeline)
     assert [entry.step for entry in handle.trace] == list(range(variant.num_steps))
     with mixcache.enable(pipeline, "replay", trace=handle.trace) as replayed:

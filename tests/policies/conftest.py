@@ -26,9 +26,9 @@ def drive(
     last_computed: int | None = None
     num_computed = 0
     for index in range(num_steps):
-        usable = [g for g in CACHED if g in policy.granularities and g not in absent] if num_computed else []
+        usable = [g for g in CACHED if g in policy.needs.granularities and g not in absent] if num_computed else []
         ages = dict.fromkeys(usable, index - (last_computed or 0))
-        lengths = {g: min(num_computed, policy.max_order + 1) for g in usable}
+        lengths = {g: min(num_computed, policy.needs.num_values) for g in usable}
         sigma = 1 - index / num_steps
         step = Step(
             index=index,
@@ -49,7 +49,7 @@ def drive(
                 deviation=deviations[min(place, len(deviations) - 1)] if measured and deviations else None,
                 distances=distances[min(place, len(distances) - 1)] if measured and distances else {},
             )
-            if policy.measures:
+            if policy.needs.measures:
                 policy.observe(measurement, state)
             last_computed, num_computed = index, num_computed + 1
     return decisions

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mixcache.decision import Decision, Granularity, Step
 from mixcache.policies import AlwaysCompute, Bounded, EveryNth, MixCache, Policy
+from mixcache.policies.base import Needs
 
 Pattern = Callable[..., str]
 LONG = EveryNth(period=1000)  # after its first step it would cache for ever
@@ -21,8 +22,8 @@ class AlwaysStep(Policy):
     """Asks for a step reuse without looking at the ages."""
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        return (Granularity.STEP,)
+    def needs(self) -> Needs:
+        return Needs(granularities=(Granularity.STEP,))
 
     def decide(self, step: Step, state: Any) -> Decision:
         return Decision(granularity=Granularity.STEP)
@@ -114,8 +115,8 @@ def test_leaves_nothing() -> None:
 
 
 def test_passes_on_what_the_policy_is() -> None:
-    bounded = Bounded(policy=MixCache(order=2, impacts={"cfg": 1.0}))
-    assert (bounded.granularities, bounded.max_order, bounded.measures) == ((Granularity.CFG,), 2, True)
+    policy = MixCache(predictor="parabola", granularities="cfg")
+    assert Bounded(policy=policy).needs == policy.needs
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_wrong_bounds(bounds: dict[str, Any], message: str) -> None:
         [
             AlwaysStep(),
             EveryNth(period=7),
-            EveryNth(granularity="block", period=1000),
+            EveryNth(granularities="block", period=1000),
             MixCache(delta_1=1.0, delta_2=2.0, max_interval=9),
         ]
     ),
@@ -165,7 +166,7 @@ def test_bounds_hold(
         max_age=max_age,
         max_cached_run=max_cached_run,
     )
-    distances = [dict.fromkeys(policy.granularities, 1.0)]
+    distances = [dict.fromkeys(policy.needs.granularities, 1.0)]
     text = pattern(bounded, num_steps, deviations, distances)
     assert set(text[:num_warmup_steps]) == {"."}
     assert set(text[max(0, num_steps - num_cooldown_steps) :]) <= {"."}

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from mixcache.decision import Granularity, Step
 from mixcache.policies import AlwaysCompute, EveryNth
+from mixcache.policies.base import Needs
+from mixcache.predictors import LINE, PARABOLA, REUSE
 
 Pattern = Callable[..., str]
 
 
 def test_always_compute_computes_and_keeps_nothing(pattern: Pattern) -> None:
     assert pattern(AlwaysCompute(), 5) == "....."
-    assert (AlwaysCompute().granularities, AlwaysCompute().max_order, AlwaysCompute().measures) == ((), 0, False)
+    assert AlwaysCompute().needs == Needs()
 
 
 @pytest.mark.parametrize(
@@ -34,26 +36,26 @@ def test_cadence(pattern: Pattern, period: float, expected: str) -> None:
 
 @pytest.mark.parametrize(("granularity", "expected"), [("step", ".ss.ss"), ("cfg", ".cc.cc"), ("block", ".bb.bb")])
 def test_only_the_named_granularity_is_chosen(pattern: Pattern, granularity: str, expected: str) -> None:
-    policy = EveryNth(granularity=granularity, period=3)
+    policy = EveryNth(granularities=granularity, period=3)
     assert pattern(policy, 6) == expected
-    assert policy.granularities == (Granularity(granularity),)
+    assert policy.needs.granularities == (Granularity(granularity),)
 
 
 def test_without_history_computes(pattern: Pattern) -> None:
-    assert pattern(EveryNth(granularity="cfg", period=3), 6, absent=[Granularity.CFG]) == "......"
+    assert pattern(EveryNth(granularities="cfg", period=3), 6, absent=[Granularity.CFG]) == "......"
 
 
-def test_order_is_what_the_history_allows() -> None:
-    policy = EveryNth(period=10, order=2)
-    orders = []
+def test_the_predictor_is_what_the_history_allows() -> None:
+    policy = EveryNth(period=10, predictor="parabola")
+    predictors = []
     for length in (1, 2, 3):
         state = policy.init()
         policy.decide(Step(index=0, num_steps=9, sigma=1.0), state)
         ages, lengths = {Granularity.STEP: 1}, {Granularity.STEP: length}
         decision = policy.decide(Step(index=1, num_steps=9, sigma=0.9, ages=ages, history_lengths=lengths), state)
-        orders.append(decision.order)
-    assert orders == [0, 1, 2]
-    assert policy.max_order == 2
+        predictors.append(decision.predictor)
+    assert predictors == [REUSE, LINE, PARABOLA]
+    assert policy.needs.num_values == 3
 
 
 def test_two_trajectories_do_not_share_a_state(pattern: Pattern) -> None:
@@ -67,16 +69,28 @@ def test_wrong_period(period: object) -> None:
         EveryNth(period=period)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("order", [-1, 3, 1.0, True, "1", None])
-def test_wrong_order(order: object) -> None:
-    with pytest.raises(ValueError, match=r"order=.* is not 0 \(reuse\), 1 or 2"):
-        EveryNth(order=order)  # type: ignore[arg-type]
+@pytest.mark.parametrize("predictor", [-1, 1, True, "cubic", "2.0 line", "nan line", " line", None])
+def test_wrong_predictor(predictor: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown predictor '.*'(; did you mean 'line'\?)? \(there are: reuse, line, parabola\)"
+    ):
+        EveryNth(predictor=predictor)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("granularity", ["compute", "steps", "", None])
-def test_wrong_granularity(granularity: object) -> None:
-    with pytest.raises(ValueError, match=r"granularity='.*' is not one of step, cfg, block"):
-        EveryNth(granularity=granularity)  # type: ignore[arg-type]
+@pytest.mark.parametrize("granularities", ["compute", "", ["compute"]])
+def test_unknown_granularity(granularities: object) -> None:
+    with pytest.raises(ValueError, match=r"unknown granularity '.*' \(there are: step, cfg, block\)"):
+        EveryNth(granularities=granularities)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("granularities", [None, 3, []])
+def test_wrong_granularities(granularities: object) -> None:
+    with pytest.raises(ValueError, match=r"granularities=.* must be one or a list of step, cfg and block"):
+        EveryNth(granularities=granularities)  # type: ignore[arg-type]
+
+
+def test_several_granularities_take_turns(pattern: Pattern) -> None:
+    assert pattern(EveryNth(granularities=["step", "cfg"], period=2), 8) == ".s.c.s.c"
 
 
 @given(period=st.floats(1, 9), num_steps=st.integers(1, 60))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mixcache.decision import CACHED, Granularity, Measurement, Step
 from mixcache.policies import MixCache
 from mixcache.policies.mixcache import Cycle
+from mixcache.predictors import LINE, PARABOLA, REUSE
 
 Pattern = Callable[..., str]
 STEP, CFG, BLOCK = Granularity.STEP, Granularity.CFG, Granularity.BLOCK
@@ -16,7 +17,7 @@ ONE = [{STEP: 1.0, CFG: 1.0, BLOCK: 1.0}]
 
 
 def step_only(**settings: object) -> MixCache:
-    return MixCache(delta_1=0.1, delta_2=0.2, impacts={"step": 1.0}, **settings)  # type: ignore[arg-type]
+    return MixCache(delta_1=0.1, delta_2=0.2, granularities="step", impacts={"step": 1.0}, **settings)  # type: ignore[arg-type]
 
 
 def warm(policy: MixCache, distances: dict[Granularity, float]) -> Cycle:
@@ -90,7 +91,9 @@ def test_granularity_without_history_distance_or_impact_is_never_chosen(pattern:
     cheap_cfg = [{STEP: 1.0, CFG: 0.001, BLOCK: 1.0}]
     assert "c" in pattern(MixCache(), 20, [0.05], cheap_cfg)
     assert "c" not in pattern(MixCache(), 20, [0.05], cheap_cfg, absent=[CFG])
-    assert "c" not in pattern(MixCache(impacts={"step": 1.0, "block": 1.0}), 20, [0.05], cheap_cfg)
+    assert "c" not in pattern(
+        MixCache(granularities=["step", "block"], impacts={"step": 1.0, "block": 1.0}), 20, [0.05], cheap_cfg
+    )
     assert "c" not in pattern(MixCache(), 20, [0.05], [{STEP: 1.0, BLOCK: 1.0}])
     assert pattern(MixCache(), 6, [0.05], [{}]) == "......"
 
@@ -119,12 +122,12 @@ def test_the_interval_counts_the_steps_that_were_cached() -> None:
 @pytest.mark.parametrize("impacts", [None, {"step": 1.0, "cfg": 1.0, "block": 1.0}])
 def test_without_a_profile_no_granularity_is_preferred(pattern: Pattern, impacts: dict[str, float] | None) -> None:
     policy = MixCache(impacts=impacts, first_interval=3, max_interval=3)
-    assert policy.granularities == (STEP, CFG, BLOCK)
+    assert policy.needs.granularities == (STEP, CFG, BLOCK)
     assert pattern(policy, 11, [0.05], [{STEP: 0.2, CFG: 0.15, BLOCK: 0.25}]) == "...csc.scs."
 
 
 def test_reason_shows_the_scores() -> None:
-    policy = MixCache(impacts={"step": 2.0, "cfg": 0.5})
+    policy = MixCache(granularities=["step", "cfg"], impacts={"step": 2.0, "cfg": 0.5})
     state = warm(policy, {STEP: 0.1, CFG: 0.3})
     ages, lengths = {STEP: 1, CFG: 1}, {STEP: 1, CFG: 1}
     decision = policy.decide(Step(index=2, num_steps=9, sigma=0.8, ages=ages, history_lengths=lengths), state)
@@ -132,11 +135,11 @@ def test_reason_shows_the_scores() -> None:
 
 
 def test_order_is_what_the_history_allows() -> None:
-    policy = MixCache(order=2, impacts={"step": 1.0})
-    for length, order in ((1, 0), (2, 1), (3, 2)):
+    policy = MixCache(predictor="parabola", granularities="step", impacts={"step": 1.0})
+    for length, predictor in ((1, REUSE), (2, LINE), (3, PARABOLA)):
         state = warm(policy, {STEP: 0.1})
         step = Step(index=2, num_steps=9, sigma=0.8, ages={STEP: 1}, history_lengths={STEP: length})
-        assert policy.decide(step, state).order == order
+        assert policy.decide(step, state).predictor == predictor
 
 
 @pytest.mark.parametrize(
@@ -153,9 +156,9 @@ def test_order_is_what_the_history_allows() -> None:
         ({"first_interval": True}, "first_interval=True"),
         ({"max_interval": 0}, "max_interval=0 must be a whole number of at least 1"),
         ({"max_interval": 2.0}, "max_interval=2.0"),
-        ({"order": 3}, "order=3 is not 0"),
-        ({"impacts": {}}, "leaves no granularity to choose"),
-        ({"impacts": {"steps": 1.0}}, "granularity='steps' is not one of step, cfg, block"),
+        ({"predictor": "cubic"}, "unknown predictor 'cubic'"),
+        ({"granularities": []}, r"granularities=\[\] must be one or a list of step, cfg and block"),
+        ({"impacts": {"steps": 1.0}}, "unknown granularity 'steps'; did you mean 'step'"),
         ({"impacts": {"step": 0.0}}, r"impacts\['step'\]=0.0 must be a finite number over 0"),
         ({"impacts": {"step": "1"}}, r"impacts\['step'\]='1'"),
         ({"impacts": ["step"]}, r"impacts=\['step'\]"),
@@ -187,7 +190,12 @@ def test_choices_are_allowed_and_runs_are_no_longer_than_the_interval(
     max_interval: int,
 ) -> None:
     policy = MixCache(
-        delta_1=0.5, delta_2=2.0, impacts=impacts, first_interval=first_interval, max_interval=max_interval
+        delta_1=0.5,
+        delta_2=2.0,
+        granularities=list(impacts),
+        impacts=impacts,
+        first_interval=first_interval,
+        max_interval=max_interval,
     )
     text = pattern(policy, 40, deviations, distances, sorted(absent))
     allowed = {name[0] for name in impacts} - {granularity.value[0] for granularity in absent}

@@ -11,10 +11,14 @@ import pytest
 from mixcache.decision import CACHED, Decision, Granularity, Measurement, Step, Trial
 from mixcache.policies import Bounded, Planned
 from mixcache.policies.planned import Progress
+from mixcache.predictors import LINE, PARABOLA, REUSE, Predictor, damped
 
 STEP, CFG, BLOCK, COMPUTE = Granularity.STEP, Granularity.CFG, Granularity.BLOCK, Granularity.COMPUTE
 NAMES = {".": COMPUTE, "s": STEP, "c": CFG, "b": BLOCK}
 LETTERS = {granularity: letter for letter, granularity in NAMES.items()}
+
+
+POLYNOMIALS = (REUSE, LINE, PARABOLA)
 
 
 @dataclass
@@ -23,7 +27,7 @@ class FakePlanner:
 
     text: str
     order: int = 0
-    trust: float = 1.0
+    damping: float = 1.0
     band: float = 2.0
     expects: bool = True
     asked: list[tuple[tuple[float, ...], float | None]] = field(default_factory=list)
@@ -37,10 +41,14 @@ class FakePlanner:
         return self, self
 
     def decision(self, index: int) -> Decision:
-        return Decision(granularity=NAMES[self.text[index]], order=self.order, trust=self.trust, reason="planned")
+        return Decision(
+            granularity=NAMES[self.text[index]],
+            predictor=damped(POLYNOMIALS[self.order], self.damping),
+            reason="planned",
+        )
 
-    def relative_error(self, order: int, sigma: float, nodes: list[float]) -> float | None:
-        assert order == 0
+    def relative_error(self, predictor: Predictor, sigma: float, nodes: list[float]) -> float | None:
+        assert predictor == REUSE
         return nodes[-1] - sigma if self.expects else None
 
 
@@ -74,7 +82,7 @@ def followed(policy: Planned, num_steps: int, excesses: dict[int, float] | None 
         if decision.granularity is COMPUTE:
             sigma = sigmas_of(num_steps)[index]
             excess = (excesses or {}).get(index, 1.0)
-            trials = {} if last is None else {(STEP, 0): Trial(missed=(excess * (last - sigma)) ** 2)}
+            trials = {} if last is None else {(STEP, REUSE): Trial(missed=(excess * (last - sigma)) ** 2)}
             policy.observe(Measurement(step=index, sigma=sigma, deviation=None, trials=trials), state)
             last = sigma
     return "".join(LETTERS[d.granularity] for d in decisions), [d.reason for d in decisions]
@@ -96,28 +104,30 @@ def test_one_plan_is_made_for_the_noise_levels_and_the_guidance_of_a_trajectory(
     assert len(planner.asked) == 2
 
 
-def test_the_order_of_the_plan_is_taken() -> None:
+def test_the_predictor_of_the_plan_is_taken() -> None:
     policy = Planned(speedup=2.0, planner=FakePlanner("..s", order=1))
-    assert policy.decide(step_of(2, 3), policy.init()).order == 1
+    assert policy.decide(step_of(2, 3), policy.init()).predictor == LINE
 
 
 @pytest.mark.parametrize(
-    ("overlap", "reach", "trust", "reason"),
+    ("overlap", "reach", "damping", "reason"),
     [
         (1.0, 3.0, 1.0, "planned"),  # sqrt(2) times the error of reuse
-        (1.0, 4.0, 0.25, "planned, with less trust"),  # sqrt(3) times
-        (-1.0, 1.0, 0.0, "planned, with less trust"),  # twice, the wrong way
+        (1.0, 4.0, 0.25, "planned, damped"),  # sqrt(3) times
+        (-1.0, 1.0, 0.0, "planned, damped"),  # twice, the wrong way
     ],
 )
-def test_an_extrapolation_that_was_much_worse_than_reuse_is_trusted_less(
-    overlap: float, reach: float, trust: float, reason: str
+def test_an_extrapolation_that_was_much_worse_than_reuse_is_damped(
+    overlap: float, reach: float, damping: float, reason: str
 ) -> None:
     policy = Planned(speedup=2.0, planner=FakePlanner("...s", order=1))
     state = policy.init()
     policy.decide(step_of(2, 4), state)
-    trials = {(STEP, 1): Trial(missed=1.0, overlap=overlap, reach=reach)}
+    trials = {(STEP, LINE): Trial(missed=1.0, overlap=overlap, reach=reach)}
     policy.observe(Measurement(step=2, sigma=sigmas_of(4)[2], deviation=None, trials=trials), state)
-    assert policy.decide(step_of(3, 4), state) == Decision(granularity=STEP, order=1, trust=trust, reason=reason)
+    assert policy.decide(step_of(3, 4), state) == Decision(
+        granularity=STEP, predictor=damped(LINE, damping), reason=reason
+    )
 
 
 def test_everything_is_computed_without_a_planner() -> None:
@@ -172,7 +182,7 @@ def test_the_guard_keeps_still_where_nothing_is_expected_or_seen() -> None:
     state = policy.init()
     policy.decide(step_of(0, 5, ()), state)
     policy.observe(Measurement(step=0, sigma=1.0, deviation=None), state)
-    policy.observe(Measurement(step=1, sigma=0.8, deviation=None, trials={(CFG, 0): Trial(missed=99.0**2)}), state)
+    policy.observe(Measurement(step=1, sigma=0.8, deviation=None, trials={(CFG, REUSE): Trial(missed=99.0**2)}), state)
     assert policy.decide(step_of(2, 5), state).granularity is STEP
 
 
@@ -192,10 +202,10 @@ def test_its_own_bounds_leave_a_plan_alone() -> None:
 
 
 def test_keeps_histories_for_its_choices_alone() -> None:
-    policy = Planned(quality=40, choices=("block", "step"), order=2)
-    assert (set(policy.granularities), policy.max_order) == ({STEP, BLOCK}, 2)
-    assert policy.measures
-    assert policy.looks_back
+    policy = Planned(quality=40, granularities=("block", "step"), predictors=("line", "parabola"))
+    assert (set(policy.needs.granularities), policy.needs.num_values) == ({STEP, BLOCK}, 3)
+    assert policy.needs.measures
+    assert policy.needs.trials
 
 
 @pytest.mark.parametrize(
@@ -211,10 +221,10 @@ def test_keeps_histories_for_its_choices_alone() -> None:
         ({"quality": "high"}, "quality='high' must be a finite number of decibels"),
         ({"speedup": 2.0, "guard": 0}, "guard=0 must be a finite number over 0"),
         ({"speedup": 2.0, "guard": math.inf}, "guard=inf must be a finite number over 0"),
-        ({"speedup": 2.0, "order": 3}, "order=3 is not 0"),
-        ({"speedup": 2.0, "choices": ()}, "must be a list of step, cfg and block, with one at least"),
-        ({"speedup": 2.0, "choices": "step"}, "choices='step' must be a list"),
-        ({"speedup": 2.0, "choices": ["steps"]}, "'steps' is not one of step, cfg, block"),
+        ({"speedup": 2.0, "predictors": ["cubic"]}, "unknown predictor 'cubic'"),
+        ({"speedup": 2.0, "granularities": ()}, "must be one or a list of step, cfg and block"),
+        ({"speedup": 2.0, "granularities": 3}, "granularities=3 must be one or a list"),
+        ({"speedup": 2.0, "granularities": ["steps"]}, "unknown granularity 'steps'; did you mean 'step'"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:

@@ -8,13 +8,15 @@ import pytest
 
 from mixcache.decision import Granularity
 from mixcache.policies import Replay
+from mixcache.policies.base import Needs
+from mixcache.predictors import LINE, REUSE, Predictor
 from mixcache.trace import Trace, TraceEntry
 
 Pattern = Callable[..., str]
 NAMES = {".": Granularity.COMPUTE, "s": Granularity.STEP, "c": Granularity.CFG, "b": Granularity.BLOCK}
 
 
-def recorded(text: str, generation: int = 0, order: int = 0) -> Trace:
+def recorded(text: str, generation: int = 0, predictor: Predictor = REUSE) -> Trace:
     return Trace(
         TraceEntry(
             generation=generation,
@@ -22,7 +24,7 @@ def recorded(text: str, generation: int = 0, order: int = 0) -> Trace:
             num_steps=len(text),
             sigma=1 - index / len(text),
             granularity=NAMES[letter],
-            order=order,
+            predictor=predictor,
             reason="recorded",
         )
         for index, letter in enumerate(text)
@@ -34,9 +36,9 @@ def test_repeats_the_decisions(pattern: Pattern) -> None:
 
 
 def test_keeps_only_what_the_trace_uses() -> None:
-    replay = Replay(trace=recorded("..c.b", order=1))
-    assert (replay.granularities, replay.max_order, replay.measures) == ((Granularity.CFG, Granularity.BLOCK), 1, False)
-    assert Replay(trace=recorded("...")).granularities == ()
+    replay = Replay(trace=recorded("..c.b", predictor=LINE))
+    assert replay.needs == Needs(granularities=(Granularity.CFG, Granularity.BLOCK), predictors=(LINE,))
+    assert Replay(trace=recorded("...")).needs.granularities == ()
 
 
 def test_steps_outside_the_trace_and_without_history_are_computed(pattern: Pattern) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of `cfg` steps on a joined call, tried out on a tiny model."""
+"""The benchmark of `cfg` steps on a batched call, tried out on a tiny model."""
 
 from __future__ import annotations
 

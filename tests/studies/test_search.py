@@ -9,8 +9,9 @@ import pytest
 
 from mixcache.bench.families import select
 from mixcache.bench.peers import PEERS, peer
-from mixcache.bench.peers.peer import FALLBACK, SETTINGS, Peer, every
+from mixcache.bench.peers.peer import FALLBACK, SETTINGS
 from studies import search
+from studies.grids import GRIDS, every
 
 
 def test_the_front_is_thinned_to_the_wanted_speedups() -> None:
@@ -48,6 +49,12 @@ def test_the_file_is_as_the_search_writes_it() -> None:
             assert set(families) <= set(PEERS)
 
 
+@pytest.mark.parametrize("family", PEERS)
+def test_every_setting_of_a_grid_is_a_method(family: str) -> None:
+    names = [PEERS[family].make(50, **options).name for options in GRIDS[family]]
+    assert len(set(names)) == len(names) > 10
+
+
 def test_a_class_of_transformers_has_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, path = "first-block-cache", tmp_path / "settings.json"
     path.write_text(json.dumps({FALLBACK: {"many": {family: [{"threshold": 0.5}]}}}))
@@ -61,15 +68,13 @@ def test_a_class_of_transformers_has_settings_of_its_own(tmp_path: Path, monkeyp
 def test_a_search_keeps_what_fires_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = PEERS["first-block-cache"]
-    path = tmp_path / "settings.json"
+    family, path = "first-block-cache", tmp_path / "settings.json"
     path.write_text("{}")
     monkeypatch.setattr(search, "SETTINGS", path)
-    grid = every(threshold=(1e-9, 10.0))
-    monkeypatch.setitem(PEERS, known.family, Peer(family=known.family, make=known.make, grid=lambda: grid))
-    arguments = ["--steps", "4", "--families", known.family, "--num-prompts", "1", "--work", str(tmp_path)]
+    monkeypatch.setitem(GRIDS, family, every(threshold=(1e-9, 10.0)))
+    arguments = ["--steps", "4", "--families", family, "--num-prompts", "1", "--work", str(tmp_path)]
     search.main(arguments)
-    assert json.loads(path.read_text()) == {FALLBACK: {"few": {known.family: [{"threshold": 10.0}]}}}
+    assert json.loads(path.read_text()) == {FALLBACK: {"few": {family: [{"threshold": 10.0}]}}}
     assert "first-block-cache {'threshold': 10.0}: " in capsys.readouterr().out
     monkeypatch.setattr(search.Search, "_measure", lambda *args: pytest.fail("measured again"))
     search.main(arguments)

@@ -168,7 +168,7 @@ def test_what_is_asked_of_mixcache_on_a_model_that_it_was_not_tuned_on(make_resu
 def test_a_plan_keeps_what_it_was_asked_for(
     make_result: Make, make_record: Make, made_up: Any, speedup: float, met: bool
 ) -> None:
-    with_more = policy_method("planned", order=2, speedup=2, guard=1.5)
+    with_more = policy_method("planned", predictors=("line", "parabola"), speedup=2, guard=1.5)
     methods = [made_up["calibrated"], with_more]
     result = make_result(methods, [make_record(method, speedup) for method in methods])
     assert met_of(result, "asked for") == {

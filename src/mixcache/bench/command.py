@@ -18,9 +18,9 @@ from mixcache.bench.results import assemble
 from mixcache.bench.run import Benchmark
 from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
-from mixcache.config import unknown_name
 from mixcache.hosts.diffusers.denoisers import experts_of
 from mixcache.hosts.diffusers.rows import row_for
+from mixcache.names import unknown_name
 from mixcache.planning.profiles import profile_for, weights_hash
 from mixcache.store import OtherCaseError, Store, write_json
 

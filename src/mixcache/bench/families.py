@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from mixcache.bench.methods import MANY_STEPS, Family, Method, cadence, fewer_steps, policy_method
 from mixcache.bench.peers import PEERS
 from mixcache.bench.peers.peer import FALLBACK
-from mixcache.config import MixCacheConfig, parse_settings, unknown_name
+from mixcache.config import MixCacheConfig, parse_settings
+from mixcache.names import unknown_name
 
 HINDSIGHT_ERRORS = {
     True: (0.0005, 0.001, 0.002, 0.008, 0.012, 0.018),
@@ -18,7 +20,7 @@ HINDSIGHT_ERRORS = {
 PLANNED_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5)
 NEAR_2X = {"step": 2.25, "cfg": 12, "block": 3}
 """Periods; cfg cannot reach 2x with anything else computed, so it is caught at its longest."""
-CADENCES = (("step", 0), ("step", 1), ("block", 0), ("cfg", 0))
+CADENCES = (("step", "reuse"), ("step", "line"), ("block", "reuse"), ("cfg", "reuse"))
 PERIODS = {"step": (2, 3), "cfg": (12,), "block": (3,)}
 SHARES = (0.66, 0.5, 0.4, 0.3)
 """Of the steps, for fewer of them."""
@@ -37,13 +39,21 @@ def planned(num_steps: int) -> list[Method]:
 
 def mixcache(num_steps: int) -> list[Method]:
     """The paper's policy, at its defaults and with longer intervals, and with values extrapolated that it reuses."""
-    settings: list[dict[str, int]] = [{}, {"first_interval": 6, "max_interval": 6}, {"order": 1, "first_interval": 1}]
+    settings: list[dict[str, Any]] = [
+        {},
+        {"first_interval": 6, "max_interval": 6},
+        {"predictor": "line", "first_interval": 1},
+    ]
     return [policy_method("mixcache", **setting) for setting in settings]
 
 
 def every_nth(num_steps: int) -> list[Method]:
     """Fixed cadences of a single granularity."""
-    return [cadence(granularity, period, order) for granularity, order in CADENCES for period in PERIODS[granularity]]
+    return [
+        cadence(granularity, period, predictor)
+        for granularity, predictor in CADENCES
+        for period in PERIODS[granularity]
+    ]
 
 
 def fewer(num_steps: int) -> list[Method]:
@@ -54,7 +64,11 @@ def quick(num_steps: int) -> list[Method]:
     """The policies as they come, near 2x: beside fewer plain steps and every single granularity."""
     policies = [policy_method("mixcache"), policy_method("hindsight"), policy_method("planned", speedup=2.0)]
     near = [fewer_steps(round(num_steps * share)) for share in (0.56, 0.44)]
-    return [*policies, *near, *(cadence(g, period, order) for g, period in NEAR_2X.items() for order in (0, 1))]
+    return [
+        *policies,
+        *near,
+        *(cadence(g, period, predictor) for g, period in NEAR_2X.items() for predictor in ("reuse", "line")),
+    ]
 
 
 OURS: dict[str, Family] = {"hindsight": hindsight, "planned": planned, "mixcache": mixcache, "every-nth": every_nth}
@@ -67,12 +81,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def split(text: str, mark: str) -> list[str]:
-    """The parts of a text between marks; those inside of brackets, as in `choices=["step","cfg"]`, are none."""
+    """The parts of a text between marks; those inside of brackets, as in `granularities=["step","cfg"]`, are none."""
     return re.split(rf"{mark}(?![^\[{{]*[\]}}])", text)
 
 
 def select(names: Sequence[str], num_steps: int, transformer: str = FALLBACK) -> list[Method]:
-    """The methods of some names or groups, each once, and policies with settings (`hindsight:error=0.01:order=2`).
+    """The methods of some names or groups, each once, and policies with settings (`hindsight:error=0.01:memory=2`).
 
     Peers have settings of their own for a class of transformers. ValueError for an unknown name, policy or setting.
     """

@@ -75,7 +75,7 @@ def account_of(handle: Any) -> dict[str, Any]:
     summary = handle.summary()
     return {
         "granularity_counts": dict(summary.granularity_counts),
-        "schedule": letters([(entry.granularity, entry.order) for entry in handle.trace]),
+        "schedule": letters([(entry.granularity, entry.predictor) for entry in handle.trace]),
         "cache_bytes": summary.peak_bytes,
     }
 
@@ -94,13 +94,13 @@ def policy_method(policy: str, **settings: Any) -> Method:
     return Method(family=policy, setting=setting, policy=policy, settings=settings, is_calibrated=policy == "planned")
 
 
-def cadence(granularity: str, period: float, order: int) -> Method:
-    """`every_nth` of a single granularity; family and order make a line."""
+def cadence(granularity: str, period: float, predictor: str) -> Method:
+    """`every_nth` of a single granularity; family and predictor make a line."""
     return Method(
-        family=f"every_nth {granularity}, order {order}",
+        family=f"every_nth {granularity}, {predictor}",
         setting=f"period {period:g}",
         policy="every_nth",
-        settings={"granularity": granularity, "period": period, "order": order},
+        settings={"granularities": granularity, "period": period, "predictor": predictor},
     )
 
 

@@ -4,16 +4,16 @@ For each prompt:
 
 - a plain trajectory: the conditional output, the guidance difference and the guided span residual of every step, as
   random samples of their values; their inner products with one another are kept, never the tensors;
-- *carry*: in one window of steps the cache reuses the last value and everything else runs in full; the change of the
-  final latents over what reuse put in there. Errors of a cache are smooth and alike from step to step, and the model
-  carries them on quite differently from noise, so noise cannot stand in for them;
+- *sensitivity*: in one window of steps the cache reuses the last value and everything else runs in full; the change
+  of the final latents over what reuse put in there. Errors of a cache are smooth and alike from step to step, and the
+  model carries them on quite differently from noise, so noise cannot stand in for them;
 - *impact* (the paper's, for policy `mixcache`): one quantity q (v, d or the span residual r) in one step is replaced by
   q + strength rms(q) noise, the same noise in both branches, since guidance would multiply the difference of two;
   I = rms(change of the final latents) / rms(final latents) / strength;
 - the time of a step of each granularity, from schedules that take turns.
 
-Then plans made from all this are run, each with several trusts in extrapolation: a cached step moves the latents, the
-model answers, and an extrapolation carries the answer on, which no plain trajectory shows. The trust with the best
+Then plans made from all this are run, each with several dampings in extrapolation: a cached step moves the latents, the
+model answers, and an extrapolation carries the answer on, which no plain trajectory shows. The damping with the best
 clips goes into the profile, and what was foretold of these clips against their PSNR gives its `psnr_at_one`.
 
 Everything is kept in one file beside the result after every clip, and a run that was cut off goes on from there.

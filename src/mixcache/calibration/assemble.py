@@ -45,8 +45,10 @@ class Assembly:
         common: dict[str, Any] = {
             "format": FORMAT,
             "model": self.config.model,
-            "carry": {str(g): self.carry(g) for g in self.measured.granularities if g is not Granularity.CFG},
-            "trust": 1.0,
+            "sensitivity": {
+                str(g): self.sensitivity(g) for g in self.measured.granularities if g is not Granularity.CFG
+            },
+            "damping": 1.0,
             "psnr_at_one": 0.0,
             "impacts": impacts,
             "impacts_by_step": impacts_by_step,
@@ -81,12 +83,14 @@ class Assembly:
             profiles.append(profile)
         return replace(profiles[0], second=profiles[1] if len(profiles) > 1 else None)
 
-    def carry(self, granularity: Granularity) -> list[list[float]]:
-        """(sigma, rms over the prompts of what arrives of an error there): harm is a mean square, and prompts differ by
-        more than ten times."""
+    def sensitivity(self, granularity: Granularity) -> list[list[float]]:
+        """(sigma, rms over the prompts of what arrives of an error there): a cost is a mean square, and prompts differ
+        by more than ten times."""
         pairs = []
         for first in self.measured.windows:
-            tasks = [self.measured.done[f"{i} carry {granularity} {first}"] for i in range(self.measured.num_prompts)]
+            tasks = [
+                self.measured.done[f"{i} sensitivity {granularity} {first}"] for i in range(self.measured.num_prompts)
+            ]
             ratios = [t["change"] / t["injected"] for t in tasks if t["injected"] > 0]
             if ratios:
                 rms = math.sqrt(fmean(ratio**2 for ratio in ratios))

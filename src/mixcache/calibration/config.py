@@ -19,7 +19,7 @@ class CalibrationConfig:
     arguments: dict[str, Any] = field(default_factory=dict)
     """Of the pipeline's call."""
     num_windows: int = 8
-    """Places along the trajectory where carry is measured."""
+    """Places along the trajectory where sensitivity is measured."""
     num_impact_steps: int = 4
     """Steps at which impacts are measured."""
     seed: int = CALIBRATION_SEED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
-from mixcache.core.engine import Engine
+from mixcache.core.observer import Observer
 from mixcache.core.run import Run, parts_of
 from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Granularity
@@ -15,7 +15,7 @@ NUM_SAMPLES = 16384
 """Values of each tensor that its inner products are taken from."""
 
 
-class PerturbingEngine(Engine):
+class PerturbingEngine(Observer):
     """Computes everything, and disturbs one quantity in one step."""
 
     target: Granularity | None = None
@@ -48,7 +48,7 @@ class PerturbingEngine(Engine):
         return self.strength * quantity.float().square().mean().sqrt().to(quantity) * noise
 
 
-class RecordingEngine(Engine):
+class RecordingEngine(Observer):
     """Computes everything, and keeps samples of the outputs and of the span residuals."""
 
     def begin(self) -> None:

@@ -56,7 +56,7 @@ class Measured:
 
     @property
     def windows(self) -> list[int]:
-        """First steps of the windows in which carry is measured: never one that begins an expert's range."""
+        """First steps of the windows in which sensitivity is measured: never one that begins an expert's range."""
         begins = {steps.start for steps in self.ranges}
         return sorted({first + (first in begins) for first in windows(self.num_steps, self.config.num_windows)})
 

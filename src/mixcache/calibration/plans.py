@@ -1,4 +1,4 @@
-"""Plans made from what was measured, tried with several trusts in extrapolation: which, and what their clips tell.
+"""Plans made from what was measured, tried with several dampings in extrapolation: which, and what their clips tell.
 
 A cached step moves the latents, the model answers, and an extrapolation carries the answer on, which no plain
 trajectory shows.
@@ -20,10 +20,10 @@ from mixcache.planning.experts import planner_for
 from mixcache.planning.profiles import Profile
 from mixcache.planning.search import Plan
 
-TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+DAMPINGS = (1.0, 0.75, 0.5, 0.25, 0.0)
 PLANNED_SPEEDUPS = (1.5, 2.2)
-"""Plans of every trust are run at these."""
-PLANNED_CHOICES = ("step", "cfg")
+"""Plans of every damping are run at these."""
+PLANNED_GRANULARITIES = ("step", "cfg")
 WORK = {"compute": 1.0, "step": 0.01, "cfg": 0.5}
 """Costs of the plans that are tried: of the work alone, so that they are the same on every machine."""
 IDENTICAL_DB = 120.0
@@ -39,30 +39,30 @@ class Plans:
 
     @cached_property
     def profile(self) -> Profile:
-        """With a trust and a PSNR that say nothing yet."""
+        """With a damping and a PSNR that say nothing yet."""
         return self._assembled()
 
-    def plan(self, trust: float, speedup: float) -> Plan:
-        """The plan of one trust that comes nearest to a speed-up in work, which is the same on any machine."""
-        if trust not in self._frontiers:
-            profile = with_shares_of_work(for_each_expert(self.profile, trust=trust, costs=WORK))
-            planner = planner_for(profile, speedup=1.0, choices=PLANNED_CHOICES, corrects=self._corrects)
-            self._frontiers[trust] = planner.frontier(profile.loop_sigmas, None)
-        return min(self._frontiers[trust], key=lambda plan: abs(plan.speedup - speedup))
+    def plan(self, damping: float, speedup: float) -> Plan:
+        """The plan of one damping that comes nearest to a speed-up in work, which is the same on any machine."""
+        if damping not in self._frontiers:
+            profile = with_shares_of_work(for_each_expert(self.profile, damping=damping, costs=WORK))
+            planner = planner_for(profile, speedup=1.0, granularities=PLANNED_GRANULARITIES, corrects=self._corrects)
+            self._frontiers[damping] = planner.frontier(profile.loop_sigmas, None)
+        return min(self._frontiers[damping], key=lambda plan: abs(plan.speedup - speedup))
 
 
-def task_name(index: int, trust: float, speedup: float) -> str:
+def task_name(index: int, damping: float, speedup: float) -> str:
     """Of the run of a prompt with a plan."""
-    return f"{index} plan {trust:g} {speedup:g}"
+    return f"{index} plan {damping:g} {speedup:g}"
 
 
-def trusted(done: Mapping[str, Any], num_prompts: int) -> tuple[float, float]:
-    """The trust whose plans gave the best clips, and the PSNR at a harm of 1 that they tell."""
+def best_damping(done: Mapping[str, Any], num_prompts: int) -> tuple[float, float]:
+    """The damping whose plans gave the best clips, and the PSNR at a cost of 1 that they tell."""
     runs = {
-        trust: [done[task_name(i, trust, speedup)] for speedup in PLANNED_SPEEDUPS for i in range(num_prompts)]
-        for trust in TRUSTS
+        damping: [done[task_name(i, damping, speedup)] for speedup in PLANNED_SPEEDUPS for i in range(num_prompts)]
+        for damping in DAMPINGS
     }
-    best = max(TRUSTS, key=lambda trust: psnr_of(runs[trust]))
+    best = max(DAMPINGS, key=lambda damping: psnr_of(runs[damping]))
     offs = [run["psnr_db"] - run["foretold_db"] for run in runs[best]]
     finite = [off for off in offs if math.isfinite(off)]
     return best, fmean(finite) if finite else 0.0

@@ -18,7 +18,7 @@ from mixcache.calibration.measured import Measured, guided_gram
 from mixcache.calibration.schedules import AFTER_COMPUTED, FixedPlanner, timed_schedule, trace_of
 from mixcache.config import MixCacheConfig
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
-from mixcache.core.engine import Engine
+from mixcache.core.observer import Observer
 from mixcache.decision import Granularity
 from mixcache.hosts.diffusers.attachment import attach, enable
 from mixcache.hosts.diffusers.handle import Handle
@@ -26,12 +26,12 @@ from mixcache.metrics import video_psnr
 from mixcache.planning.profiles import EXPERTS
 from mixcache.planning.search import Plan
 from mixcache.policies import MixCache, Planned, Replay
-from mixcache.policies.mixcache import EVEN_IMPACTS
+from mixcache.predictors import REUSE
 
 MIN_STEPS = 5
 """Of each expert: so few that a step of every granularity is timed."""
 WINDOW = 2
-"""Cached steps in a row whose carry is measured."""
+"""Cached steps in a row whose sensitivity is measured."""
 
 
 class Runs:
@@ -56,8 +56,8 @@ class Runs:
         seed = self.config.seed + index
         return generation.generate(self.pipeline, self.config.prompts[index], seed=seed, **self.config.arguments).clip
 
-    def attached(self, engine_class: type[Engine]) -> Handle:
-        return attach(self.pipeline, MixCacheConfig(policy=MixCache(impacts=EVEN_IMPACTS)), engine_class)
+    def attached(self, engine_class: type[Observer]) -> Handle:
+        return attach(self.pipeline, MixCacheConfig(policy=MixCache(impacts={})), engine_class)
 
     def plain(self, index: int) -> dict[str, Any]:
         handle = self.attached(RecordingEngine)
@@ -92,13 +92,13 @@ class Runs:
             result["residual_grams"] = grams
         return result
 
-    def carried(self, index: int, granularity: Granularity, first: int) -> dict[str, float]:
+    def sensitivity(self, index: int, granularity: Granularity, first: int) -> dict[str, float]:
         """What reuse in a window of steps put into the trajectory, and what of it arrived, over the final rms."""
         plain = self.measured.plain(index)
         own = next(steps for steps in self.measured.ranges if first in steps)
         cached = range(first, min(first + WINDOW, own.stop))
         schedule = [
-            (granularity if step in cached else Granularity.COMPUTE, 0) for step in range(self.measured.num_steps)
+            (granularity if step in cached else Granularity.COMPUTE, REUSE) for step in range(self.measured.num_steps)
         ]
         ends = [steps.stop for steps in self.measured.ranges]
         with enable(self.pipeline, Replay(trace=trace_of(schedule, ends=ends))):
@@ -110,9 +110,9 @@ class Runs:
         gram = torch.block_diag(*plain["residual_grams"]) if is_block else guided_gram(plain)
         moves = np.zeros(self.measured.num_steps)
         for step in cached:
-            way = sigmas[step] - sigmas[step + 1]
-            moves[first - 1] += way
-            moves[step] -= way
+            step_size = sigmas[step] - sigmas[step + 1]
+            moves[first - 1] += step_size
+            moves[step] -= step_size
         return result | {"injected": math.sqrt(max(0.0, float(moves @ gram.numpy() @ moves)))}
 
     def impact(self, index: int, granularity: Granularity, step: int) -> float:
@@ -155,7 +155,7 @@ class Runs:
         planner = FixedPlanner(
             [choice for schedule, _ in turns for choice in schedule], arrivals=self.measured.arrivals
         )
-        policy = Planned(speedup=1.0, choices=tuple(map(str, granularities)), planner=planner)
+        policy = Planned(speedup=1.0, granularities=tuple(map(str, granularities)), planner=planner)
         seconds: dict[tuple[int, str], list[float]] = {}
         self._timed(index, plain, seconds)
         with enable(self.pipeline, policy):
@@ -191,7 +191,7 @@ class Runs:
 
     def planned(self, index: int, plan: Plan, speedup: float) -> dict[str, float]:
         """PSNR of the clip of a plan for a speed-up, and what was foretold of it with `psnr_at_one` 0."""
-        planner = FixedPlanner(plan.choices, plan.trust, self.measured.arrivals)
+        planner = FixedPlanner(plan.choices, plan.damping, self.measured.arrivals)
         with enable(self.pipeline, Planned(speedup=speedup, planner=planner)):
             clip = self.clip(index)
         psnr = video_psnr(clip, self._plain_clip(index))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mixcache.decision import Choice, Decision, Granularity
+from mixcache.predictors import LINE, REUSE, Predictor, damped
 from mixcache.trace import Trace, TraceEntry
 
 COMPUTED, AFTER_COMPUTED = "computed", "step after a computed one"
@@ -13,13 +14,13 @@ Schedule = Sequence[Choice]
 
 
 def trace_of(
-    schedule: Schedule, trust: float = 1.0, *, corrects: bool = False, ends: Sequence[int] | None = None
+    schedule: Schedule, damping: float = 1.0, *, corrects: bool = False, ends: Sequence[int] | None = None
 ) -> Trace:
-    """A schedule that extrapolates with one trust as a trace, for policy `replay`, which corrects cached steps or does
+    """A schedule that extrapolates with one damping, as a trace for policy `replay`, which corrects cached steps or
     not. `ends` are the steps at which each of two experts is done."""
     ends = ends or (len(schedule),)
     trace, num_cached = Trace(), 0
-    for step, (granularity, order) in enumerate(schedule):
+    for step, (granularity, predictor) in enumerate(schedule):
         is_computed = granularity is Granularity.COMPUTE
         trace.append(
             TraceEntry(
@@ -28,8 +29,7 @@ def trace_of(
                 num_steps=next(end for end in ends if step < end),
                 sigma=0.0,
                 granularity=granularity,
-                order=order,
-                trust=trust,
+                predictor=damped(predictor, damping),
                 reason="",
                 num_corrected=num_cached if corrects and is_computed else 0,
             )
@@ -48,25 +48,25 @@ class FixedPlanner:
     band = math.inf
 
     def __init__(
-        self, schedule: Schedule, trust: float = 1.0, arrivals: Sequence[tuple[float, int]] | None = None
+        self, schedule: Schedule, damping: float = 1.0, arrivals: Sequence[tuple[float, int]] | None = None
     ) -> None:
         self.profile = self
-        self._schedule, self._trust = schedule, trust
+        self._schedule, self._damping = schedule, damping
         self._arrivals = arrivals or ((0.0, len(schedule)),)
 
     def plan(self, sigmas: tuple[float, ...], guidance: float | None) -> tuple[FixedPlanner, FixedPlanner]:
         """The schedule of the expert that arrives there, as schedule and as expectation."""
         levels, ends = zip(*self._arrivals, strict=True)
         index = min(range(len(levels)), key=lambda k: abs(levels[k] - sigmas[-1]))
-        own = FixedPlanner(self._schedule[(0, *ends)[index] : ends[index]], self._trust)
+        own = FixedPlanner(self._schedule[(0, *ends)[index] : ends[index]], self._damping)
         return own, own
 
     def decision(self, index: int) -> Decision:
         """What the schedule says."""
-        granularity, order = self._schedule[index]
-        return Decision(granularity=granularity, order=order, trust=self._trust, reason="calibration")
+        granularity, predictor = self._schedule[index]
+        return Decision(granularity=granularity, predictor=damped(predictor, self._damping), reason="calibration")
 
-    def relative_error(self, order: int, sigma: float, nodes: Sequence[float]) -> float | None:
+    def relative_error(self, predictor: Predictor, sigma: float, nodes: Sequence[float]) -> float | None:
         """Nothing is expected."""
         return None
 
@@ -81,7 +81,7 @@ def timed_schedule(num_steps: int, granularities: Sequence[Granularity]) -> tupl
         (granularity, granularity.value) for granularity in granularities if granularity is not Granularity.STEP
     ]
     turns = [pattern[(step - 1) % len(pattern)] if step else pattern[0] for step in range(num_steps)]
-    schedule = [(granularity, min(1, max(0, step - 2))) for step, (granularity, _) in enumerate(turns)]
+    schedule = [(granularity, LINE if step > 2 else REUSE) for step, (granularity, _) in enumerate(turns)]
     return schedule, [name for _, name in turns]
 
 

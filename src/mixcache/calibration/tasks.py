@@ -18,7 +18,7 @@ from mixcache.arguments import check_call, told_arguments
 from mixcache.calibration.assemble import Assembly, for_each_expert
 from mixcache.calibration.config import CalibrationConfig
 from mixcache.calibration.measured import Measured
-from mixcache.calibration.plans import PLANNED_SPEEDUPS, TRUSTS, Plans, task_name, trusted
+from mixcache.calibration.plans import DAMPINGS, PLANNED_SPEEDUPS, Plans, best_damping, task_name
 from mixcache.calibration.runs import Runs
 from mixcache.decision import CACHED, Granularity
 from mixcache.hosts.diffusers.attachment import enable
@@ -86,20 +86,20 @@ class Calibration:
                 if granularity is Granularity.CFG:
                     continue
                 for first in self.measured.windows:
-                    name = f"{index} carry {granularity} {first}"
-                    yield name, partial(self.runs.carried, index, granularity, first)
+                    name = f"{index} sensitivity {granularity} {first}"
+                    yield name, partial(self.runs.sensitivity, index, granularity, first)
             for granularity in granularities:
                 for step in self.measured.impact_steps:
                     name = f"{index} impact {granularity} {step}"
                     yield name, partial(self.runs.impact, index, granularity, step)
             yield f"{index} times", partial(self.runs.times, index)
         for index in range(len(self.config.prompts)):
-            for trust in TRUSTS:
+            for damping in DAMPINGS:
                 for speedup in PLANNED_SPEEDUPS:
-                    yield task_name(index, trust, speedup), partial(self._planned, index, trust, speedup)
+                    yield task_name(index, damping, speedup), partial(self._planned, index, damping, speedup)
 
-    def _planned(self, index: int, trust: float, speedup: float) -> dict[str, float]:
-        return self.runs.planned(index, self.plans.plan(trust, speedup), speedup)
+    def _planned(self, index: int, damping: float, speedup: float) -> dict[str, float]:
+        return self.runs.planned(index, self.plans.plan(damping, speedup), speedup)
 
     def run(self, on_task: Callable[[int, int], None] | None = None) -> Profile:
         """Does what is left, and puts the profile together; `on_task` is told (done, in all)."""
@@ -114,8 +114,8 @@ class Calibration:
                 self._keep()
             if on_task:
                 on_task(number + 1, self._num_tasks)
-        trust, psnr_at_one = trusted(self.done, len(self.config.prompts))
-        return for_each_expert(self.plans.profile, trust=trust, psnr_at_one=round(psnr_at_one, 3))
+        damping, psnr_at_one = best_damping(self.done, len(self.config.prompts))
+        return for_each_expert(self.plans.profile, damping=damping, psnr_at_one=round(psnr_at_one, 3))
 
     @property
     def _num_tasks(self) -> int:

@@ -9,50 +9,34 @@ from typing import Annotated
 
 import typer
 
-from mixcache.cli.options import (
-    Device,
-    Dtype,
-    Force,
-    Frames,
-    Guidance,
-    ImageFile,
-    Model,
-    NegativePrompt,
-    PromptsFile,
-    Size,
-    VideoFile,
-    asked_arguments,
-    read_prompts,
-)
+from mixcache.cli import options
 from mixcache.cli.outputs import prepare_file
-from mixcache.cli.terminal import fail, progress_display, quiet
+from mixcache.cli.terminal import progress_display, quiet, told_errors, watched
 
 
 def calibrate(
     out: Annotated[Path, typer.Option(help="The profile to write; PROFILE.partial is kept until it is done.")],
-    model: Model = "shapes-wan",
-    prompts: PromptsFile = None,
+    model: options.Model = "shapes-wan",
+    prompts: options.PromptsFile = None,
     num_prompts: Annotated[int, typer.Option(min=1, max=1000, help="Captions, for a built-in model.")] = 4,
     steps: Annotated[
         list[int] | None, typer.Option(min=5, help="Denoising steps; may be repeated, for a profile that serves each.")
     ] = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    frames: Frames = None,
-    image: ImageFile = None,
-    video: VideoFile = None,
-    negative_prompt: NegativePrompt = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    force: Force = False,
+    guidance: options.Guidance = None,
+    size: options.Size = None,
+    frames: options.Frames = None,
+    image: options.ImageFile = None,
+    video: options.VideoFile = None,
+    negative_prompt: options.NegativePrompt = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    force: options.Force = False,
 ) -> None:
     """Measures what `--speedup` needs to know of a model, on a few prompts; goes on where it was cut off."""
-    try:
-        asked = asked_arguments(size, frames, None, guidance, negative_prompt, image, video)
+    with told_errors():
+        asked = options.asked_arguments(size, frames, None, guidance, negative_prompt, image, video)
         prepare_file(out, force, ".json")
-        given = read_prompts(prompts) if prompts else None
-    except (ValueError, TypeError) as error:
-        fail(error)
+        given = options.read_prompts(prompts) if prompts else None
     quiet()
     from mixcache.arguments import call_arguments
     from mixcache.calibration import CalibrationConfig, built_in_prompts
@@ -60,7 +44,7 @@ def calibrate(
     from mixcache.generation import open_model
     from mixcache.zoo import BUILT_IN
 
-    try:
+    with told_errors(f"Interrupted; the same command goes on from {out}.partial."):
         pipeline, defaults = open_model(model, dtype=dtype, device=device)
         if given is None and model not in BUILT_IN:
             raise ValueError("--prompts FILE is missing: only the built-in models bring captions of their own")
@@ -72,17 +56,8 @@ def calibrate(
             command=shlex.join(["mixcache", *sys.argv[1:]]),
         )
         with progress_display() as progress:
-            task = progress.add_task("measurements", total=None)
-
-            def watch(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
-
+            watch = watched(progress, "measurements")
             profile = measure(pipeline, config, out, watch, step_counts=steps or ())
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted; the same command goes on from {out}.partial.", err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"profile   {out}")
     for expert in profile.experts:
         typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in expert.costs.items()))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mixcache.cli.terminal import fail
+from mixcache.cli.terminal import told_errors
 
 
 def compare(
@@ -18,11 +18,9 @@ def compare(
     from mixcache.bench.compare import compare as changes_of
     from mixcache.bench.results import load
 
-    try:
+    with told_errors():
         first, second = load(before), load(after)
         changes = changes_of(first, second)
-    except ValueError as error:
-        fail(error)
     for name in ("versions", "machine"):
         if first.get(name) != second.get(name):
             typer.echo(f"note      {name} differ: {first.get(name)} and {second.get(name)}", err=True)

@@ -7,50 +7,36 @@ from typing import Annotated, Any
 
 import typer
 
-from mixcache.cli.options import (
-    MAX_SEED,
-    Device,
-    Dtype,
-    Force,
-    NegativePrompt,
-    PolicyName,
-    ProfileFile,
-    Quality,
-    Settings,
-    Speedup,
-    parse_config,
-)
+from mixcache.cli import options
 from mixcache.cli.outputs import prepare_folder
-from mixcache.cli.terminal import counted, fail, progress_display, quiet
+from mixcache.cli.terminal import counted, progress_display, quiet, told_errors, watched
 
 
 def demo(
     prompts: Annotated[int, typer.Option(min=1, max=1000, help="Held-out captions to generate.")] = 3,
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first clip; chooses the captions too.")
+        int, typer.Option(min=0, max=options.MAX_SEED, help="Seed of the first clip; chooses the captions too.")
     ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for films and report.")] = Path("mixcache-demo"),
-    policy: PolicyName = None,
-    speedup: Speedup = None,
-    quality: Quality = None,
-    profile: ProfileFile = None,
+    policy: options.PolicyName = None,
+    speedup: options.Speedup = None,
+    quality: options.Quality = None,
+    profile: options.ProfileFile = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Annotated[float, typer.Option(min=0, max=1000, help="Guidance scale.")] = 5.0,
-    negative_prompt: NegativePrompt = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    settings: Settings = None,
-    force: Force = False,
+    negative_prompt: options.NegativePrompt = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    settings: options.Settings = None,
+    force: options.Force = False,
 ) -> None:
     """Generates a few captions twice, plain and cached, and writes films, report.html and report.json."""
     from mixcache.report.video import film_names
 
-    try:
-        chosen = parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
+    with told_errors():
+        chosen = options.parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
         films = [name for index in range(prompts) for name in film_names(index).values()]
         prepare_folder(out, ["report.json", "report.html", *films], force)
-    except (ValueError, TypeError) as error:
-        fail(error)
     quiet()
     from mixcache.demo import DemoConfig, run_demo
 
@@ -65,17 +51,10 @@ def demo(
         dtype=dtype,
         device=device,
     )
-    with progress_display() as progress:
-
-        def watcher(index: int, kind: str) -> Any:
-            task = progress.add_task(f"clip {index + 1} of {prompts}, {kind:6}", total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        try:
-            report = run_demo(config, out, watcher)
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            progress.stop()
-            fail(error)
+    with told_errors(), progress_display() as progress:
+        report = run_demo(
+            config, out, lambda index, kind: watched(progress, f"clip {index + 1} of {prompts}, {kind:6}")
+        )
     if report["interrupted"]:
         typer.echo(f"Interrupted: {len(report['clips'])} of {prompts} clips are finished.", err=True)
     if report["clips"]:

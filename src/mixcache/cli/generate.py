@@ -7,28 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixcache.cli.options import (
-    MAX_SEED,
-    Device,
-    Dtype,
-    Force,
-    Frames,
-    Guidance,
-    ImageFile,
-    Model,
-    NegativePrompt,
-    PolicyName,
-    ProfileFile,
-    Quality,
-    Settings,
-    Size,
-    Speedup,
-    VideoFile,
-    asked_arguments,
-    parse_config,
-)
+from mixcache.cli import options
 from mixcache.cli.outputs import prepare_file
-from mixcache.cli.terminal import counted, fail, progress_display, quiet
+from mixcache.cli.terminal import counted, progress_display, quiet, told_errors, watched
 
 if TYPE_CHECKING:
     from mixcache.config import MixCacheConfig
@@ -37,60 +18,49 @@ if TYPE_CHECKING:
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to show.")],
-    model: Model = "shapes-wan",
-    policy: PolicyName = None,
-    speedup: Speedup = None,
-    quality: Quality = None,
-    profile: ProfileFile = None,
+    model: options.Model = "shapes-wan",
+    policy: options.PolicyName = None,
+    speedup: options.Speedup = None,
+    quality: options.Quality = None,
+    profile: options.ProfileFile = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance: Guidance = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first noise.")] = 0,
-    size: Size = None,
-    frames: Frames = None,
-    image: ImageFile = None,
-    video: VideoFile = None,
-    negative_prompt: NegativePrompt = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    guidance: options.Guidance = None,
+    seed: Annotated[int, typer.Option(min=0, max=options.MAX_SEED, help="Seed of the first noise.")] = 0,
+    size: options.Size = None,
+    frames: options.Frames = None,
+    image: options.ImageFile = None,
+    video: options.VideoFile = None,
+    negative_prompt: options.NegativePrompt = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
     out: Annotated[Path, typer.Option(help="The film to write.")] = Path("clip.mp4"),
     trace: Annotated[Path | None, typer.Option(help="JSON lines of what was cached at each step.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Without the cache.")] = False,
-    settings: Settings = None,
-    force: Force = False,
+    settings: options.Settings = None,
+    force: options.Force = False,
 ) -> None:
     """Generates one clip from any supported local pipeline folder; --plain from any video pipeline."""
-    try:
-        config = parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
-        asked = asked_arguments(size, frames, steps, guidance, negative_prompt, image, video)
+    with told_errors():
+        config = options.parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
+        asked = options.asked_arguments(size, frames, steps, guidance, negative_prompt, image, video)
         if plain and trace:
             raise ValueError("--trace needs the cache, which --plain leaves out")
         prepare_file(out, force, ".mp4")
         if trace:
             prepare_file(trace, force, ".jsonl")
-    except (ValueError, TypeError) as error:
-        fail(error)
     quiet()
     from mixcache import generation
     from mixcache.report.video import write_mp4
 
-    try:
+    with told_errors("Interrupted; nothing was written."):
         placement = {"dtype": dtype, "device": device}
         pipeline, arguments, handle = prepare_pipeline(model, None if plain else config, asked, placement)
-    except (ValueError, TypeError) as error:
-        fail(error)
-    try:
         with progress_display() as progress:
-            task = progress.add_task("denoising", total=None)
-            watch = {"on_step": lambda done, total: progress.update(task, completed=done, total=total)}
-            made = generation.generate(pipeline, prompt, seed=seed, **watch, **arguments)
+            on_step = watched(progress, "denoising")
+            made = generation.generate(pipeline, prompt, seed=seed, on_step=on_step, **arguments)
         write_mp4(made.clip, out)
         if trace and handle is not None:
             handle.trace.save(trace)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; nothing was written.", err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"film      {out} ({made.denoising_seconds:.1f} s of denoising)")
     if handle is not None:
         summary = handle.summary()

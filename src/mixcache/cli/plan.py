@@ -7,37 +7,35 @@ from typing import Annotated, Any
 
 import typer
 
-from mixcache.cli.options import Force, Guidance, Model, ProfileFile, Quality, Speedup, parse_config
+from mixcache.cli import options
 from mixcache.cli.outputs import prepare_file
-from mixcache.cli.terminal import fail, quiet
+from mixcache.cli.terminal import quiet, told_errors
 
 
 def plan(
-    model: Model = "shapes-wan",
-    profile: ProfileFile = None,
-    speedup: Speedup = None,
-    quality: Quality = None,
+    model: options.Model = "shapes-wan",
+    profile: options.ProfileFile = None,
+    speedup: options.Speedup = None,
+    quality: options.Quality = None,
     steps: Annotated[int | None, typer.Option(min=2, help="Denoising steps.")] = None,
-    guidance: Guidance = None,
+    guidance: options.Guidance = None,
     force_profile: Annotated[bool, typer.Option("--force-profile", help="Take a profile of another model.")] = False,
     png: Annotated[Path | None, typer.Option(help="Picture of the frontier to write.")] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Prints the schedule for a wanted speed-up or quality, what it is expected to give, and what else there is."""
     named = {"speedup": speedup, "quality": quality, "profile": profile, "force_profile": force_profile or None}
-    try:
-        config = parse_config("planned", None, **named)
+    with told_errors():
+        config = options.parse_config("planned", None, **named)
         if png:
             prepare_file(png, force, ".png")
-    except (ValueError, TypeError) as error:
-        fail(error)
     quiet()
     from mixcache.generation import open_model
     from mixcache.hosts.diffusers.attachment import enable
     from mixcache.hosts.diffusers.levels import levels_of_steps
     from mixcache.report.frontier import draw_frontier, frontier_rows, letters
 
-    try:
+    with told_errors():
         pipeline, arguments = open_model(model)
         with enable(pipeline, config) as handle:
             planner = handle.planner
@@ -48,10 +46,8 @@ def plan(
         chosen = planner.chosen(plans)
         if png:
             draw_frontier(plans, chosen, png)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        fail(error)
     typer.echo(f"schedule  {letters(chosen.choices)}")
-    typer.echo(f"          # compute, s step, g cfg, b block; capitals extrapolate, with a trust of {chosen.trust:g}")
+    typer.echo(f"          # compute, s step, g cfg, b block; capitals extrapolate, damped to {chosen.damping:g}")
     typer.echo(
         f"expected  {chosen.speedup:.2f}x of the denoising loop (text encoder and VAE left out), {psnr_text(chosen)}"
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,10 +14,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-def fail(message: object) -> NoReturn:
-    """One line on standard error, exit code 2."""
-    typer.echo(f"mixcache: {str(message).strip()}", err=True)
-    raise typer.Exit(2)
+@contextlib.contextmanager
+def told_errors(interrupted: str | None = None) -> Iterator[None]:
+    """What fails is one line on standard error and exit code 2; Ctrl-C is the line `interrupted` and exit code 130."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+        typer.echo(f"mixcache: {str(error).strip()}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        if interrupted is None:
+            raise
+        typer.echo(interrupted, err=True)
+        raise typer.Exit(130) from None
 
 
 def quiet() -> None:
@@ -49,6 +61,12 @@ def progress_display() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, transient=not sys.stdout.isatty())
+
+
+def watched(progress: Progress, title: str) -> Callable[[int, int], None]:
+    """A new bar, as what is told how many of how many are done."""
+    task = progress.add_task(title, total=None)
+    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def counted(counts: Mapping[str, int]) -> str:

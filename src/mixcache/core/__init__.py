@@ -7,8 +7,8 @@ to `solve` and `solved`, and says when the run is over (`end`). It knows no host
 from __future__ import annotations
 
 from mixcache.core.calls import CallInfo, End, Mix, Span
-from mixcache.core.corrector import Solver
 from mixcache.core.engine import Engine
-from mixcache.core.run import Run
+from mixcache.core.observer import Observer
+from mixcache.core.run import Run, Solver
 
-__all__ = ["CallInfo", "End", "Engine", "Mix", "Run", "Solver", "Span"]
+__all__ = ["CallInfo", "End", "Engine", "Mix", "Observer", "Run", "Solver", "Span"]

@@ -51,7 +51,7 @@ class CallInfo:
     offset: int = 0
     """Steps of the loop that another denoiser does before: two experts count their own."""
     parts: tuple[str, ...] = ()
-    """Branches that a joined call returns, in the order in which they are stacked along dimension 0; empty where the
+    """Branches that a batched call returns, in the order in which they are stacked along dimension 0; empty where the
     call is one branch."""
 
     sigmas: tuple[float, ...] = ()

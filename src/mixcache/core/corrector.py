@@ -27,32 +27,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from mixcache.core.calls import CallInfo
 from mixcache.core.guidance import Combination, combination, tolerance
 from mixcache.core.histories import StepRecord
-from mixcache.core.history import Computed, extrapolated
+from mixcache.core.history import Computed, predicted
+from mixcache.core.run import Solver
 from mixcache.core.seen import Seen
 from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Granularity
+from mixcache.predictors import Lagrange, Predictor
 
 Values = Mapping[str, torch.Tensor]
 """Outputs by branch, as they are kept (`mixcache.core.velocity`)."""
-
-
-class Solver(Protocol):
-    """A scheduler that can go back to where it was."""
-
-    def state(self) -> Any:
-        """What `restore` wants, once; no tensor in it is written to by anybody else."""
-
-    def restore(self, state: Any) -> None: ...
-
-    def advance(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
-        """The sample after a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +64,7 @@ class CachedStep:
     """What it takes to take it again."""
 
     info: CallInfo
-    order: int
+    predictor: Predictor
     timestep: Any
     output: torch.Tensor | None
     """None where nothing of it was computed."""
@@ -97,8 +87,8 @@ class CachedRun:
 class Corrector:
     """Watches the scheduler's steps in one trajectory."""
 
-    def __init__(self, max_order: int) -> None:
-        self._nodes: deque[Node] = deque(maxlen=max_order + 1)
+    def __init__(self, num_values: int) -> None:
+        self._nodes: deque[Node] = deque(maxlen=num_values)
         self._branches: frozenset[str] = frozenset()
         """That these were guided from."""
         self._run: CachedRun | None = None
@@ -236,7 +226,7 @@ class Corrector:
             combined = combination(output, in_form_of(values, sample, record))
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
         self._run.steps.append(
-            CachedStep(record.info, record.decision.order, timestep, known, combined, record.guidance)
+            CachedStep(record.info, record.decision.predictor, timestep, known, combined, record.guidance)
         )
 
     def _may_interpolate(self, run: CachedRun, node: Node) -> bool:
@@ -256,7 +246,7 @@ class Corrector:
         for step in run.steps:
             output = step.output
             if output is None:
-                nodes = [*list(self._nodes)[-step.order - 1 :], node]
+                nodes = [*list(self._nodes)[-step.predictor.num_values :], node]
                 mix, sigma = step.info.mix, step.info.sigma
                 if step.combination is not None:
                     branches = {b: interpolated(nodes, sigma, b) for b in step.combination.shares}
@@ -307,7 +297,7 @@ def interpolated(nodes: list[Node], sigma: float, branch: str | None = None) -> 
         for node in nodes
         if (value := node.given if branch is None else node.outputs.get(branch)) is not None
     ]
-    return extrapolated(values, sigma)
+    return predicted(values, sigma, Lagrange(degree=3))
 
 
 def is_same(sample: torch.Tensor, arrived: Seen) -> bool:

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, End, Span
-from mixcache.core.corrector import Corrector, Solver
+from mixcache.core.corrector import Corrector
 from mixcache.core.histories import Histories, StepRecord
 from mixcache.core.measuring import SignalName, distances, measurement_of, products
-from mixcache.core.run import Run, Streams, parts_of
+from mixcache.core.observer import Observer
+from mixcache.core.run import Run, Solver, Streams, parts_of
 from mixcache.core.signals import to_floats, total
 from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Decision, Granularity, Measurement, Step
@@ -37,12 +38,8 @@ IN_TURN = (
 )
 
 
-class Engine:
-    """State and flow of one run of one transformer.
-
-    `guidance` gives the scale in force now, or None where there is none; `granularities` are those that the model
-    allows.
-    """
+class Engine(Observer):
+    """State and flow of one run of one transformer, which is cached."""
 
     def __init__(
         self,
@@ -54,19 +51,17 @@ class Engine:
         granularities: tuple[str, ...] = ("step", "cfg", "block"),
         max_traced_generations: int = 100,
     ) -> None:
-        self.policy, self.span = policy, span
-        self._trace = trace
-        self._guidance = guidance
+        super().__init__(policy, span, guidance, trace, granularities=granularities)
         self._max_traced_generations = max_traced_generations
         self._costs = {
             Granularity.STEP: 0.0,
             Granularity.CFG: 0.5,
             Granularity.BLOCK: 1 - span.num_skipped / max(1, span.num_blocks),
         }
-        kept = {granularity for granularity in policy.granularities if granularity.value in granularities}
-        self._keeps_outputs = Granularity.STEP in kept or (policy.measures and not policy.looks_back)
-        self._histories = Histories(policy.max_order + 1, kept)
-        self._corrector = Corrector(policy.max_order) if policy.corrects else None
+        self._needs = needs = policy.needs
+        self._keeps_outputs = self.keeps(Granularity.STEP) or needs.distances
+        self._histories = Histories(needs.num_values, self._kept)
+        self._corrector = Corrector(needs.num_values) if needs.correction else None
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._dtype: torch.dtype | None = None
         """Of the transformer's output; what is kept may have another."""
@@ -76,33 +71,17 @@ class Engine:
         """Calls of the last step that was finished; cached steps since the last computed one."""
         self._generation = self._told_non_finite = -1
         self._takes_turns = self._has_told_turns = False
-        self.peak_bytes = 0
-        """Most that histories and the values set aside for them ever took."""
 
     @property
     def policy_state(self) -> Any:
-        """What the policy itself remembers of the trajectory under way, or of the last one."""
         return self._seen_state
 
-    def keeps(self, granularity: Granularity) -> bool:
-        """True where policy and model both allow it, so that there are histories for it."""
-        return granularity in self._histories.kept
-
     def begin(self) -> None:
-        """A run begins of which nothing is known yet."""
         self._takes_turns = False
-
-    def leave_out(self, granularity: Granularity) -> None:
-        """From now on computes what the policy would cache by this granularity."""
-        self._histories.kept.discard(granularity)
 
     # ---------------------------------------------------------------------------------------------------- calls
 
     def call(self, info: CallInfo, run: Run) -> torch.Tensor:
-        """The output of one call, of which `run` carries out what the cache does not answer.
-
-        The very tensor that `run.full` gave where it ran in full; else one that the caller may write to.
-        """
         record = self._record
         if record is None or self._is_new_trajectory(record, info):
             self._takes_turns = info.step > 0 and (self._takes_turns or self._is_another_run(record, info))
@@ -134,8 +113,8 @@ class Engine:
     def _answer(self, record: StepRecord, info: CallInfo, run: Run) -> torch.Tensor:
         """The predicted output of a call that is not computed."""
         record.calls += [Call(branch=branch, computed=False, num_blocks=0) for branch in info.branches]
-        order, trust = record.decision.order, record.decision.trust
-        outputs = [self._histories.output(branch, info.sigma, order, trust) for branch in info.branches]
+        predictor = record.decision.predictor
+        outputs = [self._histories.output(branch, info.sigma, predictor) for branch in info.branches]
         kept = torch.cat(outputs) if info.parts else outputs[0]
         output = v_from_velocity(kept, run.latents, info.mix) if info.mix is not None else kept
         if output is kept and self._histories.is_last_output(info.branch, kept):
@@ -145,15 +124,14 @@ class Engine:
     def _from_conditional(self, record: StepRecord, latents: torch.Tensor, info: CallInfo) -> torch.Tensor:
         """The unconditional output of a `cfg` step, which is not computed."""
         record.calls.append(Call(branch=UNCONDITIONAL, computed=False, num_blocks=0))
-        decision = record.decision
-        difference = self._histories.difference.predict(record.info.sigma, decision.order, decision.trust)
+        difference = self._histories.difference.predict(record.info.sigma, record.decision.predictor)
         kept = record.outputs[CONDITIONAL] + difference
         return v_from_velocity(kept, latents, info.mix).to(self._dtype)
 
     def _joined_from_conditional(
         self, record: StepRecord, conditional: torch.Tensor, info: CallInfo, run: Run
     ) -> torch.Tensor:
-        """The output of a joined call of a `cfg` step, from that of its conditional part."""
+        """The output of a batched call of a `cfg` step, from that of its conditional part."""
         latents = parts_of(run.latents, info) if info.mix is not None else dict.fromkeys(info.parts, run.latents)
         alone = replace(info, branch=CONDITIONAL, parts=())
         self._take_in(record, conditional, latents[CONDITIONAL], (), alone)
@@ -165,7 +143,7 @@ class Engine:
         """The output of a call that is computed, if not all of its blocks."""
         decision, residuals = record.decision, tuple[torch.Tensor, ...]()
         if decision.granularity is Granularity.BLOCK:
-            residuals = self._histories.residuals(info.branch, info.sigma, decision.order, decision.trust)
+            residuals = self._histories.residuals(info.branch, info.sigma, decision.predictor)
         if residuals:
             output = run.without_span(residuals)
             record.totals[info.branch] = total(output)
@@ -174,7 +152,7 @@ class Engine:
             return output
         is_computed_step = decision.granularity is Granularity.COMPUTE
         records = is_computed_step and self.keeps(Granularity.BLOCK) and not record.info.is_last
-        if records and not self.policy.measures:  # a measurement compares with what was kept
+        if records and not self._needs.measures:  # a measurement compares with what was kept
             self._histories.make_room(info.branch)
         output, computed = run.full(records=records)
         latents = run.latents if info.mix is not None else output
@@ -203,7 +181,6 @@ class Engine:
     def solve(
         self, solver: Solver, output: torch.Tensor, timestep: Any, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Told of the pipeline's step of the solver; gives the output and the sample to take it with."""
         record = self._record
         if self._corrector is None or record is None:
             return output, sample
@@ -213,11 +190,10 @@ class Engine:
             values = record.outputs
         elif decision.granularity is Granularity.STEP and all(not call.computed for call in record.calls):
             sigma, branches = record.info.sigma, dict.fromkeys(call.branch for call in record.calls)
-            values = {b: self._histories.output(b, sigma, decision.order, decision.trust) for b in branches}
+            values = {b: self._histories.output(b, sigma, decision.predictor) for b in branches}
         return self._corrector.before(record, values, solver, output, timestep, sample)
 
     def solved(self, sample: torch.Tensor) -> None:
-        """Told where that step arrived."""
         if self._corrector is not None and self._record is not None:
             self._corrector.after(sample)
 
@@ -290,16 +266,16 @@ class Engine:
         self._num_cached = 0 if is_computed else self._num_cached + 1
         if Granularity.CFG in self._histories.kept and {CONDITIONAL, UNCONDITIONAL} <= set(record.outputs):
             record.difference = record.outputs[UNCONDITIONAL] - record.outputs[CONDITIONAL]
-        is_measured = self.policy.measures and is_computed and measures
+        is_measured = self._needs.measures and is_computed and measures
         names: list[SignalName] = list(record.totals)
         scalars = list(record.totals.values())
         if is_measured:
             if record.guidance is None:
                 record.guidance = self._guidance()
-            if self.policy.looks_back:
-                signals = products(record, self._histories)
+            if self._needs.trials:
+                signals = products(record, self._histories, self._needs.predictors)
             else:
-                signals = distances(record, self._histories, self.policy.max_order)
+                signals = distances(record, self._histories, self._needs.predictors[-1])
             names += signals
             scalars += signals.values()
         if record.misfit is not None:
@@ -335,8 +311,7 @@ class Engine:
                 num_steps=record.info.offset + record.info.num_steps,
                 sigma=record.info.sigma if record.info.scheduler_sigma is None else record.info.scheduler_sigma,
                 granularity=record.decision.granularity,
-                order=record.decision.order,
-                trust=record.decision.trust,
+                predictor=record.decision.predictor,
                 reason=record.decision.reason,
                 calls=tuple(record.calls),
                 deviation=measurement.deviation if measurement else None,

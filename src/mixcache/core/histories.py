@@ -14,6 +14,7 @@ import torch
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo
 from mixcache.core.history import History
 from mixcache.decision import Decision, Granularity
+from mixcache.predictors import Predictor
 from mixcache.trace import Call
 
 StreamKey = tuple[str, int]
@@ -101,7 +102,7 @@ class Histories:
         history = self._outputs.get(branch)
         return history is not None and value is history.last
 
-    def output(self, branch: str, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
+    def output(self, branch: str, sigma: float, predictor: Predictor) -> torch.Tensor:
         """The output that a branch's history predicts, not to be written to.
 
         After a `cfg` step cond is younger than uncond. Guidance would multiply the mismatch of the two, so uncond is
@@ -110,17 +111,17 @@ class Histories:
         history, conditional = self._outputs[branch], self._outputs.get(CONDITIONAL)
         is_behind = branch == UNCONDITIONAL and conditional is not None and conditional.is_younger_than(history)
         if is_behind and conditional is not None and len(self.difference):
-            return conditional.predict(sigma, order, trust) + self.difference.predict(sigma, order, trust)
-        return history.predict(sigma, order, trust)
+            return conditional.predict(sigma, predictor) + self.difference.predict(sigma, predictor)
+        return history.predict(sigma, predictor)
 
-    def residuals(self, call: str, sigma: float, order: int, trust: float = 1.0) -> tuple[torch.Tensor, ...]:
+    def residuals(self, call: str, sigma: float, predictor: Predictor) -> tuple[torch.Tensor, ...]:
         """The residuals of the span that are predicted for a call, by stream, not to be written to."""
         num_streams = sum(name == call for name, _ in self._residuals)
-        return tuple(self.residual((call, index), sigma, order, trust) for index in range(num_streams))
+        return tuple(self.residual((call, index), sigma, predictor) for index in range(num_streams))
 
-    def residual(self, key: StreamKey, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
+    def residual(self, key: StreamKey, sigma: float, predictor: Predictor) -> torch.Tensor:
         """The residual of the span that its history predicts, not to be written to."""
-        return self._residuals[key].predict(sigma, order, trust)
+        return self._residuals[key].predict(sigma, predictor)
 
     def refresh(self, record: StepRecord, *, keeps_outputs: bool) -> None:
         """Takes in what a step computed; all of it is finite. A branch that a full step did not call is forgotten."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mixcache.predictors import Predictor
+
 
 @dataclass(frozen=True, slots=True)
 class Computed:
@@ -22,30 +24,17 @@ class Computed:
     value: torch.Tensor
 
 
-def lagrange_weights(sigmas: list[float], sigma: float, trust: float = 1.0) -> list[float]:
-    """Weights of the polynomial through the values at `sigmas`, read at `sigma`; they add up to 1.
-
-    w_k = product over j != k of (sigma - sigma_j) / (sigma_k - sigma_j). The polynomial is followed for the share
-    `trust` of the way from the last value. ZeroDivisionError where two sigmas are equal.
-    """
-    weights = []
-    for k, node in enumerate(sigmas):
-        weight = 1.0
-        for j, other in enumerate(sigmas):
-            if j != k:
-                weight *= (sigma - other) / (node - other)
-        weights.append(trust * weight)
-    weights[-1] += 1 - trust
-    return weights
-
-
-def extrapolated(values: Sequence[Computed], sigma: float, trust: float = 1.0) -> torch.Tensor:
-    """The polynomial through the values, read at `sigma`, with the dtype of the last one; of one value, or of two at
-    one noise level, the last value itself, not to be written to."""
+def predicted(values: Sequence[Computed], sigma: float, predictor: Predictor) -> torch.Tensor:
+    """What the predictor makes of the last values, with the dtype of the very last; of one value, or of two at one
+    noise level, the last value itself, not to be written to. ValueError without a value."""
+    if not values:
+        raise ValueError("an empty history predicts nothing")
+    predictor = predictor.for_length(len(values))
+    values = values[-predictor.num_values :]
     sigmas = [computed.sigma for computed in values]
     if len(values) == 1 or len(set(sigmas)) < len(sigmas):
         return values[-1].value
-    weights = lagrange_weights(sigmas, sigma, trust)
+    weights = predictor.weights(sigmas, sigma)
     total = values[0].value.float() * weights[0]
     for computed, weight in zip(values[1:], weights[1:], strict=True):
         total.add_(computed.value, alpha=weight)
@@ -95,14 +84,7 @@ class History:
     def clear(self) -> None:
         self._values.clear()
 
-    def predict(self, sigma: float, order: int, trust: float = 1.0) -> torch.Tensor:
-        """The value at `sigma`, with the dtype of the last one; order 0 repeats it, 1 and 2 extrapolate in sigma.
-
-        Not to be written to: what is repeated is the last value itself.
-
-        An extrapolation is followed for the share `trust` of the way from the last value. An order that the history is
-        too short for, or two values at one sigma, lowers the order. ValueError on an empty history.
-        """
-        if not self._values:
-            raise ValueError("an empty history predicts nothing")
-        return extrapolated(list(self._values)[-(order + 1) :], sigma, trust)
+    def predict(self, sigma: float, predictor: Predictor) -> torch.Tensor:
+        """The value at `sigma`, with the dtype of the last one, not to be written to: what is reused is the last value
+        itself. ValueError on an empty history."""
+        return predicted(list(self._values), sigma, predictor)

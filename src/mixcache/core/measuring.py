@@ -1,12 +1,12 @@
 """What the cache would have predicted of a step that was computed: tensors in, a `Measurement` out.
 
-The tensors become device scalars first: `distances`, or `products` for a policy that looks back. The engine brings all
-scalars of a step to the host at once, and `measurement_of` makes of them what the policy is told.
+The tensors become device scalars first: `distances`, or `products` for a policy that wants trials. The engine brings
+all scalars of a step to the host at once, and `measurement_of` makes of them what the policy is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
@@ -14,10 +14,11 @@ from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
 from mixcache.core.histories import Histories, StepRecord
 from mixcache.core.signals import inner, relative_l1
 from mixcache.decision import Choice, Granularity, Measurement, Trial
+from mixcache.predictors import REUSE, Predictor
 
-SignalName = Granularity | str | tuple[Granularity, int, str]
+SignalName = Granularity | str | tuple[Granularity, Predictor, str]
 """What a scalar is of: a granularity's distance, a call or what else is named, or an inner product of a granularity's
-trial with an order."""
+trial with a predictor."""
 Signals = dict[SignalName, torch.Tensor]
 
 
@@ -28,29 +29,30 @@ def guided(outputs: Mapping[str, torch.Tensor], scale: float | None) -> torch.Te
     return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
 
 
-def distances(record: StepRecord, histories: Histories, max_order: int) -> Signals:
-    """Device scalars: the deviation of the cache from this computed step, and the distance of each granularity."""
+def distances(record: StepRecord, histories: Histories, predictor: Predictor) -> Signals:
+    """Device scalars: the deviation of a `step` by the predictor from this computed one, and the distance of each
+    granularity."""
     signals: Signals = {}
     outputs, sigma = record.outputs, record.info.sigma
     if histories.num_outputs(outputs):
         true = guided(outputs, record.guidance)
-        orders: dict[SignalName, int] = {Granularity.STEP: 0}
-        if max_order:
-            orders["deviation"] = max_order
-        for name, order in orders.items():
-            predicted = {branch: histories.output(branch, sigma, order) for branch in outputs}
+        by: dict[SignalName, Predictor] = {Granularity.STEP: REUSE}
+        if predictor != REUSE:
+            by["deviation"] = predictor
+        for name, of_name in by.items():
+            predicted = {branch: histories.output(branch, sigma, of_name) for branch in outputs}
             signals[name] = relative_l1(guided(predicted, record.guidance), true)
     last = histories.difference.last
     if record.difference is not None and last is not None:
         signals[Granularity.CFG] = relative_l1(last, record.difference)
     if histories.num_residuals(record.residuals):
-        of_streams = [relative_l1(histories.residual(key, sigma, 0), r) for key, r in record.residuals.items()]
+        of_streams = [relative_l1(histories.residual(key, sigma, REUSE), r) for key, r in record.residuals.items()]
         signals[Granularity.BLOCK] = torch.stack(of_streams).mean()
     return signals
 
 
-def products(record: StepRecord, histories: Histories) -> Signals:
-    """Device scalars: the inner products of the trials of each granularity and order that the histories allow.
+def products(record: StepRecord, histories: Histories, predictors: Sequence[Predictor]) -> Signals:
+    """Device scalars: the inner products of the trials of each granularity and predictor that the histories allow.
 
     For `block` it is the guided residual that is held against what was predicted of it: what is behind the span is
     not run again.
@@ -62,44 +64,55 @@ def products(record: StepRecord, histories: Histories) -> Signals:
         signals["guided"] = inner(true, true)
         if Granularity.STEP in histories.kept:
 
-            def predicted_step(order: int) -> torch.Tensor:
-                return guided({branch: histories.output(branch, sigma, order) for branch in outputs}, guidance)
+            def predicted_step(predictor: Predictor) -> torch.Tensor:
+                return guided({branch: histories.output(branch, sigma, predictor) for branch in outputs}, guidance)
 
-            signals |= _products_of(Granularity.STEP, histories.num_outputs(outputs), predicted_step, true)
+            allowed = _fitting(predictors, histories.num_outputs(outputs))
+            signals |= _products_of(Granularity.STEP, allowed, predicted_step, true)
         if record.difference is not None and guidance is not None:
             history = histories.difference
 
-            def predicted_difference(order: int) -> torch.Tensor:
-                return history.predict(sigma, order)
+            def predicted_difference(predictor: Predictor) -> torch.Tensor:
+                return history.predict(sigma, predictor)
 
-            signals |= _products_of(Granularity.CFG, len(history), predicted_difference, record.difference)
-    if num_orders := histories.num_residuals(record.residuals):
+            allowed = _fitting(predictors, len(history))
+            signals |= _products_of(Granularity.CFG, allowed, predicted_difference, record.difference)
+    if allowed := _fitting(predictors, histories.num_residuals(record.residuals)):
         of_latents = {call: residual for (call, stream), residual in record.residuals.items() if stream == 0}
         true_residual = guided(of_latents, guidance)
 
-        def predicted_residual(order: int) -> torch.Tensor:
-            return guided({call: histories.residual((call, 0), sigma, order) for call in of_latents}, guidance)
+        def predicted_residual(predictor: Predictor) -> torch.Tensor:
+            return guided({call: histories.residual((call, 0), sigma, predictor) for call in of_latents}, guidance)
 
         signals["residual"] = inner(true_residual, true_residual)
-        signals |= _products_of(Granularity.BLOCK, num_orders, predicted_residual, true_residual)
+        signals |= _products_of(Granularity.BLOCK, allowed, predicted_residual, true_residual)
     return signals
 
 
+def _fitting(predictors: Sequence[Predictor], num_values: int) -> list[Predictor]:
+    """Those that so long a history is enough for."""
+    return [predictor for predictor in predictors if predictor.num_values <= num_values]
+
+
 def _products_of(
-    granularity: Granularity, num_orders: int, predicted: Callable[[int], torch.Tensor], true: torch.Tensor
+    granularity: Granularity,
+    predictors: Sequence[Predictor],
+    predicted: Callable[[Predictor], torch.Tensor],
+    true: torch.Tensor,
 ) -> Signals:
-    """Inner products of a `Trial` of each order, not yet over that of the guided output with itself."""
-    if not num_orders:
+    """Inner products of a `Trial` of each predictor, not yet over that of the guided output with itself."""
+    if not predictors:
         return {}
-    last = predicted(0).float()
+    last = predicted(REUSE).float()
     change = true.float() - last
     missed = inner(change, change)
-    signals: Signals = {(granularity, 0, "missed"): missed}
-    for order in range(1, num_orders):
-        step = predicted(order).float() - last
-        signals[granularity, order, "missed"] = missed
-        signals[granularity, order, "overlap"] = inner(change, step)
-        signals[granularity, order, "reach"] = inner(step, step)
+    signals: Signals = {}
+    for predictor in predictors:
+        signals[granularity, predictor, "missed"] = missed
+        if predictor != REUSE:
+            step = predicted(predictor).float() - last
+            signals[granularity, predictor, "overlap"] = inner(change, step)
+            signals[granularity, predictor, "reach"] = inner(step, step)
     return signals
 
 
@@ -123,9 +136,9 @@ def _trials(record: StepRecord, values: Mapping[SignalName, float]) -> dict[Choi
     fields: dict[Choice, dict[str, float]] = {}
     for name, value in values.items():
         if isinstance(name, tuple):
-            granularity, order, product = name
+            granularity, predictor, product = name
             if granularity is Granularity.CFG and record.guidance is not None:
                 value *= (record.guidance - 1) ** 2
             whole = values["residual" if granularity is Granularity.BLOCK else "guided"]
-            fields.setdefault((granularity, order), {})[product] = value / max(whole, 1e-24)
+            fields.setdefault((granularity, predictor), {})[product] = value / max(whole, 1e-24)
     return {choice: Trial(**found) for choice, found in fields.items()}

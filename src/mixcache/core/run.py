@@ -1,8 +1,8 @@
-"""What a host brings with a call: how it can be carried out."""
+"""What a host brings: a call, and how it can be carried out; a solver that can go back."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -27,7 +27,19 @@ class Run(Protocol):
         """The output where the span is left out, and the residuals are added in its place."""
 
     def conditional(self) -> torch.Tensor | None:
-        """The output of the conditional part of a joined call alone; None where that cannot be run."""
+        """The output of the conditional part of a batched call alone; None where that cannot be run."""
+
+
+class Solver(Protocol):
+    """A scheduler that can go back to where it was."""
+
+    def state(self) -> Any:
+        """What `restore` wants, once; no tensor in it is written to by anybody else."""
+
+    def restore(self, state: Any) -> None: ...
+
+    def advance(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
+        """The sample after a step."""
 
 
 def parts_of(output: torch.Tensor, info: CallInfo) -> dict[str, torch.Tensor]:

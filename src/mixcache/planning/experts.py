@@ -1,11 +1,11 @@
-"""Plans of two experts: what was asked of the loop is divided between them where that does the least harm.
+"""Plans of two experts: what was asked of the loop is divided between them where that does the least damage.
 
 Each expert has histories of its own, so each follows a plan of its own, for its range of noise levels. A loop with the
 plans a and b takes the time
 
     share_a / speedup_a + share_b / speedup_b
 
-of the plain one, and does the harm of both. The errors of the two are taken to be at right angles: how they add up as
+of the plain one, and does the damage of both. The errors of the two are taken to be at right angles: how they add up as
 vectors is left out.
 """
 
@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from mixcache.planning.profiles import Profile
-from mixcache.planning.search import Plan, Planner, least_harmful
+from mixcache.planning.search import Plan, Planner, frontier_of
 from mixcache.planning.trajectory import Trajectory
 
 
@@ -73,13 +73,13 @@ class ExpertsPlanner(Planner):
         return planner.plan(sigmas, guidance)
 
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
-        """The least harmful pairs of plans for the noise levels of a whole loop, from slowest to fastest."""
+        """The best pairs of plans for the noise levels of a whole loop, from slowest to fastest."""
         profile = self.profile.nearest(len(sigmas) - 1)
         border = (profile.sigmas[-2] + profile.sigmas[-1]) / 2  # to half a step: where it is depends on the timesteps
         num_first = sum(sigma > border for sigma in sigmas[:-1])
         ranges = sigmas[: num_first + 1], sigmas[num_first:]
         parts = [p.frontier(r, guidance) for p, r in zip(self._free, ranges, strict=True) if len(r) > 1]
-        return least_harmful(self.together(pair) for pair in itertools.product(*parts))
+        return frontier_of(self.together(pair) for pair in itertools.product(*parts))
 
     def together(self, plans: Sequence[Plan]) -> Plan:
         """What one plan for each expert gives."""
@@ -88,16 +88,18 @@ class ExpertsPlanner(Planner):
         if len(plans) < len(paces):
             return plans[0]
         times = [pace * len(plan.choices) for pace, plan in zip(paces, plans, strict=True)]
-        harm = sum(10 ** (-plan.psnr_db / 10) for plan in plans)
+        damage = sum(10 ** (-plan.psnr_db / 10) for plan in plans)
         return Plan(
             choices=tuple(itertools.chain.from_iterable(plan.choices for plan in plans)),
             speedup=sum(times) / sum(time / plan.speedup for time, plan in zip(times, plans, strict=True)),
-            psnr_db=-10 * math.log10(harm) if harm > 0 else math.inf,
-            trust=plans[0].trust,
+            psnr_db=-10 * math.log10(damage) if damage > 0 else math.inf,
+            damping=plans[0].damping,
             parts=tuple(plans),
         )
 
 
 def limited_planner(planner: Planner, **asked: Any) -> Planner:
     """A planner of one transformer with the limits of another planner."""
-    return Planner(choices=planner.choices, order=planner.order, corrects=planner.corrects, **asked)
+    return Planner(
+        granularities=planner.granularities, predictors=planner.predictors, corrects=planner.corrects, **asked
+    )

@@ -1,7 +1,7 @@
-"""Schedules from a profile: which granularity and order at which step, for the least harm at a wanted speed-up.
+"""Schedules from a profile: which granularity and predictor at which step, for a wanted speed-up or quality.
 
 The search walks through the steps and keeps, for each set of computed steps that later predictions stand on and each
-level of cost, the least harmful schedules so far: dynamic programming but for the sum of vectors
+level of time, the best schedules so far: dynamic programming but for the sum of vectors
 (`mixcache.planning.trajectory`), which makes it a beam.
 """
 
@@ -17,9 +17,10 @@ import numpy as np
 from mixcache.decision import Choice, Decision, Granularity
 from mixcache.planning.profiles import Profile
 from mixcache.planning.trajectory import COMPUTE, Nodes, Segment, Trajectory
+from mixcache.predictors import LINE, REUSE, Predictor, damped
 
 logger = logging.getLogger("mixcache")
-COST_LEVELS_PER_STEP = 4
+TIME_LEVELS_PER_STEP = 4
 KEPT_PER_LEVEL = 4
 NUM_REMEMBERED = 64
 FAR = 1.5
@@ -38,16 +39,16 @@ class Plan:
     """Of the denoising loop: text encoder and VAE are left out."""
     psnr_db: float
     """Against the plain clip; infinite where nothing is cached."""
-    trust: float = 1.0
-    """How far extrapolations are followed."""
+    damping: float = 1.0
+    """Share of an extrapolation that is followed."""
     instead_of: Plan | None = None
     """The plan that was asked for, where this one is followed because that one is under `LEAST_PSNR_DB`."""
     parts: tuple[Plan, ...] = ()
     """The plan of each of two experts; empty where there is one transformer."""
 
     def decision(self, index: int) -> Decision:
-        granularity, order = self.choices[index]
-        return Decision(granularity=granularity, order=order, trust=self.trust, reason="planned")
+        granularity, predictor = self.choices[index]
+        return Decision(granularity=granularity, predictor=damped(predictor, self.damping), reason="planned")
 
 
 _Path = tuple["_Path", Segment] | None
@@ -69,16 +70,16 @@ class _Batch:
     """The last segment, as an index into what there is."""
 
     def pruned(self, segments: Sequence[Segment]) -> _Batch:
-        """The least harmful of each level of cost that are not worse than a cheaper one, with their last segment put
+        """The best of each level of time that are not worse than a cheaper one, with their last segment put
         into the paths."""
-        harm = np.einsum("ij,ij->i", self.moved, self.moved) + self.alone
-        levels = np.round(self.cost * COST_LEVELS_PER_STEP)
-        order = np.lexsort((harm, levels))
-        levels, harm = levels[order], harm[order]
+        damage = np.einsum("ij,ij->i", self.moved, self.moved) + self.alone
+        levels = np.round(self.cost * TIME_LEVELS_PER_STEP)
+        order = np.lexsort((damage, levels))
+        levels, damage = levels[order], damage[order]
         starts = np.flatnonzero(np.r_[True, levels[1:] != levels[:-1]])
-        least_before = np.r_[np.inf, np.minimum.accumulate(harm[starts])[:-1]]
+        least_before = np.r_[np.inf, np.minimum.accumulate(damage[starts])[:-1]]
         rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-        is_better = np.repeat(harm[starts] < least_before, np.diff(np.r_[starts, len(order)]))
+        is_better = np.repeat(damage[starts] < least_before, np.diff(np.r_[starts, len(order)]))
         kept = order[(rank < KEPT_PER_LEVEL) & is_better]
         paths = np.empty(len(kept), dtype=object)
         for place, k in enumerate(kept):
@@ -90,14 +91,14 @@ class _Batch:
 class Planner:
     """Finds the plan for a wanted speed-up or quality.
 
-    `speedup` or `quality` (PSNR in dB) is given. `choices` and `order` limit what may be chosen.
+    `speedup` or `quality` (PSNR in dB) is given. `granularities` and `predictors` limit what may be chosen.
     """
 
     profile: Profile
     speedup: float | None = None
     quality: float | None = None
-    choices: tuple[str, ...] = ("step", "cfg", "block")
-    order: int = 1
+    granularities: tuple[str, ...] = ("step", "cfg", "block")
+    predictors: tuple[Predictor, ...] = (REUSE, LINE)
     corrects: bool = True
     """Cached steps are taken again (`mixcache.core.corrector`)."""
     _warned: set[Hashable] = field(default_factory=set, init=False, repr=False, compare=False)
@@ -130,7 +131,7 @@ class Planner:
         return self._remember(sigmas, guidance, self.nearest_plan(self.frontier(sigmas, guidance)))
 
     def _key(self, sigmas: tuple[float, ...], guidance: float | None) -> Hashable:
-        limits = (self.choices, self.order, self.corrects)
+        limits = (self.granularities, self.predictors, self.corrects)
         return (self.profile.digest, self.speedup, self.quality, *limits, sigmas, guidance)
 
     def _remember(self, sigmas: tuple[float, ...], guidance: float | None, plan: Plan) -> tuple[Plan, Trajectory]:
@@ -164,7 +165,7 @@ class Planner:
                 )
             return _watchable(plans, min(plans, key=lambda plan: abs(math.log(plan.speedup / wanted))))
         if len(plans) == 1:
-            raise ValueError(f"the profile knows nothing that choices={self.choices!r} could cache")
+            raise ValueError(f"the profile knows nothing that granularities={self.granularities!r} could cache")
         found = [plan for plan in plans if plan.psnr_db >= (self.quality or 0.0)]
         if len(found) < 2:
             raise ValueError(
@@ -192,7 +193,7 @@ class Planner:
         )
 
     def frontier(self, sigmas: Sequence[float], guidance: float | None) -> list[Plan]:
-        """The least harmful plans from slowest to fastest; the first computes everything.
+        """The best plans from slowest to fastest; the first computes everything.
 
         Warns where the profile was made with far more or fewer steps. What was searched for last is remembered.
         """
@@ -206,7 +207,7 @@ class Planner:
                 wanted,
             )
         scale = profile.guidance if guidance is None else guidance
-        key = (profile.alone.digest, self.choices, self.order, self.corrects, tuple(sigmas), scale)
+        key = (profile.alone.digest, self.granularities, self.predictors, self.corrects, tuple(sigmas), scale)
         if key not in _FRONTIERS:
             _FRONTIERS[key] = self._searched(self._trajectory(sigmas, guidance))
             while len(_FRONTIERS) > NUM_REMEMBERED:
@@ -219,7 +220,7 @@ class Planner:
         steps_alone = [choice for choice in options if choice[0] is Granularity.STEP]
         if len(steps_alone) < len(options):  # a beam may lose among many options what it finds among few
             found += self._search(trajectory, steps_alone)
-        return least_harmful(found)
+        return frontier_of(found)
 
     def together(self, plans: Sequence[Plan]) -> Plan:
         """What the plans of a loop's transformers give; here there is one."""
@@ -234,6 +235,7 @@ class Planner:
         for choice in options:
             for length in range(1, MAX_AGE + 1):
                 segments += [(choice,) * length, (*(choice,) * length, COMPUTE)]
+        needed = [segment[0][1].num_values for segment in segments]
         spent = [sum(costs[granularity.value] for granularity, _ in segment) for segment in segments]
         none = np.empty(1, dtype=object)
         width = trajectory.guided.shape[1]
@@ -241,13 +243,14 @@ class Planner:
 
         def longer(batch: _Batch, nodes: Nodes, number: int) -> _Batch:
             segment = segments[number]
-            moved, alone = trajectory.harm_of(segment, nodes) if segment != (COMPUTE,) else (0.0, 0.0)
+            moved, alone = trajectory.cost_of(segment, nodes) if segment != (COMPUTE,) else (0.0, 0.0)
             last = np.full(len(batch.cost), number)
             return _Batch(batch.cost + spent[number], batch.moved + moved, batch.alone + alone, batch.paths, last)
 
         # made longer only when their turn has come: most of them are then pruned
         arrived: list[dict[Nodes, list[tuple[_Batch, Nodes, int]]]] = [{} for _ in range(num_steps)]
         arrived[0][(0,)] = []
+        num_values = max(predictor.num_values for predictor in self.predictors)
         ended = [first] if num_steps == 1 else list[_Batch]()
         for index in range(num_steps):
             for nodes, parents in arrived[index].items():
@@ -255,40 +258,40 @@ class Planner:
                 for number, segment in enumerate(segments):
                     end = index + len(segment)  # of the steps that it is of, the last one
                     is_computed = segment[-1] == COMPUTE
-                    if end >= num_steps or not (is_computed or end == num_steps - 1) or segment[0][1] >= len(nodes):
+                    if end >= num_steps or not (is_computed or end == num_steps - 1) or needed[number] > len(nodes):
                         continue
                     if end == num_steps - 1:
                         ended.append(longer(batch, nodes, number))
                     else:
-                        arrived[end].setdefault((*nodes, end)[-self.order - 1 :], []).append((batch, nodes, number))
+                        arrived[end].setdefault((*nodes, end)[-num_values:], []).append((batch, nodes, number))
             arrived[index].clear()
         return self._plans(_joined(ended).pruned(segments), trajectory)
 
     def _options(self, trajectory: Trajectory) -> Iterator[Choice]:
-        for name in self.choices:
+        for name in self.granularities:
             granularity = Granularity(name)
             is_possible = {
                 Granularity.STEP: True,
-                Granularity.CFG: trajectory._weight != 0.0 and "cfg" in trajectory.profile.costs,
+                Granularity.CFG: trajectory.is_guided and "cfg" in trajectory.profile.costs,
                 Granularity.BLOCK: trajectory.has_residuals and "block" in trajectory.profile.costs,
             }[granularity]
             if is_possible:
-                # without trust an extrapolation is reuse by another name, and would crowd the beam
-                highest = self.order if trajectory.profile.trust > 0 else 0
-                yield from ((granularity, order) for order in range(highest + 1))
+                # damped to nothing an extrapolation is reuse by another name, and would crowd the beam
+                is_followed = trajectory.profile.damping > 0
+                yield from ((granularity, p) for p in self.predictors if is_followed or p == REUSE)
 
     def _plans(self, batch: _Batch, trajectory: Trajectory) -> list[Plan]:
         profile, num_steps = trajectory.profile, trajectory.num_steps
-        plans, harm = [], np.square(batch.moved).sum(1) + batch.alone
-        for place in range(len(harm)):
+        plans, damage = [], np.square(batch.moved).sum(1) + batch.alone
+        for place in range(len(damage)):
             choices, path = list[Choice](), batch.paths[place]
             while path is not None:
                 path, segment = path
                 choices += reversed(segment)
-            psnr = profile.psnr_at_one - 10 * math.log10(harm[place]) if harm[place] > 0 else math.inf
+            psnr = profile.psnr_at_one - 10 * math.log10(damage[place]) if damage[place] > 0 else math.inf
             caches = any(choice != COMPUTE for choice in choices)
             speedup = float(num_steps / batch.cost[place]) if caches else 1.0
-            plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr, trust=profile.trust))
+            plans.append(Plan(choices=tuple(reversed(choices)), speedup=speedup, psnr_db=psnr, damping=profile.damping))
         return plans
 
 
@@ -300,7 +303,7 @@ def _watchable(plans: Sequence[Plan], asked: Plan) -> Plan:
     return replace(fastest, instead_of=asked)
 
 
-def least_harmful(plans: Iterable[Plan]) -> list[Plan]:
+def frontier_of(plans: Iterable[Plan]) -> list[Plan]:
     """The plans than which none is as fast and better, from slowest to fastest."""
     best, frontier = -math.inf, []
     for plan in sorted(plans, key=lambda plan: (-plan.speedup, -plan.psnr_db)):  # a slower one must be better

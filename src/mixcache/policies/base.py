@@ -10,9 +10,34 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.decision import CACHED, Decision, Granularity, Measurement, Step
+from mixcache.names import unknown_name
+from mixcache.predictors import REUSE, Predictor
 
-MAX_ORDER = 2
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a policy needs of the engine."""
+
+    granularities: tuple[Granularity, ...] = ()
+    """What it may choose besides `compute`: only these keep histories."""
+    predictors: tuple[Predictor, ...] = (REUSE,)
+    """Those it may choose, the one that stands on most values last."""
+    distances: bool = False
+    """A Measurement after each computed step with deviation and distances (one device sync)."""
+    trials: bool = False
+    """A Measurement after each computed step in which every granularity and predictor was tried (one device sync)."""
+    correction: bool = False
+    """Cached steps are to be taken again with what the next computed one shows (`core/corrector.py`)."""
+
+    @property
+    def num_values(self) -> int:
+        """Computed values that a history keeps."""
+        return max(predictor.num_values for predictor in self.predictors)
+
+    @property
+    def measures(self) -> bool:
+        return self.distances or self.trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +50,9 @@ class Policy:
     """Settings of `Bounded` that suit this policy better than its own defaults."""
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        """What the policy may choose besides `compute`: only these keep histories."""
-        return ()
-
-    @property
-    def max_order(self) -> int:
-        """Highest order of predictor the policy may ask for; a history keeps one value more."""
-        return 0
-
-    @property
-    def measures(self) -> bool:
-        """True if the policy wants a Measurement after each computed step (one device sync)."""
-        return False
-
-    @property
-    def looks_back(self) -> bool:
-        """True if a policy that measures wants `Measurement.trials`, every granularity and order tried at each computed
-        step, in place of the distances."""
-        return False
-
-    @property
-    def corrects(self) -> bool:
-        """True if cached steps are to be taken again with what the next computed one shows (`core/corrector.py`)."""
-        return False
+    def needs(self) -> Needs:
+        """What the engine is to keep, to measure and to correct for it."""
+        return Needs()
 
     def init(self) -> Any:
         """A fresh state for a new trajectory."""
@@ -61,21 +65,17 @@ class Policy:
         """Updates `state`; by default nothing is learnt."""
 
 
-def check_order(order: int) -> None:
-    if isinstance(order, bool) or not isinstance(order, int) or order not in range(MAX_ORDER + 1):
-        raise ValueError(f"order={order!r} is not 0 (reuse), 1 or 2 (Lagrange extrapolation in sigma)")
-
-
 def check_count(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
 
 
-def checked_choices(choices: Any) -> tuple[str, ...]:
-    """The names of the granularities that may be chosen; ValueError unless they can be cached."""
-    if not isinstance(choices, (list, tuple)) or not choices:
-        raise ValueError(f"choices={choices!r} must be a list of step, cfg and block, with one at least")
-    return tuple(granularity_of(name).value for name in choices)
+def granularities_of(names: Any) -> tuple[Granularity, ...]:
+    """The cached granularities of a name, or of several, each once; ValueError unless there is one at least."""
+    several = [names] if isinstance(names, str) else names
+    if not isinstance(several, (list, tuple)) or not several:
+        raise ValueError(f"granularities={names!r} must be one or a list of step, cfg and block")
+    return tuple(dict.fromkeys(granularity_of(name) for name in several))
 
 
 def is_number(value: Any) -> bool:
@@ -87,7 +87,7 @@ def granularity_of(name: str | Granularity) -> Granularity:
     """The cached granularity of that name; ValueError lists them."""
     if name in ("step", "cfg", "block"):
         return Granularity(name)
-    raise ValueError(f"granularity={str(name)!r} is not one of step, cfg, block")
+    raise ValueError(unknown_name("granularity", str(name), map(str, CACHED)))
 
 
 RISE = 4 / 3

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.policies.always_compute import AlwaysCompute
-from mixcache.policies.base import Policy, check_count
+from mixcache.policies.base import Needs, Policy, check_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +42,12 @@ class Bounded(Policy):
         check_count("max_cached_run", self.max_cached_run, 1)
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        return self.policy.granularities
-
-    @property
-    def max_order(self) -> int:
-        return self.policy.max_order
-
-    @property
-    def measures(self) -> bool:
-        return self.policy.measures
-
-    @property
-    def looks_back(self) -> bool:
-        return self.policy.looks_back
-
-    @property
-    def corrects(self) -> bool:
-        return self.policy.corrects
+    def needs(self) -> Needs:
+        return self.policy.needs
 
     def leaves_nothing(self, num_steps: int) -> bool:
         """True if warm-up and cool-down cover all steps, so that everything is computed."""
-        return bool(self.granularities) and num_steps <= self.num_warmup_steps + self.num_cooldown_steps
+        return bool(self.needs.granularities) and num_steps <= self.num_warmup_steps + self.num_cooldown_steps
 
     def init(self) -> Any:
         return self.policy.init()

@@ -1,6 +1,6 @@
 """hindsight: the cheapest granularity whose predicted error still fits an error budget, learnt from the run itself.
 
-Source: ours. At every computed step each granularity and predictor order is tried on the histories as they stood and
+Source: ours. At every computed step each granularity and predictor is tried on the histories as they stood and
 compared with the truth. The remainder of a polynomial through values at sigma_1 .. sigma_n grows with the product of
 the distances to them, so an error once seen tells the next one:
 
@@ -21,17 +21,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Choice, Decision, Granularity, Measurement, Step
-from mixcache.policies.base import (
-    Policy,
-    check_count,
-    check_order,
-    checked_choices,
-    granularity_of,
-    is_number,
-    is_rising,
-)
+from mixcache.policies.base import Needs, Policy, check_count, granularities_of, is_number, is_rising
+from mixcache.predictors import REUSE, Predictor, predictors_of
 
-HARM = 0.25
+COST = 0.25
 """What a cycle may do by default, times the number of steps: fewer steps are each a longer way."""
 WARM_UP = 0.1
 """Share of the denoiser's steps after which caching begins, even where the errors still rise."""
@@ -46,13 +39,13 @@ class Lessons:
     rates: dict[Choice, list[float]] = field(default_factory=dict)
     """Seen errors over the products of their distances, the newest last."""
     spent: float = 0.0
-    """Predicted harm of the cached steps of this cycle."""
+    """Predicted cost of the cached steps of this cycle."""
     num_computed: int = 0
     """Steps."""
     is_warm: bool = False
     """True from the first error on that had not risen much; caching may begin before (`WARM_UP`)."""
     last_error: float | None = None
-    """The largest of order 0 at the last computed step, during the warm-up."""
+    """The largest of reuse at the last computed step, during the warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,44 +62,33 @@ class Hindsight(Policy):
     }
 
     error: float | None = None
-    """Harm allowed between two computed steps: relative error of the guided output times the way in sigma, and, where
-    cached steps are not corrected, times the steps since the last computed one. More is faster; None is HARM over the
+    """Cost allowed between two computed steps: relative error of the guided output times the way in sigma, and, where
+    cached steps are not corrected, times the steps since the last computed one. More is faster; None is COST over the
     number of steps."""
-    choices: tuple[str, ...] = ("step",)
+    granularities: str | Sequence[str] = ("step",)
     """Granularities that may be chosen. "cfg" and "block" may be added; "block" keeps token-sized tensors."""
-    order: int = 1
-    """Highest order of predictor tried, 0 to 2; at each step the one of the lesser harm is taken."""
+    predictors: str | Predictor | Sequence[str | Predictor] = ("reuse", "line")
+    """Those tried, beside reuse; at each step the one of the least cost is taken."""
     memory: int = 1
     """Computed steps whose errors are remembered; the worst of them counts."""
     corrector: bool = True
     """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
 
     def __post_init__(self) -> None:
-        check_order(self.order)
+        predictors_of(self.predictors)
         if self.error is not None and (not is_number(self.error) or self.error <= 0):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.002; more is faster")
-        object.__setattr__(self, "choices", checked_choices(self.choices))
+        object.__setattr__(self, "granularities", tuple(map(str, granularities_of(self.granularities))))
         check_count("memory", self.memory, 1)
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        return tuple(granularity_of(name) for name in self.choices)
-
-    @property
-    def max_order(self) -> int:
-        return self.order
-
-    @property
-    def measures(self) -> bool:
-        return True
-
-    @property
-    def looks_back(self) -> bool:
-        return True
-
-    @property
-    def corrects(self) -> bool:
-        return self.corrector
+    def needs(self) -> Needs:
+        return Needs(
+            granularities=granularities_of(self.granularities),
+            predictors=predictors_of(self.predictors, REUSE),
+            trials=True,
+            correction=self.corrector,
+        )
 
     def init(self) -> Lessons:
         return Lessons()
@@ -116,47 +98,47 @@ class Hindsight(Policy):
             return Decision(granularity=Granularity.COMPUTE, reason="too little seen, or the error rises")
         if step.num_cached == 0:
             state.spent = 0.0
-        way = max(step.distance, 1 / step.num_steps)
-        error = HARM / step.num_steps if self.error is None else self.error
-        best: dict[Granularity, tuple[float, int]] = {}
-        for (granularity, order), rates in state.rates.items():
-            if granularity not in step.ages or order >= step.history_lengths[granularity]:
+        step_size = max(step.distance, 1 / step.num_steps)
+        error = COST / step.num_steps if self.error is None else self.error
+        best: dict[Granularity, tuple[float, Predictor]] = {}
+        for (granularity, predictor), rates in state.rates.items():
+            if granularity not in step.ages or predictor.num_values > step.history_lengths[granularity]:
                 continue
             is_corrected = step.corrects and granularity is Granularity.STEP
             age = 1 if is_corrected else step.ages[granularity]
-            harm = age * way * max(rates) * _remoteness(step.sigma, state.sigmas, order)
-            if granularity not in best or harm < best[granularity][0]:
-                best[granularity] = (harm, order)
-        fitting = [g for g, (harm, _) in best.items() if state.spent + harm <= error]
+            cost = age * step_size * max(rates) * _node_product(step.sigma, state.sigmas, predictor)
+            if granularity not in best or cost < best[granularity][0]:
+                best[granularity] = (cost, predictor)
+        fitting = [g for g, (cost, _) in best.items() if state.spent + cost <= error]
         if not fitting:
             if not best:
                 return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
-            least = min(harm for harm, _ in best.values())
+            least = min(cost for cost, _ in best.values())
             return Decision(
-                granularity=Granularity.COMPUTE, reason=f"harm {state.spent:.2g} + {least:.2g} is over the budget"
+                granularity=Granularity.COMPUTE, reason=f"cost {state.spent:.2g} + {least:.2g} is over the budget"
             )
         chosen = min(fitting, key=lambda g: (step.costs.get(g, 0.0), best[g][0]))
-        harm, order = best[chosen]
-        state.spent += harm
-        return Decision(granularity=chosen, order=order, reason=f"harm {harm:.2g}, {state.spent:.2g} spent")
+        cost, predictor = best[chosen]
+        state.spent += cost
+        return Decision(granularity=chosen, predictor=predictor, reason=f"cost {cost:.2g}, {state.spent:.2g} spent")
 
     def observe(self, measurement: Measurement, state: Lessons) -> None:
         for choice, trial in measurement.trials.items():
             error = trial.error()
-            remoteness = _remoteness(measurement.sigma, state.sigmas, choice[1])
-            if math.isfinite(error) and remoteness > 0:
+            nodes = _node_product(measurement.sigma, state.sigmas, choice[1])
+            if math.isfinite(error) and nodes > 0:
                 seen = state.rates.setdefault(choice, [])
-                seen.append(error / remoteness)
+                seen.append(error / nodes)
                 del seen[: -self.memory]
-        errors = [trial.error() for (_, order), trial in measurement.trials.items() if order == 0]
+        errors = [trial.error() for (_, predictor), trial in measurement.trials.items() if predictor == REUSE]
         if errors and all(map(math.isfinite, errors)) and not state.is_warm:
             state.is_warm = not is_rising(max(errors), state.last_error)
             state.last_error = max(errors)
         state.num_computed += 1
         state.sigmas.append(measurement.sigma)
-        del state.sigmas[: -self.order - 1]
+        del state.sigmas[: -self.needs.num_values]
 
 
-def _remoteness(sigma: float, computed: Sequence[float], order: int) -> float:
-    """Product of the distances from `sigma` to the last order + 1 computed ones."""
-    return math.prod(abs(sigma - node) for node in computed[-order - 1 :])
+def _node_product(sigma: float, computed: Sequence[float], predictor: Predictor) -> float:
+    """Product of the distances from `sigma` to those computed that the predictor stands on."""
+    return math.prod(abs(sigma - node) for node in computed[-predictor.num_values :])

@@ -8,15 +8,13 @@ warm-up by measurement. docs/method.md says it in formulas.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixcache.decision import Decision, Granularity, Measurement, Step
-from mixcache.policies.base import Policy, check_count, check_order, granularity_of, is_number, is_rising
-
-EVEN_IMPACTS: Mapping[str, float] = {"step": 1.0, "cfg": 1.0, "block": 1.0}
-"""Impacts that prefer no granularity."""
+from mixcache.policies.base import Needs, Policy, check_count, granularities_of, granularity_of, is_number, is_rising
+from mixcache.predictors import Predictor, predictor_of
 
 
 @dataclass
@@ -51,16 +49,19 @@ class MixCache(Policy):
     """N never grows over it."""
     penalty: float = 5.0
     """Factor on the score of the granularity chosen last (paper: 5)."""
+    granularities: str | Sequence[str] = ("step", "cfg", "block")
+    """Granularities that may be chosen."""
     impacts: Mapping[str, float] | None = None
-    """I of each granularity; one left out is never chosen. None stands for those of the model's profile, which `enable`
-    puts in, and for `EVEN_IMPACTS` where there is no profile."""
-    order: int = 0
-    """Order of the predictor (paper: 0, reuse)."""
+    """I of each granularity, 1 where it is not named. None stands for those of the model's profile, which `enable` puts
+    in, and for 1 where there is no profile."""
+    predictor: str | Predictor = "reuse"
+    """A name of `mixcache.PREDICTORS`, or an object (paper: reuse)."""
     corrector: bool = False
     """Takes cached steps again with what the next computed one shows, where the scheduler allows it (paper: no)."""
 
     def __post_init__(self) -> None:
-        check_order(self.order)
+        object.__setattr__(self, "granularities", tuple(map(str, granularities_of(self.granularities))))
+        predictor_of(self.predictor)
         check_count("first_interval", self.first_interval, 0)
         check_count("max_interval", self.max_interval, 1)
         if not (is_number(self.delta_1) and is_number(self.delta_2) and 0 <= self.delta_1 <= self.delta_2):
@@ -70,35 +71,21 @@ class MixCache(Policy):
             )
         if not is_number(self.penalty) or self.penalty < 1:
             raise ValueError(f"penalty={self.penalty!r} must be a finite number of at least 1 (1 switches it off)")
-        impacts = self._impacts
-        if not isinstance(impacts, Mapping) or not impacts:
-            raise ValueError(
-                f"impacts={self.impacts!r} leaves no granularity to choose; map step, cfg or block to numbers"
-            )
-        for name, impact in impacts.items():
+        if not isinstance(self.impacts, (Mapping, type(None))):
+            raise ValueError(f"impacts={self.impacts!r} must map step, cfg or block to numbers")
+        for name, impact in (self.impacts or {}).items():
             granularity_of(name)
             if not is_number(impact) or impact <= 0:
                 raise ValueError(f"impacts[{name!r}]={impact!r} must be a finite number over 0")
 
     @property
-    def _impacts(self) -> Mapping[str, float]:
-        return EVEN_IMPACTS if self.impacts is None else self.impacts
-
-    @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        return tuple(granularity_of(name) for name in self._impacts)
-
-    @property
-    def max_order(self) -> int:
-        return self.order
-
-    @property
-    def measures(self) -> bool:
-        return True
-
-    @property
-    def corrects(self) -> bool:
-        return self.corrector
+    def needs(self) -> Needs:
+        return Needs(
+            granularities=granularities_of(self.granularities),
+            predictors=(predictor_of(self.predictor),),
+            distances=True,
+            correction=self.corrector,
+        )
 
     def init(self) -> Cycle:
         return Cycle(interval=min(self.first_interval, self.max_interval))
@@ -108,10 +95,10 @@ class MixCache(Policy):
             return Decision(granularity=Granularity.COMPUTE, reason="deviation not yet under delta_2, or rising")
         if step.num_cached >= state.interval:
             return Decision(granularity=Granularity.COMPUTE, reason=f"interval of {state.interval} used up")
-        scores = {}
-        for granularity in self.granularities:
+        scores, impacts = {}, self.impacts or {}
+        for granularity in granularities_of(self.granularities):
             if granularity in step.ages and granularity in state.distances:
-                score = state.distances[granularity] * self._impacts[granularity.value]
+                score = state.distances[granularity] * impacts.get(granularity.value, 1.0)
                 scores[granularity] = score * (self.penalty if granularity is state.last_choice else 1.0)
         if not scores:
             return Decision(granularity=Granularity.COMPUTE, reason="no history")
@@ -119,7 +106,8 @@ class MixCache(Policy):
         state.has_cached = True
         state.last_choice = chosen
         reason = "smallest of " + ", ".join(f"{g} {score:.3g}" for g, score in scores.items())
-        return Decision(granularity=chosen, order=min(self.order, step.history_lengths[chosen] - 1), reason=reason)
+        predictor = predictor_of(self.predictor).for_length(step.history_lengths[chosen])
+        return Decision(granularity=chosen, predictor=predictor, reason=reason)
 
     def observe(self, measurement: Measurement, state: Cycle) -> None:
         state.distances.update(measurement.distances)

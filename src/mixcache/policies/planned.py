@@ -10,12 +10,13 @@ only as far as would have been best there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 from mixcache.decision import CACHED, Choice, Decision, Granularity, Measurement, Step, Trial
-from mixcache.policies.base import Policy, check_order, checked_choices, is_number
+from mixcache.policies.base import Needs, Policy, granularities_of, is_number
+from mixcache.predictors import REUSE, Predictor, damped, predictors_of, undamped
 
 SAME_GUIDANCE = 0.01
 """Relative change of the guidance scale that a plan does not notice."""
@@ -34,7 +35,7 @@ class Expectation(Protocol):
 
     profile: Any
 
-    def relative_error(self, order: int, sigma: float, nodes: list[float]) -> float | None: ...
+    def relative_error(self, predictor: Predictor, sigma: float, nodes: list[float]) -> float | None: ...
 
 
 class SchedulePlanner(Protocol):
@@ -84,20 +85,20 @@ class Planned(Policy):
     """A `Profile` or its path; the shipped one of the model unless given."""
     force_profile: bool = False
     """Takes a profile of another model too."""
-    choices: tuple[str, ...] = ("step", "cfg")
+    granularities: str | Sequence[str] = ("step", "cfg")
     """Granularities that may be chosen. "block" may be added: it keeps token-sized tensors."""
-    order: int = 1
-    """Highest order of predictor."""
+    predictors: str | Predictor | Sequence[str | Predictor] = ("reuse", "line")
+    """Those that may be planned with, beside reuse."""
     guard: float = 2.0
     """How far over the band of the calibration an error may be before the plan is left. Errors of `step` are watched:
-    there is no guard where `choices` lacks it."""
+    there is no guard where `granularities` lacks it."""
     corrector: bool = True
     """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
     planner: SchedulePlanner | None = None
     """Makes the plan; `enable` puts in the one of the profile."""
 
     def __post_init__(self) -> None:
-        check_order(self.order)
+        predictors_of(self.predictors)
         if (self.speedup is None) == (self.quality is None):
             what = "both given" if self.speedup is not None else "missing"
             raise ValueError(f"speedup= and quality= are {what}; give one of them, such as speedup=2.0")
@@ -107,27 +108,16 @@ class Planned(Policy):
             raise ValueError(f"quality={self.quality!r} must be a finite number of decibels, such as 40")
         if not is_number(self.guard) or self.guard <= 0:
             raise ValueError(f"guard={self.guard!r} must be a finite number over 0, such as 2.0")
-        object.__setattr__(self, "choices", checked_choices(self.choices))
+        object.__setattr__(self, "granularities", tuple(map(str, granularities_of(self.granularities))))
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        return tuple(granularity for granularity in CACHED if granularity.value in self.choices)
-
-    @property
-    def max_order(self) -> int:
-        return self.order
-
-    @property
-    def measures(self) -> bool:
-        return True
-
-    @property
-    def looks_back(self) -> bool:
-        return True
-
-    @property
-    def corrects(self) -> bool:
-        return self.corrector
+    def needs(self) -> Needs:
+        return Needs(
+            granularities=tuple(g for g in CACHED if g.value in self.granularities),
+            predictors=predictors_of(self.predictors, REUSE),
+            trials=True,
+            correction=self.corrector,
+        )
 
     def init(self) -> Progress:
         return Progress()
@@ -148,17 +138,18 @@ class Planned(Policy):
             return Decision(
                 granularity=Granularity.COMPUTE, reason=f"guard: an error {state.excess:.1f} times the expected one"
             )
-        if decision.granularity not in step.ages or decision.order >= step.history_lengths[decision.granularity]:
+        predictor, damping = undamped(decision.predictor)
+        if decision.granularity not in step.ages or predictor.num_values > step.history_lengths[decision.granularity]:
             return Decision(granularity=Granularity.COMPUTE, reason="no history for what was planned")
-        trial = state.trials.get((decision.granularity, decision.order))
-        if trial is not None and trial.error(decision.trust) > WORSE * trial.error(0.0):
-            return replace(decision, trust=trial.best_trust, reason="planned, with less trust")
+        trial = state.trials.get((decision.granularity, predictor))
+        if trial is not None and trial.error(damping) > WORSE * trial.error(0.0):
+            return replace(decision, predictor=damped(predictor, trial.best_damping), reason="planned, damped")
         return decision
 
     def observe(self, measurement: Measurement, state: Progress) -> None:
-        trial = measurement.trials.get((Granularity.STEP, 0))
+        trial = measurement.trials.get((Granularity.STEP, REUSE))
         if trial is not None and state.expectation is not None and state.computed:
-            expected = state.expectation.relative_error(0, measurement.sigma, state.computed)
+            expected = state.expectation.relative_error(REUSE, measurement.sigma, state.computed)
             if expected is not None:
                 excess = trial.error() / max(expected, 1e-6)
                 state.excess, state.last_excess = math.sqrt(excess * state.last_excess), excess

@@ -10,7 +10,8 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from mixcache.decision import CACHED, Decision, Granularity, Step
-from mixcache.policies.base import Policy
+from mixcache.policies.base import Needs, Policy
+from mixcache.predictors import predictors_of
 from mixcache.trace import Trace
 
 
@@ -41,22 +42,18 @@ class Replay(Policy):
     def _choices(self) -> dict[tuple[int, int], Decision]:
         first = self.trace.generation(0)
         return {
-            (e.step, e.num_steps): Decision(granularity=e.granularity, order=e.order, trust=e.trust, reason="replay")
+            (e.step, e.num_steps): Decision(granularity=e.granularity, predictor=e.predictor, reason="replay")
             for e in first
         }
 
     @property
-    def granularities(self) -> tuple[Granularity, ...]:
+    def needs(self) -> Needs:
         used = {entry.granularity for entry in self.trace}
-        return tuple(granularity for granularity in CACHED if granularity in used)
-
-    @property
-    def max_order(self) -> int:
-        return max(entry.order for entry in self.trace)
-
-    @property
-    def corrects(self) -> bool:
-        return any(entry.num_corrected for entry in self.trace.generation(0))
+        return Needs(
+            granularities=tuple(granularity for granularity in CACHED if granularity in used),
+            predictors=predictors_of([entry.predictor for entry in self.trace]),
+            correction=any(entry.num_corrected for entry in self.trace.generation(0)),
+        )
 
     def init(self) -> dict[tuple[int, int], Decision]:
         return self._choices()

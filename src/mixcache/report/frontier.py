@@ -19,7 +19,7 @@ BAR_DB = 2.0
 
 def letters(choices: Sequence[Choice]) -> str:
     """One letter a step; a capital where the predictor extrapolates."""
-    return "".join(LETTERS[g].upper() if order else LETTERS[g] for g, order in choices)
+    return "".join(LETTERS[g].upper() if predictor.num_values > 1 else LETTERS[g] for g, predictor in choices)
 
 
 def frontier_rows(plans: Sequence[Plan], chosen: Plan) -> list[str]:

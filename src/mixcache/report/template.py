@@ -5,18 +5,34 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from mixcache.report import figures
+
+FILTERS = (
+    figures.byte_size,
+    figures.mean_share,
+    figures.plain_text,
+    figures.psnr,
+    figures.setting,
+    figures.share,
+    figures.speedup,
+    figures.ssim,
+    figures.with_unit,
+)
+
 
 @functools.cache
 def _environment() -> Any:
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mixcache.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {function.__name__: function for function in FILTERS}
+    return environment
 
 
 def rendered(template: str, **values: Any) -> str:

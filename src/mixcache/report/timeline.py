@@ -1,4 +1,4 @@
-"""A trace as a picture: one coloured cell per step, and under it the curve of the measured deviation."""
+"""A trace as a picture: one coloured cell per step, and under it the measured deviation."""
 
 from __future__ import annotations
 
@@ -28,30 +28,7 @@ class Cell:
     num_non_finite: int
     """Calls of the step whose output held a NaN or an infinity."""
     row: tuple[str, ...]
-    """step, sigma, granularity, order, reason, deviation: as text, for the table of all steps."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mark:
-    """A position in the curve's square of 100 by 100, (0, 0) top left, with its text."""
-
-    x: float
-    y: float
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """The measured deviation over the step; x agrees with the middle of the step's cell."""
-
-    points: tuple[Mark, ...]
-    ticks: tuple[Mark, ...]
-    logarithmic: bool
-
-    @property
-    def path(self) -> str:
-        """The SVG path through all points."""
-        return "M" + " L".join(f"{point.x:g} {point.y:g}" for point in self.points)
+    """step, sigma, granularity, predictor, reason, deviation: as text, for the table of all steps."""
 
 
 def cells(trace: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
@@ -69,69 +46,46 @@ def _cell(entry: Mapping[str, Any]) -> Cell:
         str(entry["step"]),
         _number(entry.get("sigma")),
         granularity,
-        _number(entry.get("order")),
+        entry.get("predictor", ""),
         str(entry.get("reason") or ABSENT),
         _number(entry.get("deviation")),
     )
     num_non_finite = int(entry.get("non_finite") or 0)
-    parts = [f"step {row[0]}", f"sigma {row[1]}", row[2], f"order {row[3]}", row[4], f"deviation {row[5]}"]
+    parts = [f"step {row[0]}", f"sigma {row[1]}", row[2], row[3], row[4], f"deviation {row[5]}"]
     if num_non_finite:
         parts.append(f"{num_non_finite} calls with non-finite values")
     return Cell(granularity=granularity, title=" · ".join(parts), num_non_finite=num_non_finite, row=row)
 
 
-def curve(trace: Sequence[Mapping[str, Any]]) -> Curve | None:
-    """The curve through all finite deviations; None where none was measured."""
-    measured = [(index, entry["deviation"]) for index, entry in enumerate(trace) if _is_finite(entry.get("deviation"))]
-    if not measured:
-        return None
-    values = [value for _, value in measured]
-    smallest = min((value for value in values if value > 0), default=0.0)
-    logarithmic = smallest > 0 and max(values) / smallest > LOGARITHMIC_FROM
-    tick_values = _decades(smallest, max(values)) if logarithmic else _halves(max(values))
+def curve(trace: Sequence[Mapping[str, Any]]) -> Any:
+    """The measured deviation over the step, as wide as the cells: a matplotlib figure. Where none was measured the
+    numbers of the steps alone."""
+    from matplotlib.figure import Figure
 
-    def height(value: float) -> float:
-        low, high = tick_values[0], tick_values[-1]
-        if logarithmic:
-            low, high, value = math.log(low), math.log(high), math.log(max(value, smallest))
-        return round(100 * (high - value) / (high - low), 3)
-
-    points = []
-    for index, value in measured:
-        x = round(100 * (index + 0.5) / len(trace), 3)
-        points.append(Mark(x=x, y=height(value), text=f"step {trace[index]['step']} · deviation {significant(value)}"))
-    ticks = tuple(Mark(x=0.0, y=height(value), text=f"{value:g}") for value in tick_values)
-    return Curve(points=tuple(points), ticks=ticks, logarithmic=logarithmic)
-
-
-def step_marks(trace: Sequence[Mapping[str, Any]], num_marks: int = 6) -> tuple[Mark, ...]:
-    """Up to `num_marks` step numbers at round distances, under the middle of their cells."""
-    stride = _round_up(max(1.0, len(trace) / num_marks), whole=True)
-    return tuple(
-        Mark(x=round(100 * (index + 0.5) / len(trace), 3), y=0.0, text=str(trace[index]["step"]))
-        for index in range(0, len(trace), int(stride))
-    )
+    measured = [(entry["step"], entry["deviation"]) for entry in trace if is_measured(entry)]
+    figure = Figure(figsize=(8, 1.8 if measured else 0.25))
+    axes = figure.add_axes((0, 0.14, 1, 0.82) if measured else (0, 0.95, 1, 0.05), frameon=False)
+    axes.set_xlim(trace[0]["step"] - 0.5, trace[-1]["step"] + 0.5)
+    axes.tick_params(colors="grey", labelsize=8, length=0)
+    axes.yaxis.set_visible(bool(measured))
+    if measured:
+        axes.plot(*zip(*measured, strict=True), marker="o", markersize=4, linewidth=1.2)
+        values = [value for _, value in measured]
+        smallest = min((value for value in values if value > 0), default=0.0)
+        if smallest and max(values) / smallest > LOGARITHMIC_FROM:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0.0)
+        axes.grid(axis="y", alpha=0.3)
+        axes.tick_params(axis="y", pad=-4)
+        for label in axes.get_yticklabels():  # inside, so that the steps stand under their cells
+            label.set(horizontalalignment="left", verticalalignment="bottom")
+    return figure
 
 
-def _halves(largest: float) -> list[float]:
-    top = _round_up(largest) if largest > 0 else 1.0
-    return [0.0, top / 2, top]
-
-
-def _decades(smallest: float, largest: float) -> list[float]:
-    low, high = math.floor(math.log10(smallest)), math.ceil(math.log10(largest))
-    stride = max(1, math.ceil((high - low) / 4))
-    return [10.0**exponent for exponent in (*range(low, high, stride), high)]
-
-
-def _round_up(value: float, *, whole: bool = False) -> float:
-    """The next round number, as an axis or a stride of whole steps wants it."""
-    decade = 10.0 ** math.floor(math.log10(value))
-    leads = (1, 2, 5, 10) if whole else (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
-    return next(lead * decade for lead in leads if lead * decade >= value * (1 - 1e-9))
-
-
-def _is_finite(value: Any) -> bool:
+def is_measured(entry: Mapping[str, Any]) -> bool:
+    """True where the step of an entry has a deviation."""
+    value = entry.get("deviation")
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 

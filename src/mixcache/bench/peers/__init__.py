@@ -9,31 +9,27 @@ about 1.3x to 3.5x, or as far as it goes. cache-dit is imported only when one of
 
 from __future__ import annotations
 
-from mixcache.bench.peers.attention_caches import FASTER_CACHE, PYRAMID_ATTENTION_BROADCAST
-from mixcache.bench.peers.cache_dit import DB_CACHE, DB_CACHE_MASK, DB_CACHE_TAYLORSEER
-from mixcache.bench.peers.diffusers_caches import FIRST_BLOCK_CACHE, SEA_CACHE, TAYLORSEER
-from mixcache.bench.peers.easycache import EASYCACHE
-from mixcache.bench.peers.extras import MissingExtraError
-from mixcache.bench.peers.mag_cache import MAG_CACHE
+from collections.abc import Callable
+
+from mixcache.bench.methods import Method
+from mixcache.bench.peers import attention_caches, cache_dit, diffusers_caches, easycache, mag_cache, teacache
+from mixcache.bench.peers.cache_dit import MissingExtraError
 from mixcache.bench.peers.peer import Peer
-from mixcache.bench.peers.teacache import TEACACHE
 
 __all__ = ["PEERS", "MissingExtraError", "Peer"]
 
-PEERS: dict[str, Peer] = {
-    peer.family: peer
-    for peer in (
-        FIRST_BLOCK_CACHE,
-        MAG_CACHE,
-        TAYLORSEER,
-        SEA_CACHE,
-        PYRAMID_ATTENTION_BROADCAST,
-        FASTER_CACHE,
-        DB_CACHE,
-        DB_CACHE_TAYLORSEER,
-        DB_CACHE_MASK,
-        TEACACHE,
-        EASYCACHE,
-    )
+MAKE: dict[str, Callable[..., Method]] = {
+    "first-block-cache": diffusers_caches.first_block_cache,
+    "mag-cache": mag_cache.mag_cache,
+    "taylorseer": diffusers_caches.taylorseer,
+    "sea-cache": diffusers_caches.sea_cache,
+    "pyramid-attention-broadcast": attention_caches.pyramid_attention_broadcast,
+    "faster-cache": attention_caches.faster_cache,
+    "db-cache": cache_dit.db_cache,
+    "db-cache-taylorseer": cache_dit.db_cache,
+    "db-cache-mask": cache_dit.db_cache_mask,
+    "teacache": teacache.teacache,
+    "easycache": easycache.easycache,
 }
+PEERS = {family: Peer(family=family, make=make) for family, make in MAKE.items()}
 """By the name of the family."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
@@ -10,19 +11,34 @@ from importlib.util import find_spec
 from typing import Any
 
 from mixcache.bench.methods import Account, Case, Method
-from mixcache.bench.peers.extras import imported
 from mixcache.bench.peers.leftovers import quiet, restored
-from mixcache.bench.peers.peer import Peer, every
 from mixcache.hosts.diffusers.denoisers import experts_of
 
 PACKAGE = "cache-dit"
 LOGGERS = ("cache_dit", "CACHE_DIT")
 
 
+class MissingExtraError(ValueError):
+    """A peer's package is not installed."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(f"{package} is not installed; it comes with: pip install 'mixcache[bench]'")
+
+
+def imported() -> Any:
+    """The package; MissingExtraError where it is not installed."""
+    try:
+        return importlib.import_module("cache_dit")
+    except ModuleNotFoundError as error:
+        if error.name != "cache_dit":
+            raise
+        raise MissingExtraError(PACKAGE) from error
+
+
 @contextlib.contextmanager
 def enabled(options: dict[str, Any], taylor_order: int, case: Case) -> Iterator[Account]:
     """The pipeline uses DBCache with those options, and a calibrator unless the order is 0."""
-    cache_dit = imported("cache_dit", PACKAGE)
+    cache_dit = imported()
     pipeline, num_steps = case.pipeline, case.arguments["num_inference_steps"]
     # The unconditional call follows the conditional one: two branches that skip different steps come out worse.
     config = cache_dit.DBCacheConfig(num_inference_steps=num_steps, cfg_diff_compute_separate=False, **options)
@@ -35,9 +51,11 @@ def enabled(options: dict[str, Any], taylor_order: int, case: Case) -> Iterator[
         yield dict
 
 
-def _db_cache(
+def db_cache(
     num_steps: int, num_warmup_steps: int, num_cached_in_a_row: int, threshold: float, taylor_order: int = 0
 ) -> Method:
+    """The first block tells whether the rest may be skipped, or forecast by an order of TaylorSeer (arXiv
+    2503.06923)."""
     options = {
         "Fn_compute_blocks": 1,
         "Bn_compute_blocks": 0,
@@ -49,9 +67,13 @@ def _db_cache(
     return _method("db-cache-taylorseer" if taylor_order else "db-cache", setting, options, taylor_order)
 
 
-def _masked(
+def db_cache_mask(
     num_steps: int, num_first_steps: int, num_cached_in_a_row: int, num_last_steps: int, taylor_order: int
 ) -> Method:
+    """A mask fixed beforehand tells which steps to compute: first and last ones, and one between runs of cached ones.
+
+    Better at the same work than the presets of `cache_dit.steps_mask`, which leave long runs to the end.
+    """
     period = num_cached_in_a_row + 1
     mask = [
         int(
@@ -85,37 +107,3 @@ def _method(family: str, setting: str, options: dict[str, Any], taylor_order: in
         origin=f"{PACKAGE} {version}",
         is_peer=True,
     )
-
-
-THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.3)
-DB_CACHE = Peer(
-    family="db-cache",
-    make=_db_cache,
-    grid=lambda: every(num_warmup_steps=(2, 4), num_cached_in_a_row=(1, 2, 3, 5), threshold=THRESHOLDS),
-)
-"""The first block tells whether the rest may be skipped."""
-DB_CACHE_TAYLORSEER = Peer(
-    family="db-cache-taylorseer",
-    make=_db_cache,
-    grid=lambda: every(
-        num_warmup_steps=(2, 4), num_cached_in_a_row=(1, 2, 3, 4), threshold=THRESHOLDS[1:], taylor_order=(1, 2)
-    ),
-)
-"""The rest is forecast rather than reused (TaylorSeer, arXiv 2503.06923)."""
-DB_CACHE_MASK = Peer(
-    family="db-cache-mask",
-    make=_masked,
-    grid=lambda: [
-        *every(
-            num_first_steps=(2, 4, 6),
-            num_cached_in_a_row=(1, 2, 3, 4, 5),
-            num_last_steps=(1, 3),
-            taylor_order=(0, 1, 2),
-        ),
-        *every(num_first_steps=(4, 12), num_cached_in_a_row=(1,), num_last_steps=(5, 8, 16), taylor_order=(1, 2)),
-        *every(num_first_steps=(12, 20), num_cached_in_a_row=(1,), num_last_steps=(3,), taylor_order=(1, 2)),
-    ],
-)
-"""A mask fixed beforehand tells which steps to compute: first and last ones, and one between runs of cached ones.
-
-Better at the same work than the presets of `cache_dit.steps_mask`, which leave long runs to the end."""

@@ -13,7 +13,6 @@ import torch
 
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import quiet, restored
-from mixcache.bench.peers.peer import Peer, every
 from mixcache.hosts.diffusers.denoisers import experts_of
 
 MakeConfig = Callable[[Case], Any]
@@ -50,7 +49,9 @@ def words(**options: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
-def _first_block_cache(num_steps: int, threshold: float) -> Method:
+def first_block_cache(num_steps: int, threshold: float) -> Method:
+    """The change of the first block's residual tells whether the other blocks may be skipped (FirstBlockCache, after
+    TeaCache, arXiv 2411.19108)."""
     return diffusers_method(
         "first-block-cache",
         words(threshold=threshold),
@@ -58,36 +59,15 @@ def _first_block_cache(num_steps: int, threshold: float) -> Method:
     )
 
 
-FIRST_BLOCK_CACHE = Peer(
-    family="first-block-cache",
-    make=_first_block_cache,
-    grid=lambda: every(threshold=(0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)),
-)
-"""The change of the first block's residual tells whether the other blocks may be skipped (FirstBlockCache, after
-TeaCache, arXiv 2411.19108)."""
-
-
-def _sea_cache(num_steps: int, **options: Any) -> Method:
+def sea_cache(num_steps: int, **options: Any) -> Method:
+    """Steps are skipped while the change of the filtered latents adds up to less than a threshold (SeaCache, arXiv
+    2602.18993). Where a pipeline does not tell the noise level it never fires."""
     return diffusers_method(
         "sea-cache",
         words(**options),
         lambda case: diffusers.SeaCacheConfig(**options),
         when_idle="its hook needs the noise level, which this pipeline does not tell",
     )
-
-
-SEA_CACHE = Peer(
-    family="sea-cache",
-    make=_sea_cache,
-    grid=lambda: every(
-        threshold=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
-        residual_order=(0, 1),
-        max_consecutive_cached=(0, 2, 3),
-        cache_end_steps=(1, 3),
-    ),
-)
-"""Steps are skipped while the change of the filtered latents adds up to less than a threshold (SeaCache, arXiv
-2602.18993). Where a pipeline does not tell the noise level it never fires."""
 
 
 PARTS = {
@@ -112,7 +92,7 @@ def forecast_by_taylorseer(transformer: str, *, is_lite: bool) -> dict[str, Any]
     return {"cache_identifiers": list(PARTS[transformer])}
 
 
-def _taylorseer(
+def taylorseer(
     num_steps: int,
     cache_interval: int,
     max_order: int,
@@ -120,6 +100,12 @@ def _taylorseer(
     num_last_steps: int,
     is_lite: bool = True,
 ) -> Method:
+    """Between full steps at a fixed interval, outputs are forecast by their differences (TaylorSeer, arXiv 2503.06923).
+
+    Mostly in lite mode, which forecasts the model's output alone; a few settings forecast every attention and
+    feed-forward output, by names of ours, since the library's default patterns are not these models'. The last steps
+    are computed, since the end of a schedule decides much of the quality.
+    """
     before, after = num_first_steps, num_steps - num_last_steps
     options = {
         "cache_interval": cache_interval,
@@ -135,20 +121,3 @@ def _taylorseer(
     mode = "lite" if is_lite else "every part"
     setting = words(cache_interval=cache_interval, max_order=max_order, steps=f"{before}-{after}") + f", {mode}"
     return diffusers_method("taylorseer", setting, make_config)
-
-
-TAYLORSEER = Peer(
-    family="taylorseer",
-    make=_taylorseer,
-    grid=lambda: [
-        *every(cache_interval=(2, 3, 4, 5, 6), max_order=(0, 1, 2), num_first_steps=(3, 4, 6), num_last_steps=(1, 3)),
-        *every(cache_interval=(2,), max_order=(0, 1, 2), num_first_steps=(3, 12), num_last_steps=(5, 8, 16)),
-        *every(cache_interval=(2,), max_order=(1, 2), num_first_steps=(12, 20), num_last_steps=(3,)),
-        *every(cache_interval=(3, 5), max_order=(1, 2), num_first_steps=(4,), num_last_steps=(3,), is_lite=(False,)),
-    ],
-)
-"""Between full steps at a fixed interval, outputs are forecast by their differences (TaylorSeer, arXiv 2503.06923).
-
-Mostly in lite mode, which forecasts the model's output alone; a few settings forecast every attention and
-feed-forward output, by names of ours, since the library's default patterns are not these models'. The last steps are
-computed, since the end of a schedule decides much of the quality."""

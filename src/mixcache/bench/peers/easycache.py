@@ -26,14 +26,13 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
-from mixcache.bench.peers.peer import Peer, every
 from mixcache.bench.peers.teacache import position
 from mixcache.hosts.diffusers.denoisers import experts_of
 
 FAMILY = "easycache"
 
 
-def _easycache(num_steps: int, threshold: float, share_first: float) -> Method:
+def easycache(num_steps: int, threshold: float, share_first: float) -> Method:
     num_first_steps = round(share_first * num_steps)
     return Method(
         family=FAMILY,
@@ -42,14 +41,6 @@ def _easycache(num_steps: int, threshold: float, share_first: float) -> Method:
         origin="re-implementation of arXiv 2507.02860",
         is_peer=True,
     )
-
-
-EASYCACHE = Peer(
-    family=FAMILY,
-    make=_easycache,
-    # the paper's ret_steps are 10 of 50
-    grid=lambda: every(threshold=(0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2), share_first=(0.1, 0.2)),
-)
 
 
 @contextlib.contextmanager

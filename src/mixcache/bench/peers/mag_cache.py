@@ -13,12 +13,13 @@ import numpy as np
 from mixcache.bench.methods import Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.diffusers_caches import diffusers_method, enabled, words
-from mixcache.bench.peers.peer import Peer, every
 
 FAMILY = "mag-cache"
 
 
-def _mag_cache(num_steps: int, threshold: float, max_skip_steps: int, retention_ratio: float) -> Method:
+def mag_cache(num_steps: int, threshold: float, max_skip_steps: int, retention_ratio: float) -> Method:
+    """Steps are skipped while the residuals' measured change of magnitude adds up to less than a threshold."""
+
     def make_config(case: Case) -> Any:
         return diffusers.MagCacheConfig(
             threshold=threshold,
@@ -30,18 +31,6 @@ def _mag_cache(num_steps: int, threshold: float, max_skip_steps: int, retention_
 
     setting = words(threshold=threshold, max_skip_steps=max_skip_steps, retention_ratio=retention_ratio)
     return diffusers_method(FAMILY, setting, make_config, is_calibrated=True)
-
-
-MAG_CACHE = Peer(
-    family=FAMILY,
-    make=_mag_cache,
-    grid=lambda: every(
-        threshold=(0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09, 0.12, 0.24),
-        max_skip_steps=(2, 3, 4),
-        retention_ratio=(0.1, 0.2),
-    ),
-)
-"""Steps are skipped while the residuals' measured change of magnitude adds up to less than a threshold."""
 
 
 def magnitude_ratios(case: Case) -> list[float]:

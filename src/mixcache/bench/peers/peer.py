@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,14 @@ class Peer:
     family: str
     make: Callable[..., Method]
     """The method of one setting: `make(num_steps, **options)`."""
-    grid: Callable[[], Iterable[Options]]
-    """Settings that a search tries."""
 
     def __call__(self, num_steps: int, transformer: str = FALLBACK) -> Sequence[Method]:
         """The methods for a number of steps on a class of transformers."""
-        return [self.make(num_steps, **options) for options in self._settings(num_steps, transformer)]
-
-    def _settings(self, num_steps: int, transformer: str) -> list[Options]:
         length, found = length_word(num_steps), json.loads(SETTINGS.read_text())
         settings: list[Options] = found.get(transformer, {}).get(length, {}).get(self.family)
-        return settings or found[FALLBACK][length][self.family]
+        return [self.make(num_steps, **options) for options in settings or found[FALLBACK][length][self.family]]
 
 
 def length_word(num_steps: int) -> str:
     """What the settings of a number of steps are filed under."""
     return "many" if num_steps > MANY_STEPS else "few"
-
-
-def every(**axes: Sequence[Any]) -> list[Options]:
-    """All settings that take one value of each axis."""
-    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]

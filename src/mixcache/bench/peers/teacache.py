@@ -28,7 +28,6 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
 from mixcache.bench.peers.leftovers import restored
-from mixcache.bench.peers.peer import Peer, every
 from mixcache.hosts.diffusers.denoisers import experts_of
 from mixcache.hosts.diffusers.rows import row_for
 
@@ -39,7 +38,7 @@ OnComputed = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 """Told branch, step, modulation and residual of a computed step."""
 
 
-def _teacache(num_steps: int, threshold: float) -> Method:
+def teacache(num_steps: int, threshold: float) -> Method:
     return Method(
         family=FAMILY,
         setting=f"rel_l1_thresh {threshold:g}",
@@ -48,13 +47,6 @@ def _teacache(num_steps: int, threshold: float) -> Method:
         is_peer=True,
         is_calibrated=True,
     )
-
-
-TEACACHE = Peer(
-    family=FAMILY,
-    make=_teacache,
-    grid=lambda: every(threshold=(0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3)),
-)
 
 
 @contextlib.contextmanager
@@ -115,69 +107,56 @@ class Branch(BaseState):
         self.skips = False
 
 
-class FirstBlockHook(ModelHook):
-    """Stands before the first block: decides, and answers for the whole stack where that is skipped."""
+class Rule:
+    """What is decided when a stack begins, and kept when it has ended."""
 
-    _is_stateful = True
+    def __init__(self, num_steps: int, threshold: float, rescale: Rescale, on_computed: OnComputed | None) -> None:
+        self.num_steps, self.threshold, self.rescale, self.on_computed = num_steps, threshold, rescale, on_computed
+        self.branches = StateManager(Branch)
 
-    def __init__(self, branches: StateManager, num_steps: int, threshold: float, rescale: Rescale) -> None:
+    def begin(self, branch: Branch, stack_input: torch.Tensor, modulation: torch.Tensor) -> None:
+        branch.step, num_steps = position(self.branches.context, branch.step + 1, self.num_steps)
+        branch.skips = branch.modulation is not None and branch.step not in (0, num_steps - 1)
+        if branch.skips:
+            branch.estimate += self.rescale(relative_change(modulation, branch.modulation))
+            branch.skips = branch.estimate < self.threshold
+        branch.modulation = modulation
+        if not branch.skips:
+            branch.estimate, branch.stack_input = 0.0, stack_input
+
+    def end(self, branch: Branch, stack_output: torch.Tensor) -> None:
+        branch.residual = stack_output - branch.stack_input
+        branch.stack_input = None
+        if self.on_computed:
+            self.on_computed(self.branches.context.name, branch.step, branch.modulation, branch.residual)
+
+
+class BlockHook(ModelHook):
+    """Stands at a block: the first decides and answers for the whole stack where that is skipped, the others pass its
+    output through, and the last keeps the residual of a computed stack."""
+
+    def __init__(self, rule: Rule, *, is_first: bool, is_last: bool) -> None:
         super().__init__()
-        self.branches, self.num_steps, self.threshold, self.rescale = branches, num_steps, threshold, rescale
+        self.rule, self.is_first, self.is_last, self._is_stateful = rule, is_first, is_last, is_first
+        self.branches = rule.branches  # whose context diffusers sets, if it finds them on a hook
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         hidden_states, encoder_hidden_states, temb = _stack_input(args, kwargs)
-        modulation = _modulation(module, hidden_states, temb)
         branch = self.branches.get_state()
-        branch.step, num_steps = position(self.branches.context, branch.step + 1, self.num_steps)
-        branch.skips = self._may_skip(branch, modulation, num_steps)
-        branch.modulation = modulation
+        if self.is_first:
+            self.rule.begin(branch, hidden_states, _modulation(module, hidden_states, temb))
+            hidden_states = hidden_states + branch.residual if branch.skips else hidden_states
         if branch.skips:
-            return _stack_output(branch, hidden_states + branch.residual, encoder_hidden_states)
-        branch.estimate, branch.stack_input = 0.0, hidden_states
-        return self.fn_ref.original_forward(*args, **kwargs)
-
-    def _may_skip(self, branch: Branch, modulation: torch.Tensor, num_steps: int) -> bool:
-        if branch.modulation is None or branch.step in (0, num_steps - 1):
-            return False
-        branch.estimate += self.rescale(relative_change(modulation, branch.modulation))
-        return branch.estimate < self.threshold
+            return (hidden_states, encoder_hidden_states) if branch.has_two_streams else hidden_states
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        if self.is_last:
+            branch.has_two_streams = isinstance(output, tuple)
+            self.rule.end(branch, output[0] if branch.has_two_streams else output)
+        return output
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         self.branches.reset()
         return module
-
-
-class LaterBlockHook(ModelHook):
-    """Passes the output of a skipped stack through."""
-
-    def __init__(self, branches: StateManager) -> None:
-        super().__init__()
-        self.branches = branches
-
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        branch = self.branches.get_state()
-        if branch.skips:
-            return _stack_output(branch, *_stack_input(args, kwargs)[:2])
-        return self.fn_ref.original_forward(*args, **kwargs)
-
-
-class LastBlockHook(LaterBlockHook):
-    """Keeps the residual of a computed stack too."""
-
-    def __init__(self, branches: StateManager, on_computed: OnComputed | None) -> None:
-        super().__init__(branches)
-        self.on_computed = on_computed
-
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        output = super().new_forward(module, *args, **kwargs)
-        branch = self.branches.get_state()
-        if not branch.skips:
-            branch.has_two_streams = isinstance(output, tuple)
-            branch.residual = (output[0] if branch.has_two_streams else output) - branch.stack_input
-            branch.stack_input = None
-            if self.on_computed:
-                self.on_computed(self.branches.context.name, branch.step, branch.modulation, branch.residual)
-        return output
 
 
 def _blocks(case: Case) -> list[torch.nn.Module]:
@@ -196,15 +175,10 @@ def hooked(
     on_computed: OnComputed | None = None,
 ) -> Iterator[None]:
     """The rule stands at these blocks of the transformer, for trajectories of `num_steps`."""
-    branches = StateManager(Branch)
-    first, *later, last = blocks
-    hooks = [
-        (first, FirstBlockHook(branches, num_steps, threshold, rescale)),
-        *((block, LaterBlockHook(branches)) for block in later),
-        (last, LastBlockHook(branches, on_computed)),
-    ]
+    rule = Rule(num_steps, threshold, rescale, on_computed)
     with restored(transformer):
-        for block, hook in hooks:
+        for block in blocks:
+            hook = BlockHook(rule, is_first=block is blocks[0], is_last=block is blocks[-1])
             HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, FAMILY)
         HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
         yield
@@ -225,11 +199,6 @@ def _stack_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Of a block's arguments, the first three in every supported model: both streams and the timestep's embedding."""
     names = ("hidden_states", "encoder_hidden_states", "temb")
     return [args[index] if index < len(args) else kwargs[name] for index, name in enumerate(names)]
-
-
-def _stack_output(branch: Branch, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> Any:
-    """As the blocks of this model give it."""
-    return (hidden_states, encoder_hidden_states) if branch.has_two_streams else hidden_states
 
 
 def _modulation(block: torch.nn.Module, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:

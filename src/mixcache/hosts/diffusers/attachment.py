@@ -8,6 +8,7 @@ import torch
 
 from mixcache.config import MixCacheConfig, default_policy
 from mixcache.core.engine import Engine
+from mixcache.core.observer import Observer
 from mixcache.hosts.diffusers.completing import completed
 from mixcache.hosts.diffusers.denoisers import experts_of, unloaded_of
 from mixcache.hosts.diffusers.handle import Handle
@@ -38,7 +39,7 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     return attach(pipeline, config)
 
 
-def attach(pipeline: Any, config: MixCacheConfig, engine_class: type[Engine] = Engine) -> Handle:
+def attach(pipeline: Any, config: MixCacheConfig, engine_class: type[Observer] = Engine) -> Handle:
     """What `enable` does, with engines of another class: they decide about, measure and answer the calls.
 
     Raises what `enable` does.

@@ -17,7 +17,6 @@ from mixcache.hosts.diffusers.scheduler import is_repeatable
 from mixcache.planning.experts import planner_for
 from mixcache.planning.profiles import Profile, ProfileError, profile_for
 from mixcache.policies import MixCache, Planned, Policy
-from mixcache.policies.mixcache import EVEN_IMPACTS
 
 logger = logging.getLogger("mixcache")
 
@@ -37,15 +36,15 @@ def _completed_policy(policy: Policy, pipeline: Any, experts: Sequence[torch.nn.
         profile = profile_for(*experts)
         if profile is None:
             logger.info("no profile for this %s: the impact of every granularity is 1", type(experts[0]).__name__)
-        return replace(policy, impacts=dict(EVEN_IMPACTS if profile is None else profile.impacts))
+        return replace(policy, impacts={} if profile is None else dict(profile.impacts))
     if isinstance(policy, Planned) and policy.planner is None:
         planner = planner_for(
             _profile_of(policy, experts),
             speedup=policy.speedup,
             quality=policy.quality,
-            choices=policy.choices,
-            order=policy.order,
-            corrects=policy.corrects and is_repeatable(getattr(pipeline, "scheduler", None)),
+            granularities=tuple(policy.granularities),
+            predictors=policy.needs.predictors,
+            corrects=policy.corrector and is_repeatable(getattr(pipeline, "scheduler", None)),
         )
         return replace(policy, planner=planner)
     return policy

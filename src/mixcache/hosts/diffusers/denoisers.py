@@ -46,10 +46,10 @@ def span_of(
     width = len(row.blocks) if row.interleaved else 1
     first = width * config.span.get("span_first", row.span_first)
     after = width * config.span.get("span_after", row.span_after)
-    if row.tail:
+    if row.num_tail_blocks:
         # what leaves the span goes in where the next block takes it in: still a block of the same kind
-        after = max(after, 1) + int(transformer.config[row.tail] or 0)
-    if Granularity.BLOCK in policy.granularities and first + after >= num_blocks:
+        after = max(after, 1) + int(transformer.config[row.num_tail_blocks] or 0)
+    if Granularity.BLOCK in policy.needs.granularities and first + after >= num_blocks:
         raise ValueError(
             f"span_first={first} and span_after={after} leave none of the {num_blocks} blocks to skip; "
             "take smaller numbers"

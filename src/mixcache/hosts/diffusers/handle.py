@@ -16,6 +16,7 @@ import torch
 from mixcache.config import BOUNDS, MixCacheConfig, setting_names
 from mixcache.core.calls import End
 from mixcache.core.engine import Engine
+from mixcache.core.observer import Observer
 from mixcache.decision import Granularity
 from mixcache.hosts.diffusers.callers import calling_pipeline
 from mixcache.hosts.diffusers.denoisers import blocks_of, experts_of, span_of
@@ -61,7 +62,7 @@ class Denoiser:
         return self._handle.sessions.latest.cells[self.attribute]
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Observer:
         """Of the run that began last."""
         return self._cell.engine
 
@@ -109,7 +110,7 @@ class Handle:
     detaches at its end."""
 
     def __init__(
-        self, pipeline: Any, config: MixCacheConfig, row: ModelRow, engine_class: type[Engine] = Engine
+        self, pipeline: Any, config: MixCacheConfig, row: ModelRow, engine_class: type[Observer] = Engine
     ) -> None:
         self.config, self.row, self.policy = config, row, config.build()
         self.trace = Trace()
@@ -134,7 +135,7 @@ class Handle:
     def _new_session(self) -> Session:
         return Session([d.attribute for d in self.denoisers], self._new_engine, self.row, self.trace, self._run_is_over)
 
-    def _new_engine(self, attribute: str, guidance: Callable[[], float | None], trace: TraceWriter) -> Engine:
+    def _new_engine(self, attribute: str, guidance: Callable[[], float | None], trace: TraceWriter) -> Observer:
         span = next(denoiser.span for denoiser in self.denoisers if denoiser.attribute == attribute)
         engine = self._engine_class(self.policy, span, guidance, trace, granularities=self.row.granularities)
         if self._leaves_blocks:
@@ -250,7 +251,7 @@ class Handle:
     # ------------------------------------------------------------------------------------------------ what users ask
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Observer:
         """Of the first transformer, in the run that began last."""
         return self.denoisers[0].engine
 
@@ -339,7 +340,7 @@ class Handle:
         return f"<Handle: {self._name} with {self.config.policy_name}({settings}), {state}, {len(self.trace)} steps>"
 
     @property
-    def _engines(self) -> list[Engine]:
+    def _engines(self) -> list[Observer]:
         return [cell.engine for session in self.sessions.all for cell in session.cells.values()]
 
     def __enter__(self) -> Handle:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from mixcache.core.calls import CallInfo, End, Span
-from mixcache.core.engine import Engine
+from mixcache.core.observer import Observer
 from mixcache.core.run import Streams
 from mixcache.hosts.diffusers.clock import UnknownCallError
 from mixcache.hosts.diffusers.packing import Form, conditional_half, named_arguments, signature_of
@@ -28,7 +28,7 @@ COMPILE_FIRST = "mixcache decides outside of what is compiled; compile in place:
 class Cell:
     """What one run keeps of one transformer."""
 
-    def __init__(self, engine: Engine, reader: Reader, on_answer: Callable[[Cell], None]) -> None:
+    def __init__(self, engine: Observer, reader: Reader, on_answer: Callable[[Cell], None]) -> None:
         self.engine, self.reader, self.on_answer = engine, reader, on_answer
         self.forms: dict[tuple[str, bool], Form] = {}
         """Of each branch's output, as a dataclass and not."""

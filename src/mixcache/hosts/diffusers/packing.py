@@ -14,9 +14,9 @@ from mixcache.hosts.diffusers.rows import ModelRow
 
 
 def conditional_half(row: ModelRow, arguments: Mapping[str, Any], batch: int) -> dict[str, Any] | None:
-    """The arguments of the conditional part of a joined call alone; None where a tensor might be batched and the row
+    """The arguments of the conditional part of a batched call alone; None where a tensor might be batched and the row
     does not say."""
-    part, half = row.joined.index(CONDITIONAL), {}
+    part, half = row.batched_cfg.index(CONDITIONAL), {}
     for name, value in arguments.items():
         tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
         if name in row.batched and tensors:
@@ -24,7 +24,7 @@ def conditional_half(row: ModelRow, arguments: Mapping[str, Any], batch: int) ->
                 return None
             half[name] = pytree.tree_map_only(
                 torch.Tensor,
-                lambda t: t.chunk(len(row.joined))[part] if t.dim() and t.shape[0] == batch else t,
+                lambda t: t.chunk(len(row.batched_cfg))[part] if t.dim() and t.shape[0] == batch else t,
                 value,
             )
         elif name in row.shared or not any(tensor.dim() and tensor.shape[0] == batch for tensor in tensors):

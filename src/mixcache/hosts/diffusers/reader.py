@@ -54,14 +54,14 @@ class Reader:
         if self._clock.notice_schedule(getattr(self._pipeline(), "scheduler", None)):
             self.forget()
         timestep = arguments.get("timestep")
-        if self.row.forcing and isinstance(timestep, torch.Tensor) and not _is_uniform(timestep):
+        if self.row.per_frame_noise and isinstance(timestep, torch.Tensor) and not _is_uniform(timestep):
             raise UnknownCallError("the frames are at different noise levels")
         moment = self._clock.now(context, timestep)
         name = getattr(context, "name", None)
         branch = name.removeprefix(GUIDER_PREFIX) if name is not None else self._branch_by_order(moment.step, arguments)
         parts: tuple[str, ...] = ()
-        if self.row.joined and name in (None, JOINED_CONTEXT):
-            parts = self.row.joined if self._is_joined(latents) else ()
+        if self.row.batched_cfg and name in (None, JOINED_CONTEXT):
+            parts = self.row.batched_cfg if self._is_joined(latents) else ()
             branch = JOINED_CONTEXT if parts else CONDITIONAL
         return CallInfo(
             branch=branch,
@@ -93,7 +93,7 @@ class Reader:
 
     def _branch_by_order(self, step: int, arguments: Mapping[str, Any]) -> str:
         """The branch of a call that has no context: its place within the step, held against the text of that branch."""
-        if self.row.joined:
+        if self.row.batched_cfg:
             self._has_repeated = self._has_repeated or step == self._step
             self._step = step
             if self._has_repeated:
@@ -144,7 +144,7 @@ class Reader:
     def _is_guided(self) -> bool | None:
         """Whether the pipeline calls both branches now, None where that is not to be read: a callback may change it."""
         guided = getattr(self._pipeline(), "do_classifier_free_guidance", None)
-        if not isinstance(guided, bool) and not self.row.joined and (scale := self.guidance) is not None:
+        if not isinstance(guided, bool) and not self.row.batched_cfg and (scale := self.guidance) is not None:
             guided = scale > 1
         return guided if isinstance(guided, bool) else None
 

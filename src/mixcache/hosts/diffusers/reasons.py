@@ -28,12 +28,12 @@ def why_not(
     `in_full` says of each call that was computed in full why it was; `plan` is the one that was followed, if any;
     `leaves_blocks` tells that no blocks can be left out.
     """
-    if not policy.granularities:
+    if not policy.needs.granularities:
         return None
     wish = getattr(policy.policy, "speedup", None)
     share = run.computed_share()
     is_cached = any(entry.granularity is not Granularity.COMPUTE for entry in run)
-    if leaves_blocks and policy.granularities == (Granularity.BLOCK,):
+    if leaves_blocks and policy.needs.granularities == (Granularity.BLOCK,):
         return NO_BLOCKS
     if is_cached and (wish is None or not share or 1 / share >= SHORT_OF * wish):
         return None

@@ -38,15 +38,15 @@ class ModelRow:
     """True where the lists take turns, block by block."""
     streams: tuple[str, ...] = ("hidden_states",)
     """Arguments of a block that it returns new, in the order in which it returns them."""
-    joined: tuple[str, ...] = ()
+    batched_cfg: tuple[str, ...] = ()
     """Branches of the one guided call, in the order in which they are stacked; empty where each branch has its call."""
     batched: tuple[str, ...] = ()
-    """Arguments of a joined call that carry the batch of all branches in dimension 0."""
+    """Arguments of a batched call that carry the batch of all branches in dimension 0."""
     shared: tuple[str, ...] = ()
-    """Arguments of a joined call that do not, even where their dimension 0 is as long."""
+    """Arguments of a batched call that do not, even where their dimension 0 is as long."""
     order: tuple[str, ...] = ("cond", "uncond")
     """Branches of the calls of a step, in this order, where no cache context names them."""
-    forcing: bool = False
+    per_frame_noise: bool = False
     """True where frames may be at different noise levels: such calls are computed (a device sync in each call)."""
     latents: str = "hidden_states"
     """The transformer's argument whose shape tells one trajectory from another."""
@@ -62,7 +62,7 @@ class ModelRow:
     """F: blocks before the span, always run."""
     span_after: int = 1
     """B: blocks after the span, always run."""
-    tail: str = ""
+    num_tail_blocks: str = ""
     """Entry of the transformer's config: how many of the last blocks work on something else and are never left out."""
     unsafe: str = ""
     """Why no call may be left out; empty where it may."""
@@ -84,7 +84,7 @@ def _hunyuan(transformer: str, *pipelines: str, **more: Any) -> ModelRow:
 
 def _joined(transformer: str, *pipelines: str, batched: tuple[str, ...] = (), **more: Any) -> ModelRow:
     """One call for both branches, unconditional first."""
-    settings: dict[str, Any] = {"blocks": ("transformer_blocks",), "joined": ("uncond", "cond")}
+    settings: dict[str, Any] = {"blocks": ("transformer_blocks",), "batched_cfg": ("uncond", "cond")}
     always = ("hidden_states", "encoder_hidden_states", "timestep")
     return ModelRow(transformer=transformer, pipelines=pipelines, batched=(*always, *batched), **settings | more)
 
@@ -123,7 +123,7 @@ MODELS: tuple[ModelRow, ...] = (
         "SkyReelsV2DiffusionForcingPipeline",
         "SkyReelsV2DiffusionForcingImageToVideoPipeline",
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
-        forcing=True,
+        per_frame_noise=True,
     ),
     _hunyuan(
         "HunyuanVideoTransformer3DModel",
@@ -143,7 +143,7 @@ MODELS: tuple[ModelRow, ...] = (
         transformer="MotifVideoTransformer3DModel",
         pipelines=("MotifVideoPipeline", "MotifVideoImage2VideoPipeline"),
         blocks=("transformer_blocks", "single_transformer_blocks"),
-        tail="num_decoder_layers",
+        num_tail_blocks="num_decoder_layers",
         streams=TWO_STREAMS,
         guidance="guider.guidance_scale",
     ),
@@ -329,7 +329,7 @@ def rows_as_table() -> list[dict[str, str]]:
             "pipeline": pipeline,
             "transformer": row.transformer,
             "blocks": ", ".join(row.blocks),
-            "guidance": "one joined call" if row.joined else "a call for each branch",
+            "guidance": "one batched call" if row.batched_cfg else "a call for each branch",
             "granularities": row.unsafe or ", ".join(row.granularities),
         }
         for row in MODELS

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mixcache.core.engine import Engine
+from mixcache.core.observer import Observer
 from mixcache.hosts.diffusers.overlay import KEY, put_on, take_off
 
 REPEATABLE: dict[str, Callable[[Any], bool]] = {
@@ -43,7 +43,7 @@ class SchedulerHook:
 
     def __init__(self, scheduler: Any, on_step: Callable[[], None] = lambda: None) -> None:
         self.scheduler = scheduler
-        self.engine: Engine | None = None
+        self.engine: Observer | None = None
         """Of the transformer that was called last."""
         self._on_step = on_step
         self._inner: Callable[..., Any] = scheduler.step

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixcache.core.calls import End
-from mixcache.core.engine import Engine
+from mixcache.core.observer import Observer
 from mixcache.hosts.diffusers.clock import UnknownCallError
 from mixcache.hosts.diffusers.hooks import Cell
 from mixcache.hosts.diffusers.reader import Reader
@@ -24,7 +24,7 @@ from mixcache.hosts.diffusers.rows import ModelRow
 from mixcache.hosts.diffusers.scheduler import SchedulerHook, is_repeatable
 from mixcache.trace import MAX_RUN, Trace, TraceEntry, TraceWriter
 
-MakeEngine = Callable[[str, Callable[[], float | None], TraceWriter], Engine]
+MakeEngine = Callable[[str, Callable[[], float | None], TraceWriter], Observer]
 """An engine for the transformer under an attribute of the pipeline."""
 
 
@@ -87,10 +87,10 @@ class Session:
         if not self.is_announced and cell.engine.is_over:
             self.end(End.DONE)
 
-    def _follow_scheduler(self, engine: Engine) -> None:
+    def _follow_scheduler(self, engine: Observer) -> None:
         """Moves the hook to the scheduler that the pipeline has now, where policy and scheduler allow corrections."""
         hook, scheduler = self._solver, getattr(self.pipeline(), "scheduler", None)
-        if not engine.policy.corrects or (hook is not None and hook.scheduler is scheduler):
+        if not engine.policy.needs.correction or (hook is not None and hook.scheduler is scheduler):
             return
         if hook is not None:
             hook.take_off()

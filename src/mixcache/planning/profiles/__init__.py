@@ -3,7 +3,7 @@
 A profile is in terms of sigma. Its heart are *coordinates*: the conditional output `c` and the guidance difference `d`
 of every step of plain trajectories, as points in a space of few dimensions in which distances are what they were
 between the tensors, averaged over prompts (the principal coordinates of their Gram matrix). Whatever a cache would
-predict is a weighted sum of such points, so the error of any (granularity, order, step, age) follows from them.
+predict is a weighted sum of such points, so the error of any (granularity, predictor, step, age) follows from them.
 
 Where two experts share the loop there is still one file: the profile of the first, for the noise levels that it works
 at, with that of the other in it (`Profile.second`). Both stand in one space, measured on whole trajectories.
@@ -24,9 +24,7 @@ from typing import Any
 
 from mixcache.store import write_json
 
-FORMAT = 7
-ADDED_SINCE: dict[int, dict[str, Any]] = {6: {"second": None, "share": 1.0}}
-"""Older formats that are read, and what such a file lacks: they are of one transformer."""
+FORMAT = 8
 GRANULARITIES = ("step", "cfg", "block")
 EXPERTS = ("transformer", "transformer_2")
 """How pipelines call the first and the second of their experts."""
@@ -60,16 +58,16 @@ class Profile:
     residuals: Sequence[Sequence[float]]
     """Coordinates of the guided span residual over its rms in the same step, T points in a space of their own; empty
     where the block granularity was not measured."""
-    carry: Mapping[str, Sequence[Sequence[float]]]
+    sensitivity: Mapping[str, Sequence[Sequence[float]]]
     """How much of a disturbance arrives: for "step" and "block" pairs of (sigma, rms over prompts of the change of the
     final latents over the disturbance that reuse put in there), sigma falling."""
     costs: Mapping[str, float]
     """Time of a step over that of a plain one: "compute", "step", "cfg", "block", on the machine of the calibration.
     What `block` makes a computed step measure more is left out."""
-    trust: float
-    """How far plans follow an extrapolation, 0 to 1: what gave the best clips in calibration."""
+    damping: float
+    """Share of an extrapolation that plans follow, 0 to 1: what gave the best clips in calibration."""
     psnr_at_one: float
-    """PSNR (dB) of a clip whose plan does harm of 1; harm h gives this less 10 log10(h)."""
+    """PSNR (dB) of a clip whose plan has a cost of 1; a cost c gives this less 10 log10(c)."""
     band: float
     """How far above the mean over prompts the error of reuse was seen, as a factor."""
     impacts: Mapping[str, float]
@@ -81,8 +79,8 @@ class Profile:
     others: Sequence[Profile] = field(default_factory=list)
     """The same model at other numbers of steps, each a profile without others."""
     second: Profile | None = None
-    """Of the expert that goes on where these steps arrive, without others; None for a model of one transformer. Carry
-    and impacts are those of the whole loop in both."""
+    """Of the expert that goes on where these steps arrive, without others; None for a model of one transformer.
+    Sensitivity and impacts are those of the whole loop in both."""
     share: float = 1.0
     """Of the time of a plain loop, what these steps take: 1 for a model of one transformer."""
 
@@ -97,10 +95,10 @@ class Profile:
             _must(len({len(point) for point in points}) <= 1, f"{name} has points of different dimensions")
         _must(self.sigmas[0] <= 1, "sigmas are over 1, where noise levels go from 1 to 0; calibrate anew")
         _must(len(self.outputs[0]) == len(self.differences[0]), "outputs and differences are not in the same space")
-        _must("step" in self.carry and all(self.carry.values()), "carry has nothing for step")
+        _must("step" in self.sensitivity and all(self.sensitivity.values()), "sensitivity has nothing for step")
         _must({"compute", "step"} <= set(self.costs), "costs lacks compute or step")
         _must(all(cost > 0 for cost in self.costs.values()), "a cost is not over 0")
-        _must(0 <= self.trust <= 1, "trust is not between 0 and 1")
+        _must(0 <= self.damping <= 1, "damping is not between 0 and 1")
         _must(self.band >= 1, "band is under 1")
         _must(all(other.weights == self.weights for other in self.others), "one of its others is of other weights")
         _must(0 < self.share <= 1, "share is not between 0 and 1")
@@ -175,8 +173,6 @@ class Profile:
             raise ProfileError(f"{name} is no profile: broken off or damaged JSON (line {error.lineno})") from error
         if not isinstance(values, dict) or "format" not in values:
             raise ProfileError(f"{name} is no profile of mixcache")
-        if values["format"] in ADDED_SINCE:
-            values = ADDED_SINCE[values["format"]] | values | {"format": FORMAT}
         if values["format"] != FORMAT:
             age = "newer than" if isinstance(values["format"], int) and values["format"] > FORMAT else "not of"
             raise ProfileError(f"{name} has format {values['format']}, {age} this mixcache, which reads {FORMAT}")

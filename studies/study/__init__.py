@@ -1,1 +1,0 @@
-"""Which rules of the method pay: `python -m studies.study`."""
