@@ -51,7 +51,7 @@ def test_bad_input_is_one_clear_error(arguments: list[str], message: str, tmp_pa
 
 def test_a_file_without_a_job(tmp_path: Path) -> None:
     jobs = tmp_path / "jobs.jsonl"
-    for text, message in (("", "there is no job in"), ("{\n", "line 1: is not JSON")):
+    for text, message in (("", "there is no job in the file"), ("{\n", "line 1: is not JSON")):
         jobs.write_text(text)
         result = invoked(jobs, "--out", tmp_path / "out")
         assert result.exit_code == 2

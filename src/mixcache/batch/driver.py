@@ -23,6 +23,8 @@ Jobs = Callable[[], Iterator[Job | BadLine]]
 """Reads the job file from its beginning."""
 BUSY_SECONDS = 1.0
 """Until it is looked again at what others are at work on."""
+MAX_TOLD = 20
+"""Bad lines, and failures, that are listed."""
 WALL_SECONDS, WALL_SHARE = 60.0, 50
 """The wall is written anew after so many seconds, or so many times the time that it takes."""
 
@@ -70,18 +72,17 @@ class Result:
 
     num_jobs: int
     num_done: int
+    num_bad_lines: int
     bad_lines: list[BadLine]
+    """The first `MAX_TOLD`."""
     failures: list[tuple[Job, str]]
-    """The first `MAX_TOLD`; the wall has all."""
+    """The same; the wall has all."""
     verified: Verified | None
     warnings: list[str]
 
     @property
     def num_failed(self) -> int:
         return self.num_jobs - self.num_done
-
-
-MAX_TOLD = 20
 
 
 def run_batch(
@@ -98,7 +99,15 @@ def run_batch(
     """
     progress = Progress()
     bad_lines: list[BadLine] = []
-    for job in _each(jobs, bad_lines.append):
+    num_bad_lines = 0
+
+    def on_bad(line: BadLine) -> None:
+        nonlocal num_bad_lines
+        num_bad_lines += 1
+        if num_bad_lines <= MAX_TOLD:
+            bad_lines.append(line)
+
+    for job in _each(jobs, on_bad):
         progress.total += 1
         progress.num_done += folder.has(job.id)
         if again:
@@ -129,11 +138,21 @@ def run_batch(
     return Result(
         num_jobs=progress.total,
         num_done=num_done,
+        num_bad_lines=num_bad_lines,
         bad_lines=bad_lines,
         failures=failures,
         verified=_verified(folder, sample),
         warnings=warnings,
     )
+
+
+def check_some(lines: Iterator[Job | BadLine]) -> None:
+    """ValueError where not one line is a job."""
+    first = next(lines, None)
+    if first is None:
+        raise ValueError("there is no job in the file; write one a line")
+    if isinstance(first, BadLine) and all(isinstance(line, BadLine) for line in lines):
+        raise ValueError(f"line {first.number}: {first.message}; no line is a job")
 
 
 def _each(jobs: Jobs, on_bad: Callable[[BadLine], None] = lambda line: None) -> Iterator[Job]:

@@ -84,6 +84,12 @@ class Folder:
             raise
         return folder
 
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """The run is over."""
         (self.path / self.run).unlink(missing_ok=True)

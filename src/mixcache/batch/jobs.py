@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixcache import zoo
-from mixcache.config import unknown_name
+from mixcache.names import unknown_name
 from mixcache.store import key_of
 
 MAX_SEED = 2**63 - 1

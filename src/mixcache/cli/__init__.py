@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from mixcache.cli import batch, bench, calibrate, compare, demo, generate, models, plan
+from mixcache.cli import batch, bench, calibrate, compare, demo, generate, models, plan, web
 
 __all__ = ["app", "main"]
 
@@ -28,6 +28,7 @@ for verb in (
     compare.compare,
     plan.plan,
     models.models,
+    web.web,
 ):
     app.command()(verb)
 
