@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mixcache.batch.folder import Folder
 from mixcache.batch.jobs import Job
-from mixcache.batch.work import Worker, still_of
+from mixcache.batch.work import Worker, still_of, write_film
 
 
 def obey(prompt: str, folder: Folder) -> None:
@@ -53,6 +55,15 @@ class FakeWorker:
 
     def is_sound(self) -> bool:
         return not (self.folder.path.parent / "unsound").exists()
+
+
+class FilmWorker(FakeWorker):
+    """Writes real films, of noise, without a model."""
+
+    def clip(self, job: Job, film: Path) -> dict[str, Any]:
+        record = super().clip(job, film)
+        write_film(np.random.default_rng(job.seed).random((8, 64, 64, 3), dtype=np.float32), film)
+        return record
 
 
 class FaultyWorker(Worker):

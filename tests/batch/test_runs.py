@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from drive import drive
 from faults import FakeWorker
@@ -22,6 +25,7 @@ from mixcache.batch.driver import StoppedError, run_batch
 from mixcache.batch.folder import Folder
 from mixcache.batch.jobs import Batch, Job, read_jobs
 from mixcache.batch.local import LocalPool
+from mixcache.batch.work import _is_whole, write_film
 
 DRIVE = Path(__file__).with_name("drive.py")
 
@@ -165,22 +169,43 @@ def test_a_full_disk_stops_the_run_and_a_rerun_completes_it(tmp_path: Path) -> N
     assert begun(tmp_path) == {"clip 1": 1, "full": 2, "clip 2": 1}
 
 
-def test_a_real_small_disk(tmp_path: Path) -> None:
+@contextmanager
+def small_disk(tmp_path: Path, size: str) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True).returncode:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no tmpfs may be mounted here")
     try:
-        jobs = write_jobs(tmp_path, *[f"clip {number}" for number in range(40)])
-        with pytest.raises(StoppedError, match="No space left on device"):
-            drive(jobs, disk / "out")
-        before = films(disk / "out")
-        assert 0 < len(before) < 40
-        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-        assert drive(jobs, disk / "out").num_done == 40
-        assert before.items() <= films(disk / "out").items()
+        yield disk
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("FakeWorker", "128k"), ("FilmWorker", "2m")])
+def test_a_real_small_disk(kind: str, size: str, tmp_path: Path) -> None:
+    """Also where it is the encoder, a program of its own, that finds it full."""
+    jobs = write_jobs(tmp_path, *[f"clip {number}" for number in range(40)])
+    with small_disk(tmp_path, size) as disk:
+        with pytest.raises(StoppedError, match="No space left on device"):
+            drive(jobs, disk / "out", kind)
+        before = films(disk / "out")
+        assert 0 < len(before) < 40
+        assert list(disk.glob("out/jobs/??/*.failed.json")) == []
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert drive(jobs, disk / "out", kind).num_done == 40
+        assert before.items() <= films(disk / "out").items()
+
+
+def test_a_film_that_is_cut_off_is_no_film(tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    write_film(np.zeros((4, 32, 32, 3), dtype=np.float32), film)
+    content = film.read_bytes()
+    for size in (0, 7, 40, len(content) // 2, len(content) - 1):
+        film.write_bytes(content[:size])
+        assert not _is_whole(film)
+    film.write_bytes(content)
+    assert _is_whole(film)
 
 
 def crew_of(out: Path, jobs: Path, *devices: str) -> tuple[Crew, Folder]:

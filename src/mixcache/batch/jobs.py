@@ -135,7 +135,7 @@ def read_jobs(path: Path, defaults: Job) -> Iterator[Job | BadLine]:
                 yield _job(row, defaults)
             elif row.strip():
                 is_json = path.suffix in (".jsonl", ".ndjson", ".json")
-                yield _job(_object(row) if is_json else {"prompt": row.decode().strip()}, defaults)
+                yield _job(_object(row) if is_json else {"prompt": row.decode("utf-8-sig").strip()}, defaults)
         except ValueError as error:
             yield BadLine(number=number, message=str(error))
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_STILL = 320
-"""Pixels of its longer side."""
+"""Pixels of a picture's longer side."""
+ROOM_BYTES = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -101,6 +102,7 @@ def _done(task: Task, folder: Folder, maker: Maker, attempt: Attempt) -> Outcome
         except Exception as error:  # of a pipeline, in as many ways as there are pipelines
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
+            _check_room(folder, attempt.mark)
             outcome = _failed(task, folder, _told(error), attempt.mark, is_sound=maker.is_sound())
         else:
             outcome = Outcome(task=task, standing=Standing.DONE, is_new=True, saving=made.get("saving"))
@@ -162,14 +164,13 @@ class Worker:
 
     def clip(self, job: Job, film: Path) -> dict[str, Any]:
         from mixcache.report.frontier import LETTERS
-        from mixcache.report.video import write_mp4
 
+        num_before = self.handle.summary().num_calls_in_full
         made = self._generated(job)
         self.handle.trace.keep_generations(1)  # so that the summary is of this clip
         summary, plan = self.handle.summary(), self.handle.plan
         start = time.perf_counter()
-        write_mp4(made.clip, film)
-        _write_still(made.clip, still_of(film))
+        write_film(made.clip, film)
         film_seconds = time.perf_counter() - start
         return {
             "saving": 1 - summary.computed_share,
@@ -180,7 +181,7 @@ class Worker:
             "pixels": _pixels(made.clip),
             "peak_memory_bytes": made.peak_memory_bytes,
             **self.facts,
-            "summary": summary.to_dict(),
+            "summary": summary.to_dict() | {"num_calls_in_full": summary.num_calls_in_full - num_before},
             "trace": [entry.to_json() for entry in self.handle.trace],
         }
 
@@ -223,14 +224,47 @@ def still_of(film: Path) -> Path:
     return film.with_suffix(".jpg")
 
 
-def _write_still(clip: Any, path: Path) -> None:
+def write_film(clip: Any, film: Path) -> None:
+    """The film and its picture; OSError where they were not written whole."""
     from PIL import Image
 
-    from mixcache.report.video import to_bytes
+    from mixcache.report.video import to_bytes, write_mp4
 
+    write_mp4(clip, film)
+    if not _is_whole(film):  # the encoder is a program of its own, and does not say that the disk was full
+        raise OSError(errno.EIO, "the film was not written whole")
     picture = Image.fromarray(to_bytes(clip[len(clip) // 2 :][:1])[0])
     picture.thumbnail((MAX_STILL, MAX_STILL))
-    picture.save(path, format="JPEG", quality=85)
+    picture.save(still_of(film), format="JPEG", quality=85)
+
+
+def _is_whole(film: Path) -> bool:
+    """Whether the boxes of an MP4 fill it to its end, and its table of frames is among them."""
+    size, place, kinds = film.stat().st_size, 0, set()
+    with film.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:
+                length = int.from_bytes(head[8:], "big")
+            if length < 8:
+                return False
+            kinds.add(head[4:8])
+            place += length
+    return place == size and {b"ftyp", b"moov", b"mdat"} <= kinds
+
+
+def _check_room(folder: Folder, mark: str) -> None:
+    """OSError where the disk is full: then it is no failure of a job's, and each further one would be lost."""
+    beside = scratch(folder.path / "room", f"{os.getpid()}-{mark}")
+    try:
+        with beside.open("wb") as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _pixels(clip: Any) -> str:

@@ -107,12 +107,16 @@ class _Shown:
     def __init__(self, display: Any) -> None:
         self.display, self.said = display, time.monotonic()
         self.task = display.add_task("clips", total=None)
+        self.is_first = True
 
     def __call__(self, progress: Progress) -> None:
         saving = "" if progress.mean_saving is None else f", {progress.mean_saving:.0%} saved"
         text = f"clips, {progress.clips_a_minute:.1f} a minute, {progress.num_failed} failed{saving}"
         settled = progress.num_done + progress.num_failed
-        self.display.update(self.task, description=text, completed=settled, total=progress.total)
+        if self.is_first:  # what was done before says nothing of the pace
+            self.display.reset(self.task, total=progress.total, completed=settled)
+            self.is_first = False
+        self.display.update(self.task, description=text, completed=settled)
         if not sys.stdout.isatty() and time.monotonic() - self.said >= SECONDS_BETWEEN_LINES:
             self.said = time.monotonic()
             left = (progress.total - settled) / max(1e-9, progress.clips_a_minute)

@@ -104,16 +104,21 @@ def build(studio: Studio) -> Any:
 
     def generate(
         past: list[Comparison],
-        *fields: Any,
-        progress: Any = gr.Progress(),  # noqa: B008 - so Gradio finds it
-        request: Any = None,
+        prompt: str,
+        seed: float,
+        steps: float,
+        how: str,
+        speedup: float,
+        words: str,
+        request: Any,
+        progress: Any = gr.Progress(),  # noqa: B008 - by this default Gradio knows it
     ) -> tuple[Any, ...]:
+        def on_stage(stage: str, done: int, total: int) -> None:
+            progress((done, total), desc=f"{stage} clip")
+
         try:
-            found = studio.compare(
-                wish_of(*fields),
-                request.session_hash,
-                lambda stage, done, total: progress((done, total), desc=f"{stage} clip"),
-            )
+            wish = wish_of(prompt, seed, steps, how, speedup, words)
+            found = studio.compare(wish, request.session_hash, on_stage)
         except Stopped:
             raise gr.Error("stopped", print_exception=False) from None
         except (ValueError, TypeError, RuntimeError) as error:
