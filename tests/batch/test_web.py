@@ -127,6 +127,30 @@ def test_who_reaches_it() -> None:
     assert not page.is_private("0.0.0.0")
 
 
+def test_it_is_for_this_machine_unless_told_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[dict[str, Any]] = []
+
+    class Page:
+        def launch(self, **options: Any) -> None:
+            launched.append(options)
+
+        def block_thread(self) -> None:
+            pass
+
+    monkeypatch.setattr(page, "gradio", lambda: None)
+    monkeypatch.setattr(page, "check_port", lambda host, port: None)
+    monkeypatch.setattr(page, "build", lambda studio: Page())
+    monkeypatch.setattr("mixcache.web.studio.Studio", lambda *_, **__: None)
+    private, opened = (runner.invoke(cli.app, ["web", *more]) for more in ([], ["--host", "0.0.0.0", "--port", "80"]))
+    assert private.stdout == "page      http://127.0.0.1:7860 (Ctrl-C ends it)\n"
+    assert private.stderr == ""
+    assert opened.stderr == "warning   open to others: whoever reaches this machine can generate on it\n"
+    assert [(options["server_name"], options["server_port"]) for options in launched] == [
+        ("127.0.0.1", 7860),
+        ("0.0.0.0", 80),
+    ]
+
+
 @pytest.mark.skipif(HAS_GRADIO, reason="Gradio is installed")
 def test_gradio_is_not_installed() -> None:
     result = runner.invoke(cli.app, ["web"])
