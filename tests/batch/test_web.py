@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def stages(studio: Studio, asked: Wish) -> tuple[Comparison, list[str]]:
 
 def test_the_plain_clip_is_kept_for_its_seed(studio: Studio) -> None:
     first, made = stages(studio, wish(speedup=1.5))
-    assert made == ["plain", "cached"]
+    assert made == ["warm-up", "plain", "cached"]
     second, made = stages(studio, wish(quality=30.0))
     assert made == ["cached"]
     assert second.plain == first.plain
@@ -75,6 +76,25 @@ def test_long_work_can_be_stopped_by_who_began_it(studio: Studio) -> None:
     found, made = stages(studio, wish(seed=3))
     assert made == ["plain", "cached"]
     assert found.wish.seed == 3
+
+
+def test_what_was_stopped_does_not_go_on_when_the_next_begins(studio: Studio) -> None:
+    made: list[list[str]] = []
+    second = threading.Thread(target=lambda: made.append(stages(studio, wish(seed=6))[1]))
+
+    def stop_and_begin_again(stage: str, done: int, total: int) -> None:
+        assert done <= 2
+        if done == 2:
+            of_first = studio._ends["visitor"]
+            studio.stop("visitor")
+            second.start()
+            while studio._ends["visitor"] is of_first:
+                time.sleep(0.01)
+
+    with pytest.raises(Stopped):
+        studio.compare(wish(seed=5), "visitor", stop_and_begin_again)
+    second.join()
+    assert made == [["plain", "cached"]]
 
 
 def test_one_generation_at_a_time(studio: Studio) -> None:
@@ -189,7 +209,8 @@ TYPE = """(text, selector) => {
 def test_in_a_browser_a_prompt_becomes_clips_that_play(address: str, tmp_path: Path) -> None:
     with Chrome(tmp_path / "profile") as chrome:
         chrome.open(address)
-        chrome.wait_for("document.querySelector('#prompt textarea') !== null")
+        for part in ("#prompt textarea", "#steps input", "#go", "#stop", "#history"):
+            chrome.wait_for(f"document.querySelector('{part}') !== null")
         chrome.ask(f"({TYPE})({CAPTION!r}, '#prompt textarea')")
         chrome.ask(f"({TYPE})('20', '#steps input')")
         chrome.ask("document.querySelector('#go').click()")
@@ -201,6 +222,15 @@ def test_in_a_browser_a_prompt_becomes_clips_that_play(address: str, tmp_path: P
         folder = Path(os.environ.get("MIXCACHE_SCREENSHOTS", tmp_path))
         chrome.screenshot(folder / "web.png")
         assert (folder / "web.png").stat().st_size > 20_000
+        # a thousand steps would take minutes
+        chrome.ask(f"({TYPE})('1000', '#steps input')")
+        chrome.ask("document.querySelector('#go').click()")
+        chrome.wait_for("document.body.innerText.includes('plain clip -')")
+        chrome.ask("document.querySelector('#stop').click()")
+        chrome.wait_for("!document.body.innerText.includes('plain clip -')")
+        chrome.ask(f"({TYPE})('4', '#steps input')")
+        chrome.ask("document.querySelector('#go').click()")
+        chrome.wait_for("document.querySelectorAll('#timeline span[title]').length === 4", seconds=60)
         assert chrome.errors == []
 
 

@@ -21,6 +21,7 @@ WORDS = {
 }
 COLOURS = {"compute": "#c8553d", "cfg": "#e0a13a", "block": "#8b6fc0", "step": "#2f9c95"}
 HEIGHTS = {"compute": "100%", "cfg": "50%", "block": "50%", "step": "16%"}
+NUM_OUTPUTS = 8
 HISTORY = ("prompt", "seed", "steps", "wanted", "speed-up", "PSNR")
 TOGETHER = """() => setTimeout(() => document.querySelectorAll("#films video").forEach(
   video => { video.loop = video.muted = true; video.currentTime = 0; video.play().catch(() => {}); }), 400)"""
@@ -120,7 +121,8 @@ def build(studio: Studio) -> Any:
             wish = wish_of(prompt, seed, steps, how, speedup, words)
             found = studio.compare(wish, request.session_hash, on_stage)
         except Stopped:
-            raise gr.Error("stopped", print_exception=False) from None
+            gr.Info("stopped")
+            return (gr.skip(),) * NUM_OUTPUTS
         except (ValueError, TypeError, RuntimeError) as error:
             raise gr.Error(str(error), print_exception=False) from error
         past = [*past, found]

@@ -8,7 +8,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ class Studio:
             self.has_profile = False
         self._lock = threading.Lock()
         self._plain: OrderedDict[str, Generated] = OrderedDict()
-        self._stopped: set[str] = set()
+        self._ends: dict[str, threading.Event] = {}
+        self._is_warm = False
 
     @property
     def num_steps(self) -> int:
@@ -117,22 +118,27 @@ class Studio:
 
     def stop(self, visitor: str) -> None:
         """Ends what this visitor has under way or waiting, at its next step."""
-        self._stopped.add(visitor)
+        if visitor in self._ends:
+            self._ends[visitor].set()
 
     def compare(self, wish: Wish, visitor: str, on_stage: OnStage) -> Comparison:
         """Makes what is not kept. One at a time, since they share a device. Stopped where `stop` was called
         meanwhile."""
-        self._stopped.discard(visitor)
+        # of this call alone: one that was stopped may be at its last step when the visitor's next one begins
+        end = self._ends[visitor] = threading.Event()
 
         def watch(stage: str) -> Callable[[int, int], None]:
             def on_step(done: int, total: int) -> None:
-                if visitor in self._stopped:
+                if end.is_set():
                     raise Stopped
                 on_stage(stage, done, total)
 
             return on_step
 
         with self._lock:
+            if not self._is_warm:  # the first steps of a process are slow, and would be those of the plain clip
+                self._generated(replace(wish, num_steps=2), watch("warm-up"))
+                self._is_warm = True
             plain = self._plain_clip(wish, watch("plain"))
             with enable(self.pipeline, **wish.settings, **(self.profile if wish.settings else {})) as handle:
                 cached = self._generated(wish, watch("cached"))
