@@ -182,7 +182,7 @@ def small_disk(tmp_path: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("FakeWorker", "128k"), ("FilmWorker", "2m")])
+@pytest.mark.parametrize(("kind", "size"), [("FakeWorker", "128k"), ("FilmWorker", "1100k")])
 def test_a_real_small_disk(kind: str, size: str, tmp_path: Path) -> None:
     """Also where it is the encoder, a program of its own, that finds it full."""
     jobs = write_jobs(tmp_path, *[f"clip {number}" for number in range(40)])
