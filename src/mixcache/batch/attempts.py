@@ -8,12 +8,14 @@ given up.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import socket
 import threading
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -70,33 +72,49 @@ def this_process() -> dict[str, Any]:
     return {"place": this_place(), "pid": os.getpid(), "started": started(os.getpid())}
 
 
-@dataclass(kw_only=True)
+_under_way: set[Path] = set()
+
+
+@functools.cache
+def _heart() -> threading.Thread:
+    """Touches the attempts of this process that are under way."""
+
+    def beat() -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            for path in list(_under_way):
+                with contextlib.suppress(OSError):  # the folder may come back
+                    os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    return thread
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
     """One, by this process. As a context manager it is touched until its end, and then taken away."""
 
     folder: Folder
     name: str
     number: int
-    _over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def mark(self) -> str:
         """For names of files that only this attempt writes."""
         return str(self.number)
 
+    @property
+    def path(self) -> Path:
+        return _path(self.folder, self.name, self.number)
+
     def __enter__(self) -> Attempt:
-        threading.Thread(target=self._beat, daemon=True).start()
+        _heart()
+        _under_way.add(self.path)
         return self
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
-            try:
-                os.utime(_path(self.folder, self.name, self.number))
-            except OSError:
-                continue  # the folder may come back
-
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        _under_way.discard(self.path)
         _forget(self.folder, self.name, self.number)
 
 
@@ -139,10 +157,10 @@ def _looked_at(attempt: Attempt) -> Attempt | Standing:
     return standing
 
 
-def forget_all(folder: Folder, name: str) -> None:
-    """Takes away the attempts on a task that is over; dead ones too."""
-    for number in range(1, MAX_ATTEMPTS + 1):
-        _forget(folder, name, number)
+def forget_all(folder: Folder, name: str, number: int = MAX_ATTEMPTS) -> None:
+    """Takes away the attempts on a task that is over, up to that of the number; dead ones too."""
+    for each in range(1, number + 1):
+        _forget(folder, name, each)
 
 
 def take_back(folder: Folder, name: str, owner: dict[str, Any], *, counts: bool) -> None:

@@ -92,8 +92,8 @@ def _done(task: Task, folder: Folder, maker: Maker, attempt: Attempt) -> Outcome
                 film = folder.file(task.name, ".mp4")
                 beside = scratch(film, attempt.mark)
                 made = maker.clip(task.job, beside)
-                for written, place in ((still_of(beside), still_of(film)), (beside, film)):
-                    settle(written, place)
+                still_of(beside).replace(still_of(film))
+                settle(beside, film)
             else:
                 made = maker.verify(task.job)
             record = {"format": FORMAT, "id": task.job.id, "job": asdict(task.job), "attempt": attempt.number}
@@ -106,7 +106,7 @@ def _done(task: Task, folder: Folder, maker: Maker, attempt: Attempt) -> Outcome
             outcome = _failed(task, folder, _told(error), attempt.mark, is_sound=maker.is_sound())
         else:
             outcome = Outcome(task=task, standing=Standing.DONE, is_new=True, saving=made.get("saving"))
-    forget_all(folder, task.name)
+    forget_all(folder, task.name, attempt.number - 1)
     return outcome
 
 
