@@ -109,7 +109,7 @@ def measure(
     planned = {speedup: policy_method("planned", speedup=speedup) for speedup in (SPEEDUP, *OTHER_SPEEDUPS)}
     first = row(f"guidance {SCALES[0]:g}", planned[SPEEDUP], profile=other)
     matched = [row(f"guidance {SCALES[1]:g}", method, profile=matching) for method in planned.values()]
-    fixed = [row("none", cadence("step", period, order)) for order in (0, 1) for period in PERIODS]
+    fixed = [row("none", cadence("step", period, predictor)) for predictor in ("reuse", "line") for period in PERIODS]
 
     def there(rows: Sequence[Mapping[str, Any]]) -> float | None:
         return best_at([(row["ideal"], row["psnr_db"]) for row in rows], first["ideal"])

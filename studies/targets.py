@@ -6,6 +6,8 @@ python -m studies.targets my-bench/results.json
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,10 @@ from typing import Any
 from mixcache.bench.records import best_at
 from mixcache.bench.results import FEWER, SPEEDUPS, load, points
 from mixcache.decision import CACHED
+from mixcache.generation import final_latents, open_model
+from mixcache.hosts.diffusers.denoisers import blocks_of
+from mixcache.hosts.diffusers.rows import row_for
+from mixcache.predictors import predictor_of
 
 FIRST_BLOCK = "first-block-cache"
 UNCALIBRATED_DB, CALIBRATED_DB = 1.0, 2.0
@@ -29,6 +35,8 @@ TUNED_SPEEDUPS, OTHER_SPEEDUPS = (1.9, 2.1), (1.7, math.inf)
 """That it is to reach there, and on others."""
 SCALARS = 1.001
 """Room beside the tensors for the few numbers that are kept with them."""
+NUM_STEPS = 4
+"""Of the call that tells how large a tensor of tokens is."""
 NUM_CLIFF_ERRORS, CLIFF_DB = 12, 3.0
 KINDS = {"ours": "policy without calibration", "calibrated": "calibrated policy"}
 Rows = Sequence[Mapping[str, Any]]
@@ -126,15 +134,32 @@ def _memory(result: Mapping[str, Any]) -> Iterator[Target]:
             measured=_kib({**small, FIRST_BLOCK: added[FIRST_BLOCK]}),
             is_met=max(small.values()) <= added[FIRST_BLOCK],
         )
-    tokens = result.get("token_bytes")
     for name, size in added.items():
-        if tokens and (order := re.fullmatch(r"every_nth block, order (\d)", name)):
-            allowed = (int(order[1]) + 1) * tokens
+        if predictor := re.fullmatch(r"every_nth block, (\w+)", name):
+            # results of before say it themselves
+            tensor = result.get("token_bytes") or token_bytes(result["model"], json.dumps(result["arguments"]))
+            allowed = predictor_of(predictor[1]).num_values * tensor
             yield Target(
                 text=f"memory added by {name} at most a token-sized tensor per branch and entry",
                 measured=_kib({"added": size, "such tensors": allowed}),
                 is_met=size <= SCALARS * allowed,
             )
+
+
+@functools.cache
+def token_bytes(model: str, arguments: str) -> int:
+    """Size of a tensor of all tokens for every branch, as the model's last block hands it on in a call with these
+    arguments (JSON); with the text's where that block hands it on too."""
+    pipeline, _ = open_model(model)
+    sizes: list[int] = []
+
+    def after(block: Any, args: Any, output: Any) -> None:
+        sizes.append(sum(stream.nbytes for stream in (output if isinstance(output, tuple) else (output,))))
+
+    handle = blocks_of(pipeline.transformer, row_for(pipeline.transformer, pipeline))[-1].register_forward_hook(after)
+    final_latents(pipeline, "", seed=0, **json.loads(arguments) | {"num_inference_steps": NUM_STEPS})
+    handle.remove()
+    return sum(sizes) // NUM_STEPS
 
 
 def _kib(sizes: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ from mixcache.policies import Bounded, Policy
 CAPTION = "a large red circle moving left on a plain white background"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a speed-up": ("planned", {"speedup": 2.0}),
-    "a quality": ("planned", {"quality": 40, "predictor": "reuse", "granularities": ["step"]}),
+    "a quality": ("planned", {"quality": 40, "predictors": "reuse", "granularities": ["step"]}),
     "impacts": ("mixcache", {"delta_1": 50.0, "delta_2": 100.0}),
     "even impacts": ("mixcache", {"delta_1": 50.0, "delta_2": 100.0, "impacts": {"step": 1.0, "cfg": 1.0}}),
 }

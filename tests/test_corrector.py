@@ -34,7 +34,7 @@ from mixcache.core.velocity import v_from_velocity
 from mixcache.decision import Decision, Granularity, Step
 from mixcache.hosts.diffusers.levels import mixes_of
 from mixcache.hosts.diffusers.scheduler import REPEATABLE, SchedulerHook, is_repeatable
-from mixcache.policies import Policy
+from mixcache.policies import Bounded, Policy
 from mixcache.policies.base import Needs
 from mixcache.predictors import LINE, PARABOLA, REUSE
 from mixcache.trace import Call, Trace, TraceWriter
@@ -64,13 +64,17 @@ class Scripted(Policy):
     script: str
     order: int
     corrector: bool = True
+    correction: int | None = None
     told: list[bool] = field(default_factory=list)
     """`Step.corrects` of each step."""
 
     @property
     def needs(self) -> Needs:
         kept = (Granularity.STEP,)
-        return Needs(granularities=kept, predictors=POLYNOMIALS[: self.order + 1], correction=self.corrector)
+        predictors = POLYNOMIALS[: self.order + 1]
+        return Needs(
+            granularities=kept, predictors=predictors, correction=self.corrector, correction_degree=self.correction
+        )
 
     def decide(self, step: Step, state: Any) -> Decision:
         self.told.append(step.corrects)
@@ -99,7 +103,7 @@ def denoised(
     degree: int,
     order: int,
     corrector: bool = True,
-    policy: Scripted | None = None,
+    policy: Policy | None = None,
     change: Callable[[int, torch.Tensor], torch.Tensor] = lambda index, latents: latents,
     **arguments: Any,
 ) -> tuple[torch.Tensor, Trace]:
@@ -274,9 +278,11 @@ class Euler:
         return sample + output
 
 
-def corrected_steps(granularities: list[Granularity], outputs: list[float], order: int = 0) -> list[float]:
+def corrected_steps(
+    granularities: list[Granularity], outputs: list[float], order: int = 0, degree: int | None = None
+) -> list[float]:
     """The outputs that the solver has taken in the end; sigma falls by 0.1 a step."""
-    corrector, solver, sample = Corrector(num_values=order + 1), Euler(), torch.zeros(())
+    corrector, solver, sample = Corrector(order + 1, degree), Euler(), torch.zeros(())
     for index, (granularity, output) in enumerate(zip(granularities, outputs, strict=True)):
         info = CallInfo(branch="cond", step=index, num_steps=9, sigma=1 - index / 10, signature=())
         record = StepRecord(info=info, decision=Decision(granularity=granularity, predictor=POLYNOMIALS[order]))
@@ -292,6 +298,33 @@ C, S, G, B = Granularity.COMPUTE, Granularity.STEP, Granularity.CFG, Granularity
 
 def test_reuse_becomes_a_line() -> None:
     assert corrected_steps([C, S, S, C], [1, 1, 1, 4]) == pytest.approx([1, 2, 3, 4])
+
+
+def test_reuse_becomes_a_parabola_where_the_policy_says_so() -> None:
+    """The outputs are squares of the step; a line misses them."""
+    squares = [0, 1, 1, 9, 9, 9, 36]
+    assert corrected_steps([C, C, S, C, S, S, C], squares, degree=2) == pytest.approx([0, 1, 4, 9, 16, 25, 36])
+    assert corrected_steps([C, C, S, C, S, S, C], squares) == pytest.approx([0, 1, 5, 9, 18, 27, 36])
+
+
+def test_a_line_ahead_may_be_corrected_by_a_line() -> None:
+    assert corrected_steps([C, C, S, C], [0, 1, 2, 9], order=1, degree=1) == pytest.approx([0, 1, 5, 9])
+
+
+def test_with_too_few_nodes_the_degree_is_lower() -> None:
+    assert corrected_steps([C, S, C], [1, 1, 9], degree=2) == pytest.approx([1, 5, 9])
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_parabola_is_met_by_reuse_corrected_by_a_parabola(name: str) -> None:
+    plain, _ = denoised(SCHEDULERS[name](), "." * NUM_STEPS, degree=2, order=0)
+    distances = []
+    for correction in (None, 2):
+        policy = Bounded(policy=Scripted(script="..ss.s.ss.", order=0, correction=correction), num_warmup_steps=1)
+        run, _ = denoised(SCHEDULERS[name](), "", degree=2, order=0, policy=policy)
+        distances.append(distance(run, plain))
+    assert distances[0] > 1e-3
+    assert distances[1] < 1e-5  # schedulers keep some constants in float32
 
 
 def test_what_was_computed_in_part_is_kept() -> None:

@@ -214,7 +214,7 @@ def test_page_has_one_cell_per_step_and_a_curve_per_clip(tmp_path: Path) -> None
     page = written(tmp_path, report())
     assert [cell["class"] for cell in page.with_class("cell")] == [f"cell {name}" for name in GRANULARITIES * 2]
     assert page.with_class("cell")[4]["title"] == (
-        "step 4 · sigma 0.500 · compute · order 1 · cadence · deviation 0.00195"
+        "step 4 · sigma 0.500 · compute · line · cadence · deviation 0.00195"
     )
     assert len(page.with_class("curve")) == 2
     assert page.text.count("Measured deviation over the step") == 2

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,9 @@ class Adherence:
     @property
     def mean(self) -> float:
         return (self.colour + self.shape + self.motion + self.background) / 4
+
+
+Pairs = tuple[tuple[CaptionObject, ObjectReading | None], ...]
 
 
 def video_psnr(video: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> float:
@@ -159,29 +163,16 @@ def adherence(clip: np.ndarray | torch.Tensor, caption: str) -> Adherence:
     )
 
 
-def _pair(
-    asked: tuple[CaptionObject, ...], seen: tuple[ObjectReading, ...]
-) -> list[tuple[CaptionObject, ObjectReading | None]]:
-    """Each object of the caption with one of the clip: by colour, and else the left-over one that agrees in most."""
-    left = list(seen)
-    pairs: list[tuple[CaptionObject, ObjectReading | None]] = []
-    unmatched = []
-    for want in asked:
-        same = next((got for got in left if got.colour == want.colour), None)
-        if same is None:
-            unmatched.append(want)
-        else:
-            left.remove(same)
-            pairs.append((want, same))
-    while unmatched and left:
-        want, got = max(
-            ((want, got) for want in unmatched for got in left),
-            key=lambda pair: (pair[0].shape == pair[1].shape) + (pair[0].motion == pair[1].motion),
-        )
-        unmatched.remove(want)
-        left.remove(got)
-        pairs.append((want, got))
-    return pairs + [(want, None) for want in unmatched]
+def _pair(asked: Sequence[CaptionObject], seen: Sequence[ObjectReading]) -> Pairs:
+    """Each object of the caption with one of the clip: by colour, and left-over ones so that they agree in most."""
+    ways = itertools.permutations((*seen, *[None] * len(asked)), len(asked))
+    return max((tuple(zip(asked, chosen, strict=True)) for chosen in ways), key=_agreement)
+
+
+def _agreement(pairs: Pairs) -> tuple[int, int]:
+    found = [(want, got) for want, got in pairs if got is not None]
+    in_form = sum((want.shape == got.shape) + (want.motion == got.motion) for want, got in found)
+    return sum(want.colour == got.colour for want, got in found), in_form
 
 
 def _as_pair(

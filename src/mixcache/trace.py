@@ -59,6 +59,8 @@ class TraceEntry:
     """Bytes of all histories after the step."""
     num_corrected: int = 0
     """Cached steps before this computed one that were taken again with what it showed."""
+    correction_degree: int | None = None
+    """Of the polynomial that they were taken again through; None for one over that of each step's predictor."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by the names of the fields; a deviation or distance that is not finite is left out."""

@@ -245,7 +245,7 @@ def test_a_bench_writes_results_that_can_be_read_again(
     assert len(result["calibration_prompts"]) == 4
     assert result["methods"]["broken"]["failure"] == "OSError: no such weights"
     rows = {row["method"]: row for row in result["summary"]}
-    cfg = "every_nth, granularity cfg, order 1, num_warmup_steps 2"
+    cfg = "every_nth, granularities cfg, predictor line, num_warmup_steps 2"
     assert [*rows] == ["plain", *(f"fewer steps, {count} steps" for count in (3, 2)), cfg]
     assert rows["fewer steps, 3 steps"]["ideal"] == 2.0
     assert rows[cfg]["steps"]["cfg"] > 0
@@ -276,7 +276,7 @@ def test_an_interrupted_bench_is_resumed(tmp_path: Path, cut_off: Callable[[int]
     assert "Interrupted; the same command with --resume goes on." in ended.stderr
     assert not (tmp_path / "results.json").exists()
     kept = (tmp_path / "work" / "records.jsonl").read_text()
-    assert [json.loads(line)["identity"][0] for line in kept.splitlines()] == ["case", "tokens", "survey"]
+    assert [json.loads(line)["identity"][0] for line in kept.splitlines()] == ["case", "survey"]
     assert "holds a run; --resume goes on with it" in refused(*arguments[1:])
     resumed = runner.invoke(cli.app, [*arguments, "--resume"])
     assert resumed.exit_code == 0, resumed.output

@@ -54,7 +54,7 @@ def test_a_setting_may_be_a_list_or_a_map() -> None:
     assert len(names) == 4
     first, _, third, _ = names
     (hindsight,), (mixcache,) = select([first], 50), select([third], 50)
-    assert hindsight.settings == {"granularities": ["step", "cfg"], "predictor": "reuse"}
+    assert hindsight.settings == {"granularities": ["step", "cfg"], "predictors": "line"}
     assert mixcache.settings == {"impacts": {"step": 1.0, "cfg": 0.5}}
 
 

@@ -62,7 +62,7 @@ def test_every_method_is_measured_on_every_model(measured: Path, name: str) -> N
         assert (cfg["work"], cfg["ideal"]) == ("##55#55#", pytest.approx(4 / 3))
     peer = rows["db-cache-mask, F1B0_SCM first 2, 1 of 3, last 0"]["work"]
     assert [digit == "#" for digit in peer] == [digit == "#" for digit in step["work"]]
-    tries = f"hindsight, error 1e-30, choices {granularities}"
+    tries = f"hindsight, error 1e-30, granularities {granularities}"
     assert rows[tries]["added_mib"] > rows["hindsight, error 1e-30"]["added_mib"] > 0
 
 

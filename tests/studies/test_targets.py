@@ -12,7 +12,8 @@ import pytest
 from mixcache.bench.methods import PLAIN, cadence, policy_method
 from mixcache.bench.peers import PEERS
 from mixcache.bench.results import assemble
-from studies.targets import FIRST_BLOCK, main, tally, targets
+from studies import targets as module
+from studies.targets import FIRST_BLOCK, main, tally, targets, token_bytes
 
 Make = Callable[..., Any]
 MIXCACHE = policy_method("mixcache")
@@ -22,6 +23,12 @@ THREE = {"compute": 20, "step": 10, "cfg": 10, "block": 10}
 def met_of(result: Mapping[str, Any], word: str = "") -> dict[str, bool | None]:
     """By text, those that hold a word."""
     return {target.text: target.is_met for target in targets(result) if word in target.text}
+
+
+@pytest.fixture(autouse=True)
+def tensor_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,000 bytes, whatever the model."""
+    monkeypatch.setattr(module, "token_bytes", lambda model, arguments: 1000)
 
 
 @pytest.fixture
@@ -88,17 +95,22 @@ def test_wall_clock_is_held_against_the_ideal(make_result: Make, make_record: Ma
 
 
 def test_memory_is_the_most_over_a_familys_settings(make_result: Make, make_record: Make, made_up: Any) -> None:
-    step = [cadence("step", period, 1) for period in (2, 3)]
-    block = cadence("block", 2, 1)
+    step = [cadence("step", period, "line") for period in (2, 3)]
+    block = cadence("block", 2, "line")
     methods = [*step, block, made_up["peer"]]
     records = [make_record(method) for method in methods]
     for second, met in ((4096, True), (5000, False)):
         added = {step[0].name: second, step[1].name: 100, block.name: 10**9, made_up["peer"].name: 4096}
         result = make_result(methods, records, added=added)
-        assert list(met_of(result, "memory").values()) == [met]
-        seen = next(target.measured for target in targets(result) if "memory" in target.text)
-        assert seen == f"every_nth step, order 1 {second / 1024:.0f} KiB, {FIRST_BLOCK} 4 KiB"
-    assert met_of(make_result(methods, records, failures={made_up["peer"].name: "no"}, added=added), "memory") == {}
+        assert list(met_of(result, "memory added by step").values()) == [met]
+        seen = next(target.measured for target in targets(result) if "memory added by step" in target.text)
+        assert seen == f"every_nth step, line {second / 1024:.0f} KiB, {FIRST_BLOCK} 4 KiB"
+    assert (
+        met_of(
+            make_result(methods, records, failures={made_up["peer"].name: "no"}, added=added), "memory added by step"
+        )
+        == {}
+    )
 
 
 def test_the_target_of_memory_names_a_peer_that_there_is() -> None:
@@ -106,14 +118,21 @@ def test_the_target_of_memory_names_a_peer_that_there_is() -> None:
 
 
 def test_block_may_hold_a_tensor_of_tokens_for_each_branch_and_entry(make_result: Make, make_record: Make) -> None:
-    methods = [cadence("block", 2, order) for order in (0, 1)]
+    methods = [cadence("block", 2, predictor) for predictor in ("reuse", "line")]
     added = dict(zip([method.name for method in methods], (1000, 2010), strict=True))
     result = make_result(methods, [make_record(method) for method in methods], added=added)
-    assert met_of(result, "memory") == {}  # in results of before, without the size of such a tensor
-    found = [target for target in targets(result | {"token_bytes": 1000}) if "token" in target.text]
+    found = [target for target in targets(result) if "token" in target.text]
     assert [target.is_met for target in found] == [True, False]
     assert found[1].measured == "added 2 KiB, such tensors 2 KiB"
-    assert found[1].text.startswith("memory added by every_nth block, order 1 at most")
+    assert found[1].text.startswith("memory added by every_nth block, line at most")
+
+
+def test_a_tensor_of_tokens_is_measured_for_every_branch(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "open_model", lambda name: (pipeline, {}))
+    arguments = {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 5.0, "max_sequence_length": 24}
+    # 2 branches of 2 tokens: 2 x 2 x 2 latents, in patches of 1 x 2 x 2; 24 floats a token
+    assert token_bytes("tiny", json.dumps(arguments)) == 2 * 2 * 24 * 4
+    assert not any(block._forward_hooks for block in pipeline.transformer.modules())
 
 
 @pytest.mark.parametrize(
@@ -148,7 +167,7 @@ def test_what_is_asked_of_mixcache_with_its_defaults(
 def test_what_is_asked_of_mixcache_on_a_model_that_it_was_not_tuned_on(make_result: Make, make_record: Make) -> None:
     """Every granularity but those whose own cadence could cache nothing."""
     every = "mixcache: every granularity of the model chosen"
-    cadences = {name: cadence(name, 3, 0) for name in ("step", "cfg", "block")}
+    cadences = {name: cadence(name, 3, "reuse") for name in ("step", "cfg", "block")}
     unguided = [make_record(cadences[name], granularity_counts={name: 9}) for name in ("step", "block")]
     unguided.append(make_record(cadences["cfg"], granularity_counts={}))
 
@@ -173,7 +192,7 @@ def test_a_plan_keeps_what_it_was_asked_for(
     result = make_result(methods, [make_record(method, speedup) for method in methods])
     assert met_of(result, "asked for") == {
         "planned, speedup 2.0: within 5% of the 2.0x asked for": met,
-        "planned, order 2, speedup 2, guard 1.5: within 5% of the 2x asked for": met,
+        "planned, predictors ('line', 'parabola'), speedup 2, guard 1.5: within 5% of the 2x asked for": met,
     }
 
 

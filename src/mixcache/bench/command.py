@@ -126,57 +126,38 @@ class Bench:
 
     def _opened(self, resume: bool, force: bool) -> Store:
         """The records to go on with. With `force` those of another case are deleted, and without `resume` all."""
-        if force and not resume:
-            self._forget()
+        if force and not resume and (self.work / RECORDS).exists():
+            shutil.rmtree(self.work)
+        store = Store(self.work / RECORDS)
         try:
-            return self._claimed()
+            store.claim(self.case)
         except OtherCaseError as error:
             if not force:
                 raise ValueError(
                     f"{self.out} holds a run of {error}: "
                     "its records cannot stand in one table with these; --force begins anew, --out names another"
                 ) from None
-        self._forget()
-        return self._claimed()
-
-    def _claimed(self) -> Store:
-        store = Store(self.work / RECORDS)
-        store.claim(self.case)
+            return self._opened(resume=False, force=True)
         return store
-
-    def _forget(self) -> None:
-        """Deletes what a run has left in the folder for its work, if there was one."""
-        if (self.work / RECORDS).exists():
-            shutil.rmtree(self.work)
 
     def run(self, watch: Callable[[str], Progress] | None = None) -> dict[str, Any]:
         """Measures what is missing, writes results.json, results.md, quality.png and report.html, and returns what is
         in the first. `watch` is given a stage's name and gives what is told of its progress."""
-
-        def progress(stage: str) -> Progress | None:
-            return watch(stage) if watch else None
-
-        prompts = self.config.prompts
         benchmark = Benchmark(
             self._fresh,
             self.arguments,
-            prompts,
+            self.config.prompts,
             self.config.calibration_prompts,
             seed=self.config.seed,
             store=self.store,
             num_repeats=self.config.num_repeats,
         )
-        survey = benchmark.survey(self.methods, progress("survey"))
+        survey = benchmark.survey(self.methods, watch and watch("survey"))
         sound = [method for method in self.methods if survey[method.name]["failure"] is None]
-        records = benchmark.run(sound, progress("clips"))
+        records = benchmark.run(sound, watch and watch("clips"))
         survey = benchmark.survey(self.methods)
         floor = benchmark.noise_floor()
-        case = {
-            "command": self.config.command,
-            "num_repeats": self.config.num_repeats,
-            "token_bytes": benchmark.token_bytes(),
-            **self.case,
-        }
+        case = {"command": self.config.command, "num_repeats": self.config.num_repeats, **self.case}
         result = assemble(case, self.methods, survey, records, floor, benchmark.pace())
         write_json(self.out / RESULTS, result)
         write(result, self.out, benchmark.frames_path)

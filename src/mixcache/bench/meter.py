@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ class WorkMeter:
         """Counts while it is open."""
         weights = {
             id(layer.weight)
-            for blocks in _blocks_of_experts(pipeline)
-            for block in blocks
+            for expert in experts_of(pipeline).values()
+            for block in blocks_of(expert, row_for(expert, pipeline))
             for layer in block.modules()
             if isinstance(layer, torch.nn.Linear)
         }
@@ -62,10 +62,6 @@ class WorkMeter:
             torch.nn.functional.linear = linear
 
 
-def _blocks_of_experts(pipeline: Any) -> list[list[torch.nn.Module]]:
-    return [list(blocks_of(expert, row_for(expert, pipeline))) for expert in experts_of(pipeline).values()]
-
-
 def work_share(steps: Sequence[int], plain: Sequence[int]) -> float:
     """Work of a run as a share of the plain one's."""
     return sum(steps) / sum(plain)
@@ -75,25 +71,6 @@ def work_digits(steps: Sequence[int], plain: Sequence[int]) -> str:
     """One character a step: `#` all of a plain step's work, `.` none, a digit the tenths between."""
     full = max(plain)
     return "".join("#" if s >= FULL * full else "." if not s else str(max(1, int(10 * s / full))) for s in steps)
-
-
-@contextlib.contextmanager
-def counting_tokens(pipeline: Any) -> Iterator[Callable[[], int]]:
-    """Gives the bytes that the transformers' last blocks handed on while it was open: a token-sized tensor for each
-    branch and step, with the text's where the last block hands that on too."""
-    count = 0
-
-    def after(block: torch.nn.Module, args: Any, output: Any) -> None:
-        nonlocal count
-        streams = output if isinstance(output, tuple) else (output,)
-        count += sum(stream.nbytes for stream in streams if isinstance(stream, torch.Tensor))
-
-    handles = [blocks[-1].register_forward_hook(after) for blocks in _blocks_of_experts(pipeline)]
-    try:
-        yield lambda: count
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class MemoryGauge:

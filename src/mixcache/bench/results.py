@@ -13,6 +13,8 @@ from mixcache.bench.records import Record, as_json, best_at, margin, summarise
 FORMAT = 1
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 """At which the lines are compared."""
+FACTS = ("family", "setting", "origin", "is_peer", "is_calibrated", "when_idle")
+"""What is written down of a method."""
 FEWER = "fewer steps"
 
 
@@ -33,18 +35,7 @@ def assemble(
     `case` says what was run on what: command, model, arguments, versions, machine. `pace` holds the seconds of the
     plain clips around each group of methods.
     """
-    facts = {
-        method.name: {
-            "family": method.family,
-            "setting": method.setting,
-            "origin": method.origin,
-            "is_peer": method.is_peer,
-            "is_calibrated": method.is_calibrated,
-            "when_idle": method.when_idle,
-            **survey[method.name],
-        }
-        for method in methods
-    }
+    facts = {m.name: {**{name: getattr(m, name) for name in FACTS}, **survey[m.name]} for m in methods}
     rows = summarise(records)
     for row in rows:
         row |= {name: facts.get(row["method"], {}).get(name) for name in ("family", "memory_added_bytes")}

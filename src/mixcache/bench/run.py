@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from mixcache import generation
-from mixcache.bench.meter import MemoryGauge, WorkMeter, counting_tokens, work_digits, work_share
+from mixcache.bench.meter import MemoryGauge, WorkMeter, work_digits, work_share
 from mixcache.bench.methods import PLAIN, Case, Method
 from mixcache.bench.records import Progress, Record
 from mixcache.core.signals import relative_l1
@@ -118,9 +118,7 @@ class Benchmark:
         firsts = {method.family: method for method in reversed(methods)}.values()
         asked = [m for m in methods if m in firsts and not self.store.has(["survey", m.name])]
         if asked:
-            with counting_tokens(self.pipeline) as counted:
-                reference = self._warm_up()
-            self.store.get(["tokens"], lambda: counted() // WARM_UP_STEPS)
+            reference = self._warm_up()
             plain = self._gauged(PLAIN)
         for index, method in enumerate(asked):
             found: dict[str, Any] = {"memory_added_bytes": None, "failure": None}
@@ -135,10 +133,6 @@ class Benchmark:
             if on_clip:
                 on_clip(index + 1, len(asked))
         return {method.name: self._surveyed(method) for method in methods}
-
-    def token_bytes(self) -> int | None:
-        """Size of a tensor of all tokens for every branch, as blocks hand it on; None before the survey."""
-        return int(self.store.get(["tokens"])) if self.store.has(["tokens"]) else None
 
     def _surveyed(self, method: Method) -> dict[str, Any]:
         key = ["survey", method.name]
@@ -177,32 +171,28 @@ class Benchmark:
 
     # ---------------------------------------------------------------------------------------------------- measure
 
-    def run(
-        self, methods: Sequence[Method], on_clip: Progress | None = None, *, num_prompts: int | None = None
-    ) -> list[Record]:
-        """The records of every method on every prompt (or the first `num_prompts`) and repeat, each round beginning
-        elsewhere in the list.
+    def run(self, methods: Sequence[Method], on_clip: Progress | None = None) -> list[Record]:
+        """The records of every method on every prompt and repeat, each round beginning elsewhere in the list.
 
         What fails on the way is left out from there on; `failure` then tells the reason.
         """
         self._warm_up()
-        num_prompts = num_prompts or len(self.prompts)
-        num_done, total = 0, len(methods) * num_prompts * self.num_repeats
-        for repeat in range(self.num_repeats):
-            for index in range(num_prompts):
-                turn = len(methods) * (index + repeat * num_prompts) // (num_prompts * self.num_repeats)
-                asked = [
-                    method
-                    for method in (*methods[turn:], *methods[:turn])
-                    if not self.failure(method) and not self.store.has(self._key(method, index, repeat))
-                ]
-                num_done += len(methods) - len(asked)
-                before: Measured | None = None
-                for start in range(0, len(asked), GROUP):
-                    before = self._measure_group(asked[start : start + GROUP], index, repeat, before)
-                    num_done += len(asked[start : start + GROUP])
-                    if on_clip:
-                        on_clip(num_done, total)
+        rounds = [(repeat, index) for repeat in range(self.num_repeats) for index in range(len(self.prompts))]
+        num_done, total = 0, len(methods) * len(rounds)
+        for number, (repeat, index) in enumerate(rounds):
+            turn = len(methods) * number // len(rounds)
+            asked = [
+                method
+                for method in (*methods[turn:], *methods[:turn])
+                if not self.failure(method) and not self.store.has(self._key(method, index, repeat))
+            ]
+            num_done += len(methods) - len(asked)
+            before: Measured | None = None
+            for start in range(0, len(asked), GROUP):
+                before = self._measure_group(asked[start : start + GROUP], index, repeat, before)
+                num_done += len(asked[start : start + GROUP])
+                if on_clip:
+                    on_clip(num_done, total)
         return self.records(methods)
 
     def records(self, methods: Sequence[Method]) -> list[Record]:

@@ -3,7 +3,8 @@
 A cached step takes an extrapolated output, and the latents go a little astray. The next computed output lies on the
 other side of it: with that as one more value, the polynomial interpolates, and errs far less. So before the scheduler
 takes the computed step, it goes back to where the cached ones began, takes them again with interpolated outputs, for
-which nothing is run, and arrives at better latents:
+which nothing is run, and arrives at better latents. The polynomial is of one degree more than the one that predicted,
+or of the degree that the policy names: what was repeated may be corrected through a parabola.
 
     step       computed   cached   cached   computed
     predicted    v_0        v_1      v_2                 through v_0 and those before it
@@ -87,8 +88,10 @@ class CachedRun:
 class Corrector:
     """Watches the scheduler's steps in one trajectory."""
 
-    def __init__(self, num_values: int) -> None:
-        self._nodes: deque[Node] = deque(maxlen=num_values)
+    def __init__(self, num_values: int, degree: int | None = None) -> None:
+        self._degree = degree
+        """Of the polynomial, as far as there are nodes for it; None for one over that of each step's predictor."""
+        self._nodes: deque[Node] = deque(maxlen=degree or num_values)
         self._branches: frozenset[str] = frozenset()
         """That these were guided from."""
         self._run: CachedRun | None = None
@@ -246,7 +249,8 @@ class Corrector:
         for step in run.steps:
             output = step.output
             if output is None:
-                nodes = [*list(self._nodes)[-step.predictor.num_values :], node]
+                degree = self._degree or step.predictor.num_values
+                nodes = [*list(self._nodes)[-degree:], node]
                 mix, sigma = step.info.mix, step.info.sigma
                 if step.combination is not None:
                     branches = {b: interpolated(nodes, sigma, b) for b in step.combination.shares}

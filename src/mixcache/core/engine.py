@@ -61,7 +61,7 @@ class Engine(Observer):
         self._needs = needs = policy.needs
         self._keeps_outputs = self.keeps(Granularity.STEP) or needs.distances
         self._histories = Histories(needs.num_values, self._kept)
-        self._corrector = Corrector(needs.num_values) if needs.correction else None
+        self._corrector = Corrector(needs.num_values, needs.correction_degree) if needs.correction else None
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._dtype: torch.dtype | None = None
         """Of the transformer's output; what is kept may have another."""
@@ -319,6 +319,7 @@ class Engine(Observer):
                 non_finite=num_non_finite,
                 held_bytes=self.held_bytes,
                 num_corrected=record.num_corrected,
+                correction_degree=self._needs.correction_degree if record.num_corrected else None,
             )
         )
 

@@ -29,6 +29,8 @@ class Needs:
     """A Measurement after each computed step in which every granularity and predictor was tried (one device sync)."""
     correction: bool = False
     """Cached steps are to be taken again with what the next computed one shows (`core/corrector.py`)."""
+    correction_degree: int | None = None
+    """Of the polynomial that they are corrected through, 1 or 2; None for one over that of each step's predictor."""
 
     @property
     def num_values(self) -> int:

@@ -49,10 +49,12 @@ class Replay(Policy):
     @property
     def needs(self) -> Needs:
         used = {entry.granularity for entry in self.trace}
+        corrected = [entry for entry in self.trace.generation(0) if entry.num_corrected]
         return Needs(
             granularities=tuple(granularity for granularity in CACHED if granularity in used),
             predictors=predictors_of([entry.predictor for entry in self.trace]),
-            correction=any(entry.num_corrected for entry in self.trace.generation(0)),
+            correction=bool(corrected),
+            correction_degree=corrected[0].correction_degree if corrected else None,
         )
 
     def init(self) -> dict[tuple[int, int], Decision]:

@@ -1,0 +1,194 @@
+"""Policies and peers in settings in which an error grows as it does in real models.
+
+    python -m studies.hard --settings wan-30 hunyuan-20 --methods hindsight every_nth:period=2 teacache
+
+A setting is hard by what half the steps and rounding to bfloat16 cost in it, which `--difficulty` measures; no method
+is looked at for that. Every method makes the same clips as the plain pipeline, one caption in a call, and what is told
+of it are the lowest clips, beside the median: PSNR of the decoded clips against the plain ones. Captions are training
+ones unless `--held-out` asks for those that judge. What was measured is kept in `--work`, and a run cut off goes on
+from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from rich.console import Console
+
+from mixcache import generation
+from mixcache.arguments import accepted_arguments
+from mixcache.bench.command import calibration_captions, held_out
+from mixcache.bench.families import select
+from mixcache.bench.meter import WorkMeter, work_share
+from mixcache.bench.methods import PLAIN, Case, Method, fewer_steps
+from mixcache.bench.source import code_hash
+from mixcache.calibration import built_in_prompts
+from mixcache.metrics import video_psnr
+from mixcache.store import Store
+
+SEED = 8000
+NUM_SKIPPED_CAPTIONS = 60
+"""The first training captions are those that profiles, peers and settings were chosen on."""
+BROKEN = 30.0
+"""PSNR (dB) under which a clip shows something else than the plain one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One way of calling a built-in model."""
+
+    model: str
+    num_steps: int
+    guidance_scale: float
+    sampler: str | None = None
+    """None for the model's own."""
+
+
+SETTINGS = {
+    "wan-50": Setting(model="shapes-wan", num_steps=50, guidance_scale=9.0),
+    "wan-30": Setting(model="shapes-wan", num_steps=30, guidance_scale=7.0),
+    "wan-20": Setting(model="shapes-wan", num_steps=20, guidance_scale=6.0),
+    "wan-20-euler": Setting(model="shapes-wan", num_steps=20, guidance_scale=10.0, sampler="euler"),
+    "hunyuan-20": Setting(model="shapes-hunyuan", num_steps=20, guidance_scale=10.0),
+    "hunyuan-12": Setting(model="shapes-hunyuan", num_steps=12, guidance_scale=10.0),
+    "hunyuan-20-unipc": Setting(model="shapes-hunyuan", num_steps=20, guidance_scale=10.0, sampler="unipc"),
+    "cogvideox-30": Setting(model="shapes-cogvideox", num_steps=30, guidance_scale=10.0),
+    "cogvideox-20": Setting(model="shapes-cogvideox", num_steps=20, guidance_scale=10.0),
+    "cogvideox-12": Setting(model="shapes-cogvideox", num_steps=12, guidance_scale=8.0),
+}
+SHIFTS = {"shapes-wan": 20.0, "shapes-hunyuan": 7.0}
+"""Of the noise levels, as the model's own scheduler has it."""
+
+
+def sampler_of(name: str, model: str) -> Any:
+    """A scheduler of that name for a model of flow matching."""
+    if name == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=SHIFTS[model])
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFTS[model])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--methods", nargs="*", default=[], help="as `mixcache bench --methods` takes them")
+    parser.add_argument("--num-prompts", type=int, default=12)
+    parser.add_argument("--held-out", action="store_true", help="the captions that judge")
+    parser.add_argument("--difficulty", action="store_true", help="half the steps, and bfloat16")
+    parser.add_argument("--work", type=Path, default=Path("build/hard"))
+    args = parser.parse_args(arguments)
+    console = Console(soft_wrap=True)
+    for name in args.settings:
+        trials = Trials(name, args.num_prompts, is_held_out=args.held_out, work=args.work)
+        if args.difficulty:
+            half = trials.values(fewer_steps(SETTINGS[name].num_steps // 2))
+            console.print(row(name, "half the steps", half))
+            console.print(row(name, "bfloat16", trials.rounded()))
+        for method in select(args.methods, SETTINGS[name].num_steps, trials.transformer) if args.methods else ():
+            console.print(row(name, method.name, trials.values(method)))
+
+
+def row(setting: str, method: str, values: Sequence[tuple[float, float]]) -> str:
+    """What is told of a method: ideal speed-up; lowest, tenth percentile and median in dB; share of broken clips."""
+    decibels = [psnr for _, psnr in values]
+    speedup = 1 / fmean(share for share, _ in values)
+    tenth, median = np.quantile(decibels, (0.1, 0.5))
+    broken = fmean(psnr < BROKEN for psnr in decibels)
+    return (
+        f"{setting:17} {method:44} {speedup:.2f}x lowest {min(decibels):.1f} tenth {tenth:.1f} median {median:.1f} "
+        f"broken {broken:.0%}"
+    )
+
+
+class Trials:
+    """The clips of one setting."""
+
+    def __init__(self, name: str, num_prompts: int, *, is_held_out: bool, work: Path) -> None:
+        setting = SETTINGS[name]
+        self._pipeline, defaults = generation.open_model(setting.model)
+        if setting.sampler:
+            self._pipeline.scheduler = sampler_of(setting.sampler, setting.model)
+        own = {"num_inference_steps": setting.num_steps, "guidance_scale": setting.guidance_scale}
+        self._arguments = accepted_arguments(self._pipeline, defaults | own)
+        self.transformer = type(self._pipeline.transformer).__name__
+        training = built_in_prompts(NUM_SKIPPED_CAPTIONS + num_prompts)[NUM_SKIPPED_CAPTIONS:]
+        self._prompts = held_out(setting.model, num_prompts) if is_held_out else training
+        self._case = Case(
+            pipeline=self._pipeline,
+            arguments=self._arguments,
+            calibration_prompts=calibration_captions(setting.model, given=None),
+        )
+        self._store = Store(work / f"{name}{'-held-out' if is_held_out else ''}.jsonl")
+        self._clips = work / "clips" / f"{name}{'-held-out' if is_held_out else ''}"
+        self._clips.mkdir(parents=True, exist_ok=True)
+        self._setting = asdict(setting)
+
+    def values(self, method: Method) -> list[tuple[float, float]]:
+        """Share of the plain work and PSNR of each caption."""
+        return [self._value(method, index) for index in range(len(self._prompts))]
+
+    def rounded(self) -> list[tuple[float, float]]:
+        """The plain pipeline with its transformer in bfloat16."""
+
+        def measure(index: int) -> tuple[float, float]:
+            plain, _ = self._plain(index)
+            transformer = self._pipeline.transformer
+            self._pipeline.transformer = transformer.to(torch.bfloat16)
+            try:
+                clip, _ = self._made(index, self._arguments)
+            finally:
+                self._pipeline.transformer = transformer.to(torch.float32)
+            return 1.0, video_psnr(clip, plain)
+
+        # weights come back rounded, so the plain clips are made before
+        plain = [self._plain(index) for index in range(len(self._prompts))]
+        state = {name: value.clone() for name, value in self._pipeline.transformer.state_dict().items()}
+        try:
+            found = [self._kept("bfloat16", index, lambda index=index: measure(index)) for index in range(len(plain))]
+        finally:
+            self._pipeline.transformer.load_state_dict(state)
+        return found
+
+    def _value(self, method: Method, index: int) -> tuple[float, float]:
+        def measure() -> tuple[float, float]:
+            plain, plain_work = self._plain(index)
+            own = {"num_inference_steps": method.num_inference_steps} if method.num_inference_steps else {}
+            with method.attached(self._case):
+                clip, work = self._made(index, self._arguments | own)
+            return work_share(work, plain_work), video_psnr(clip, plain)
+
+        return self._kept(method.name, index, measure)
+
+    def _kept(self, name: str, index: int, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+        identity = ["clip", self._setting, name, self._prompts[index], SEED + index, code_hash()]
+        share, psnr = self._store.get(identity, measure)
+        return share, psnr
+
+    def _plain(self, index: int) -> tuple[np.ndarray, list[int]]:
+        file = self._clips / f"{index}.npz"
+        if not file.exists():
+            with PLAIN.attached(self._case):
+                clip, work = self._made(index, self._arguments)
+            np.savez(file, clip=clip, work=work)
+        with np.load(file) as kept:
+            return kept["clip"], kept["work"].tolist()
+
+    def _made(self, index: int, arguments: Any) -> tuple[np.ndarray, list[int]]:
+        """Clip and work of one caption."""
+        meter = WorkMeter()
+        with meter.on(self._pipeline):
+            made = generation.generate(
+                self._pipeline, self._prompts[index], seed=SEED + index, on_step=meter.mark, **arguments
+            )
+        return made.clip, meter.steps
+
+
+if __name__ == "__main__":
+    main()
