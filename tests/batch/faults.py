@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mixcache.batch.folder import Folder
 from mixcache.batch.jobs import Job
 from mixcache.batch.work import Worker, still_of, write_film
@@ -61,6 +59,8 @@ class FilmWorker(FakeWorker):
     """Writes real films, of noise, without a model."""
 
     def clip(self, job: Job, film: Path) -> dict[str, Any]:
+        import numpy as np  # here: the other workers start sooner without it
+
         record = super().clip(job, film)
         write_film(np.random.default_rng(job.seed).random((8, 64, 64, 3), dtype=np.float32), film)
         return record
