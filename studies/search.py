@@ -32,7 +32,7 @@ from mixcache.bench.peers.peer import SETTINGS, Options, length_word
 from mixcache.bench.records import pareto_front
 from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
-from mixcache.planning.profiles import weights_hash
+from mixcache.profiles import weights_hash
 from mixcache.store import OtherCaseError, Store, write_whole
 from studies.grids import GRIDS
 

@@ -71,7 +71,7 @@ def targets(result: Mapping[str, Any]) -> list[Target]:
         for kind, gain in (("ours", UNCALIBRATED_DB), ("calibrated", CALIBRATED_DB)):
             found.append(_against_peers(speedup, kind, gain, at, of))
     found += [*_adherence(rows, of), *_of_ideal(facts, rows), *_memory(result)]
-    return [*found, *_mixcache(result), *_planned(rows), *_cliff(rows)]
+    return [*found, *_mixcache(result), *_wished(rows), *_cliff(rows)]
 
 
 def _best(families: set[str], at: Mapping[str, float | None]) -> tuple[str, float] | None:
@@ -196,10 +196,10 @@ def _mixcache(result: Mapping[str, Any]) -> Iterator[Target]:
     )
 
 
-def _planned(rows: Rows) -> Iterator[Target]:
-    """What is asked of `planned` at every speed-up that it was asked for."""
+def _wished(rows: Rows) -> Iterator[Target]:
+    """What is asked of a policy at every speed-up that was wished of it."""
     for row in rows:
-        asked = re.match(r"planned, (?:.*, )?speedup ([\d.]+)", row["method"])
+        asked = re.match(r"(?:hold|planned), (?:.*, )?speedup ([\d.]+)", row["method"])
         if asked:
             yield Target(
                 text=f"{row['method']}: within 5% of the {asked[1]}x asked for",

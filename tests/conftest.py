@@ -149,3 +149,13 @@ def generate() -> Callable[..., Any]:
 @pytest.fixture
 def counted() -> Callable[..., Any]:
     return counted_work
+
+
+@pytest.fixture
+def steady_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cached step takes a fiftieth of a computed one, as in a large model, whatever else the machine is doing."""
+    from mixcache.core.step_times import StepTimes
+    from mixcache.decision import Granularity
+
+    times = {Granularity.COMPUTE: 1.0, Granularity.STEP: 0.02}
+    monkeypatch.setattr(StepTimes, "medians", lambda self: times)

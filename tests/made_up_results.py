@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from mixcache.bench.records import Record
 from mixcache.bench.results import assemble
 
 HINDSIGHT = policy_method("hindsight", error=0.01)
-PLANNED = policy_method("planned", speedup=2.0)
+CALIBRATED = replace(policy_method("hold", speedup=2.0), is_calibrated=True)
 PEER = Method(family="first-block-cache", setting="threshold 0.1", origin="diffusers 0.42", is_peer=True)
 COPIED = Method(family="copied", origin="re-implementation of arXiv 0000.00000", is_peer=True)
 FEWER = (fewer_steps(33), fewer_steps(16))
@@ -85,5 +86,5 @@ def make_result() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def made_up() -> dict[str, Method]:
     """One method of each kind, by the kind."""
-    kinds = {"ours": HINDSIGHT, "calibrated": PLANNED, "peer": PEER, "copied": COPIED}
+    kinds = {"ours": HINDSIGHT, "calibrated": CALIBRATED, "peer": PEER, "copied": COPIED}
     return kinds | {"more steps": FEWER[0], "fewer steps": FEWER[1]}

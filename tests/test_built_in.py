@@ -96,20 +96,16 @@ def test_one_handle_serves_other_sizes_batches_and_step_counts() -> None:
     ("policy", "settings", "why_not"),
     [
         ("hindsight", {"error": 1e-9}, r"nothing was cached: cost .* is over the budget \(7 times\)"),
-        (
-            "planned",
-            {"speedup": 2.0},
-            r"speedup=2 at 4 steps would give 9\.\d dB, which is another video: a plan of 1\.\d\dx .*",
-        ),
+        ("hold", {"error": 1e-9}, r"nothing was cached: an error of .* is expected \(7 times\)"),
     ],
 )
 def test_why_a_run_was_not_made_faster_is_said_once(
     policy: str, settings: dict[str, Any], why_not: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Reasons that differ in their numbers are one; a plan that is slower than the wish is a reason of its own."""
+    """Reasons that differ in their numbers are one."""
     pipeline, latents = load()
     with caplog.at_level("WARNING", "mixcache"), mixcache.enable(pipeline, policy, **settings) as handle:
         for width in (48, 64):
-            latents(width=width, num_inference_steps=NUM_STEPS if policy == "hindsight" else 4)
+            latents(width=width)
     assert re.fullmatch(why_not, handle.summary()["why_not"])
-    assert sum("another video" in text or "nothing was cached" in text for text in caplog.messages) == 1
+    assert sum("nothing was cached" in text for text in caplog.messages) == 1

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mixcache import cli, generation
-from mixcache.calibration.runs import Runs
+from mixcache import cli, generation, zoo
+from mixcache.calibration import Measured
 from mixcache.hosts.diffusers.rows import MODELS
+from mixcache.policies.budget import num_computed_for
+from mixcache.profiles import Profile, profile_for
 from mixcache.trace import Trace
 from mixcache.zoo import world
 
@@ -54,11 +56,20 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
         (["demo", "--speedup", "nan"], "speedup=nan must be a finite number of at least 1"),
         (["demo", "--speedup", "fast"], "Invalid value for '--speedup'"),
         (["demo", "--policy", "hindsight", "--speedup", "2"], "unknown setting of policy hindsight 'speedup'"),
+        (
+            ["demo", "--quality", "hihg"],
+            "unknown quality 'hihg'; did you mean 'high'? (there are: high, balanced, fast)",
+        ),
+        (["demo", "--quality", "inf"], "quality=inf must be high, balanced or fast, or a number of decibels"),
         (["demo", "--speedup", "2", "--profile", "none.json"], "the profile none.json cannot be read"),
-        (["generate", CAPTION, "--speedup", "99"], "speedup=99 cannot be reached; this model and machine allow 1 to"),
-        (["plan"], "speedup= and quality= are missing"),
-        (["plan", "--speedup", "99"], "cannot be reached"),
-        (["plan", "--speedup", "2", "--png", "frontier.jpg"], "frontier.jpg must end in .png"),
+        (
+            ["generate", CAPTION, "--speedup", "99", "--size", "32x32", "--frames", "1"],
+            "speedup=99 cannot be reached with 50 steps; they allow 1 to ",
+        ),
+        (["plan", "--speedup", "99"], "speedup=99 cannot be reached with 50 steps; they allow 1 to "),
+        (["plan", "--speedup", "2", "--steps", "4"], "speedup=2 with 4 steps would only break the clip"),
+        (["plan", "--speedup", "2", "--quality", "high"], "speedup= and quality= are both given"),
+        (["plan", "--profile", "none.json"], "the profile none.json cannot be read"),
         (["calibrate", "--out", "profile.txt"], "profile.txt must end in .json"),
         (["calibrate", "--out", "profile.json", "--prompts", "none.txt"], "the prompts none.txt cannot be read"),
         (["calibrate", "--out", "profile.json", "--num-prompts", "0"], "Invalid value for '--num-prompts'"),
@@ -290,12 +301,15 @@ def test_calibrate_takes_a_picture_and_goes_on_where_it_was_cut_off(
     begin = ["calibrate", "--model", str(folders["image"]), "--prompts", str(tmp_path / "prompts.txt"), "--out", out]
     small = ["--image", str(folders["picture"]), "--size", "32x32", "--frames", "5", "--steps", "6"]
     with monkeypatch.context() as patched:
-        patched.setattr(Runs, "impact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert runner.invoke(cli.app, [*begin, *small]).exit_code == 130
-    assert "is of another calibration" in failed([*begin, *small, "--negative-prompt", "a square"])
-    result = runner.invoke(cli.app, [*begin, *small])
+        patched.setattr(Measured, "_impact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped = runner.invoke(cli.app, [*begin, *small, "--impacts"])
+    assert stopped.exit_code == 130
+    assert f"Interrupted; the same command goes on from {out}.partial." in stopped.output
+    assert "is of another calibration" in failed([*begin, *small, "--impacts", "--negative-prompt", "a square"])
+    result = runner.invoke(cli.app, [*begin, *small, "--impacts"])
     assert result.exit_code == 0, result.output
-    film = ["--speedup", "1.2", "--profile", out, "--out", str(tmp_path / "clip.mp4")]
+    assert set(Profile.load(out).impacts) == {"step", "cfg", "block"}
+    film = ["--quality", "fast", "--profile", out, "--out", str(tmp_path / "clip.mp4")]
     clip = runner.invoke(cli.app, ["generate", "a circle", "--model", str(folders["image"]), *small, *film])
     assert clip.exit_code == 0, clip.output
 
@@ -322,29 +336,46 @@ def test_every_name_is_whole_whatever_the_width(columns: str) -> None:
     assert {name for row in MODELS for name in (row.transformer, *row.pipelines)} <= set(output)
 
 
-def test_plan_prints_schedule_expectation_and_frontier(tmp_path: Path) -> None:
-    shown = runner.invoke(
-        cli.app, ["plan", "--speedup", "1.5", "--steps", "12", "--png", str(tmp_path / "frontier.png")]
-    )
+def test_plan_prints_the_schedule_and_the_frontier() -> None:
+    """What is expected at 20 steps: from the shipped profile of the model."""
+    shown = runner.invoke(cli.app, ["plan", "--speedup", "2", "--steps", "20"])
     assert shown.exit_code == 0, shown.output
-    schedule = re.search(r"^schedule  ([#sSgGbB]+)$", shown.output, re.MULTILINE)
+    assert "from      profile of shapes-wan; a run goes by what it sees itself" in shown.output
+    schedule = re.search(r"^schedule  ([#s]+)$", shown.output, re.MULTILINE)
     assert schedule is not None
-    assert len(schedule[1]) == 12
-    assert re.search(r"^expected  1\.[45]\dx of the denoising loop .*PSNR \d+\.\d dB$", shown.output, re.MULTILINE)
-    assert "<-" in shown.output
-    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    rows = re.findall(r"^ +([\d.]+)x +(\d+) computed  ([#s]+)$", shown.output, re.MULTILINE)
+    assert [float(speedup) for speedup, _, _ in rows] == [1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0]
+    share = profile_for(zoo.load("shapes-wan").transformer).cached_share
+    for speedup, num_computed, letters in rows:
+        assert len(letters) == 20
+        assert letters.count("#") == int(num_computed) == num_computed_for(float(speedup), 20, share)
+    assert (schedule[1], str(num_computed_for(2.0, 20, share))) == (rows[3][2], rows[3][1])
+
+
+def test_plan_of_a_model_that_nothing_is_known_of(folders: dict[str, Path]) -> None:
+    shown = runner.invoke(cli.app, ["plan", "--model", str(folders["text"]), "--steps", "12", "--quality", "high"])
+    assert shown.exit_code == 0, shown.output
+    assert "from      the prior of the built-in models" in shown.output
+    few = runner.invoke(cli.app, ["plan", "--model", str(folders["text"]), "--steps", "6"])
+    assert few.output.splitlines()[-1] == "frontier"  # so few steps leave nothing to wish for
 
 
 def test_calibrate_writes_a_profile_that_generate_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a tiny trajectory: 6 steps of one frame; the file of prompts has an empty line."""
+    """Of a tiny trajectory: 12 steps of one frame; the file of prompts has an empty line."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n\n")
-    small = ["--size", "32x32", "--frames", "1", "--steps", "6"]
+    small = ["--size", "32x32", "--frames", "1", "--steps", "12"]
     made = runner.invoke(cli.app, ["calibrate", "--prompts", "prompts.txt", "--out", "profile.json", *small])
     assert made.exit_code == 0, made.output
+    profile = Profile.load("profile.json")
+    assert profile.provenance["prompts"] == [CAPTION]
+    assert [row[:2] for row in profile.psnrs] == [[0.25, 12], [0.6, 12]]
+    shown = [f"clip      error {row[0]:g}, 12 steps: {row[2]:.1f} dB" for row in profile.psnrs]
+    assert made.output.splitlines()[-3:] == ["profile   profile.json", *shown]
     assert not (tmp_path / "profile.json.partial").exists()
     assert "exists; --force overwrites it" in failed(["calibrate", "--out", "profile.json"])
-    clip = runner.invoke(cli.app, ["generate", CAPTION, "--speedup", "1.2", "--profile", "profile.json", *small])
-    assert clip.exit_code == 0, clip.output
+    for wish in (["--speedup", "1.2"], ["--quality", f"{profile.psnrs[0][2]}"]):
+        clip = runner.invoke(cli.app, ["generate", CAPTION, *wish, "--profile", "profile.json", "--force", *small])
+        assert clip.exit_code == 0, clip.output
     (tmp_path / "empty.txt").write_text("\n\n")
     assert "there is no prompt in empty.txt" in failed(["calibrate", "--prompts", "empty.txt", "--out", "other.json"])

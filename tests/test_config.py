@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from mixcache.config import MixCacheConfig, default_policy, parse_settings, setting_names
+from mixcache.config import MixCacheConfig, parse_settings, setting_names
 from mixcache.decision import Granularity
-from mixcache.policies import POLICIES, Bounded, EveryNth, Hindsight, MixCache, Planned, Policy, Replay
+from mixcache.policies import POLICIES, Bounded, EveryNth, Hold, MixCache, Policy, Replay
 from mixcache.predictors import REUSE
 from mixcache.trace import Trace, TraceEntry
 
-ALL = "always_compute, every_nth, mixcache, hindsight, planned, replay"
+ALL = "always_compute, every_nth, mixcache, hold, hindsight, replay"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ def one_step_trace() -> Trace:
             "order= is a setting of the policy: give it to the object, OwnPolicy(order=1)",
         ),
         (
-            Planned(speedup=2.0),
+            Hold(speedup=2.0),
             {"profile": "p" * 60},
-            "give it to the object, Planned(profile=...), or name the policy",
+            "give it to the object, Hold(profile=...), or name the policy",
         ),
         (EveryNth(), {"perod": 3}, "unknown setting of policy every_nth 'perod'; did you mean 'period'?"),
         ("every_nth", {"period": 0.5}, "period=0.5 must be a number of at least 1 (1 computes every step)"),
@@ -118,9 +118,7 @@ def test_settings_reach_policy_bounds_and_span() -> None:
 
 
 def test_default_needs_no_calibration() -> None:
-    assert MixCacheConfig().build() == Bounded(policy=Hindsight(), **Hindsight.default_bounds)
-    assert default_policy({"error"}) == "hindsight"
-    assert default_policy({"speedup"}) == default_policy({"quality"}) == "planned"
+    assert MixCacheConfig().build() == Bounded(policy=Hold(), **Hold.default_bounds)
 
 
 def test_the_paper_is_kept() -> None:
@@ -153,7 +151,8 @@ def test_a_bounded_policy_takes_bounds_and_has_the_name_of_what_it_bounds() -> N
         ("mixcache", {"impacts": {"step": 1.0}, "predictor": "line"}),
         ("mixcache", {}),
         ("hindsight", {"granularities": ["step", "cfg"]}),
-        ("planned", {"speedup": 2.0, "granularities": ["step"], "profile": "p.json"}),
+        ("hold", {"speedup": 2.0, "profile": "p.json"}),
+        ("hold", {"quality": "fast", "corrector": False}),
         ("replay", {"trace": one_step_trace()}),
     ],
 )
@@ -194,18 +193,8 @@ def test_every_policy_is_listed_with_its_settings() -> None:
             "predictor",
             "corrector",
         ),
+        "hold": ("speedup", "quality", "error", "profile", "corrector"),
         "hindsight": ("error", "granularities", "predictors", "memory", "corrector"),
-        "planned": (
-            "speedup",
-            "quality",
-            "profile",
-            "force_profile",
-            "granularities",
-            "predictors",
-            "guard",
-            "corrector",
-            "planner",
-        ),
         "replay": ("trace",),
     }
 

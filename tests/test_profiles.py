@@ -1,8 +1,9 @@
-"""A profile as a file, and whose it is."""
+"""A profile as a file, whose it is, and what it says."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,38 +12,34 @@ from typing import Any
 import pytest
 import torch
 
-from mixcache.planning.profiles import (
+from mixcache import zoo
+from mixcache.policies.way import PRIOR, Learnt
+from mixcache.profiles import (
     FORMAT,
+    Expert,
     Profile,
     ProfileError,
     dtype_family,
     fingerprint,
     profile_for,
+    profile_of,
+    shipped_profiles,
     weights_hash,
 )
 
+EXPERT = Expert(transformer_class="Small", fingerprint="0" * 16, weights="1" * 16, dtype="torch.float32")
+PSNRS = [[0.25, 50, 50.0], [1.0, 50, 40.0], [0.25, 20, 30.0], [1.0, 20, 10.0]]
+
 
 def small_profile(**changed: Any) -> Profile:
-    """Three steps; outputs in two dimensions, residuals in one."""
     values: dict[str, Any] = {
-        "format": FORMAT,
         "model": "small",
-        "transformer_class": "Small",
-        "fingerprint": "0" * 16,
-        "weights": "1" * 16,
-        "dtype": "torch.float32",
-        "guidance": 5.0,
-        "sigmas": [1.0, 0.75, 0.5, 0.0],
-        "outputs": [[1.0, 0.0], [2.0, 0.5], [4.0, 1.0]],
-        "differences": [[0.1, 0.0], [0.2, 0.1], [0.3, 0.1]],
-        "residuals": [[1.0], [0.9], [0.7]],
-        "sensitivity": {"step": [[1.0, 2.0], [0.5, 1.0]], "block": [[1.0, 0.5]]},
-        "costs": {"compute": 1.0, "step": 0.1, "cfg": 0.6, "block": 0.5},
-        "damping": 1.0,
-        "psnr_at_one": 10.0,
-        "band": 1.5,
+        "experts": [EXPERT],
+        "rates": {"-1.0": 2.0, "0.5": 0.5},
+        "cached_share": 0.05,
+        "num_generations": 3,
         "impacts": {"step": 1.0},
-        "impacts_by_step": {"step": {"1": 1.0}},
+        "psnrs": PSNRS,
         "provenance": {"seed": 1, "prompts": ["a circle"]},
     }
     return Profile(**values | changed)
@@ -57,91 +54,18 @@ def written(tmp_path: Path, **changed: Any) -> Path:
     return path
 
 
-def with_fewer_steps() -> Profile:
-    """The small profile of 3 steps, and one of 2."""
-    two = {name: getattr(small_profile(), name)[:2] for name in ("outputs", "differences", "residuals")}
-    return small_profile(others=[small_profile(sigmas=[1.0, 0.5, 0.0], band=2.5, **two)])
-
-
-def test_the_nearest_number_of_steps_is_read_as_a_ratio() -> None:
-    profile = with_fewer_steps()
-    assert [profile.nearest(n).num_steps for n in (1, 2, 3, 50)] == [2, 2, 3, 3]
-    assert small_profile().nearest(50).num_steps == 3
-
-
-def test_others_are_saved_loaded_and_checked(tmp_path: Path) -> None:
-    profile = with_fewer_steps()
-    profile.save(tmp_path / "two.json")
-    assert Profile.load(tmp_path / "two.json") == profile
-    values = asdict(profile)
-    values["others"][0]["weights"] = "2" * 16
-    (tmp_path / "two.json").write_text(json.dumps(values))
-    with pytest.raises(ProfileError, match="one of its others is of other weights"):
-        Profile.load(tmp_path / "two.json")
-    values["others"][0]["format"] = FORMAT + 1
-    (tmp_path / "two.json").write_text(json.dumps(values))
-    with pytest.raises(ProfileError, match="newer than this mixcache"):
-        Profile.load(tmp_path / "two.json")
-
-
-def profile_of(transformer: Any, **changed: Any) -> Profile:
-    own = {
-        "transformer_class": type(transformer).__name__,
-        "fingerprint": fingerprint(transformer),
-        "weights": weights_hash(transformer),
-        "dtype": str(transformer.dtype),
-    }
-    return small_profile(**own | changed)
-
-
-def of_two_experts(**of_second: Any) -> Profile:
-    """The small profile down to a level of 0.25, and another expert's from there on, of two steps."""
-    two = {name: getattr(small_profile(), name)[:2] for name in ("outputs", "differences", "residuals")}
-    second = small_profile(**{"sigmas": [0.25, 0.125, 0.0], "weights": "2" * 16, "share": 0.25} | two | of_second)
-    return small_profile(sigmas=[1.0, 0.75, 0.5, 0.25], share=0.75, second=second)
-
-
 # ---------------------------------------------------------------------------------------------------------------- file
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    profile = small_profile(guidance=None, residuals=[])
-    profile.save(tmp_path / "small.json")
-    assert Profile.load(tmp_path / "small.json") == profile
-    assert [path.name for path in tmp_path.iterdir()] == ["small.json"]
-
-
-def test_a_profile_of_two_experts_is_saved_and_loaded(tmp_path: Path) -> None:
-    profile = of_two_experts()
-    profile = replace(profile, others=[replace(profile, band=2.5)])
-    profile.save(tmp_path / "small.json")
-    assert Profile.load(tmp_path / "small.json") == profile
-    assert profile.loop_sigmas == [1.0, 0.75, 0.5, 0.25, 0.125, 0.0]
-    assert profile.num_steps == 5
-    first, second = profile.experts
-    assert (first.num_steps, second.num_steps) == (3, 2)
-    assert [other.band for other in first.others] == [2.5]
-    assert (first.second, second.weights, second.others[0].weights) == (None, "2" * 16, "2" * 16)
-
-
 @pytest.mark.parametrize(
-    ("of_second", "message"),
-    [
-        ({"sigmas": [0.3, 0.125, 0.0]}, "its second does not begin where it ends"),
-        ({"others": [small_profile()], "weights": "1" * 16}, "its second has others, or a second, itself"),
-        ({"share": 0.0}, "share is not between 0 and 1"),
-    ],
+    "changed", [{}, {"cached_share": None, "impacts": {}, "psnrs": []}, {"experts": [EXPERT, EXPERT], "rates": {}}]
 )
-def test_a_second_expert_that_is_not_sound(of_second: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        of_two_experts(**of_second)
-
-
-def test_other_numbers_of_steps_have_the_same_second_expert() -> None:
-    profile = of_two_experts()
-    for other in (of_two_experts(weights="3" * 16), replace(profile, second=None)):
-        with pytest.raises(ValueError, match="the second expert of one of its others is another"):
-            replace(profile, others=[other])
+def test_what_is_saved_is_loaded(tmp_path: Path, changed: dict[str, Any]) -> None:
+    profile = small_profile(**changed)
+    profile.save(tmp_path / "small.json")
+    assert Profile.load(tmp_path / "small.json") == profile
+    assert Profile.load(tmp_path / "small.json").digest == profile.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["small.json"]
 
 
 def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -161,8 +85,8 @@ def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
         (b'{"format": 3,\n "model": "sma', r"broken off or damaged JSON \(line 2\)"),
         (b"[1, 2]", "is no profile of mixcache"),
         (b'{"name": "small"}', "is no profile of mixcache"),
-        (b'{"format": 9, "model": "small"}', f"has format 9, newer than this mixcache, which reads {FORMAT}"),
-        (b'{"format": 7, "model": "small"}', f"has format 7, not of this mixcache, which reads {FORMAT}"),
+        (b'{"format": 10, "model": "small"}', f"has format 10, newer than this mixcache, which reads {FORMAT}"),
+        (b'{"format": 8, "model": "small"}', f"has format 8, not of this mixcache, which reads {FORMAT}"),
         (b'{"format": "two"}', "has format two, not of this mixcache"),
     ],
 )
@@ -184,34 +108,28 @@ def test_a_directory_is_no_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"colour": "red"}, "it has an unknown key 'colour'"),
-        ({"costs": None}, "it has no 'costs'"),
+        ({"colour": "red"}, "is no profile of this mixcache: it has an unknown key 'colour'"),
+        ({"rates": None}, "is no profile of this mixcache: it has no 'rates'"),
         ({"provenance": None}, "it has no 'provenance'"),
-        ({"band": float("nan")}, "band is under 1"),
-        ({"damping": 1.5}, "damping is not between 0 and 1"),
-        ({"psnr_at_one": float("nan")}, "a NaN is in it"),
-        ({"psnr_at_one": float("inf")}, "a NaN is in it"),
-        ({"outputs": [[1.0], [float("nan")], [1.0]], "differences": [[0.0]] * 3}, "a NaN is in it"),
-        ({"sensitivity": {"step": [[1.0, float("nan")]]}}, "a NaN is in it"),
-        ({"sigmas": [80.0, 5.0, 0.5, 0.0]}, "sigmas are over 1"),
-        ({"sigmas": [1.0, 0.5, 0.75, 0.0]}, "sigmas does not fall"),
-        ({"sigmas": [1.0, 0.5, 0.5, 0.0]}, "sigmas does not fall"),
-        ({"sigmas": [1.0, float("nan"), 0.5, 0.0]}, "sigmas does not fall"),
-        ({"sigmas": [1.0, 0.0]}, "sigmas has fewer than 3 values"),
-        ({"sigmas": 4}, "is no sound profile"),
-        ({"outputs": [[1.0, 0.0]] * 4}, "outputs has 4 points for 3 steps"),
-        ({"differences": [[1.0, 0.0]] * 2}, "differences has 2 points for 3 steps"),
-        ({"residuals": [[1.0]]}, "residuals has 1 points for 3 steps"),
-        ({"outputs": [[1.0, 0.0], [1.0], [1.0, 0.0]]}, "outputs has points of different dimensions"),
-        ({"outputs": [[1.0]] * 3}, "outputs and differences are not in the same space"),
-        ({"outputs": [1.0, 2.0, 3.0]}, "is no sound profile"),
-        ({"sensitivity": {}}, "sensitivity has nothing for step"),
-        ({"sensitivity": {"step": []}}, "sensitivity has nothing for step"),
-        ({"sensitivity": ["step"]}, "is no sound profile"),
-        ({"costs": {"compute": 1.0}}, "costs lacks compute or step"),
-        ({"costs": {"compute": 1.0, "step": 0.0}}, "a cost is not over 0"),
-        ({"costs": {"compute": 1.0, "step": "cheap"}}, "is no sound profile"),
-        ({"band": 0.9}, "band is under 1"),
+        ({"experts": []}, "is no sound profile: it is of no transformer, or of more than two"),
+        ({"experts": [asdict(EXPERT)] * 3}, "it is of no transformer, or of more than two"),
+        ({"experts": [asdict(EXPERT) | {"colour": "red"}]}, "is no sound profile"),
+        ({"experts": [{"weights": "1"}]}, "is no sound profile"),
+        ({"experts": 1}, "is no sound profile"),
+        ({"rates": {"-1.25": 2.0}}, "rates are at other places"),
+        ({"rates": {"-1.0": 0.0}}, "a rate is no number over 0"),
+        ({"rates": {"-1.0": math.nan}}, "a rate is no number over 0"),
+        ({"rates": {"-1.0": "fast"}}, "a rate is no number over 0"),
+        ({"rates": ["-1.0"]}, "is no sound profile"),
+        ({"impacts": {"step": -1.0}}, "an impact is no number over 0"),
+        ({"impacts": {"step": math.inf}}, "an impact is no number over 0"),
+        ({"impacts": {"step": True}}, "an impact is no number over 0"),
+        ({"cached_share": 1.0}, "cached_share is not between 0 and 1"),
+        ({"cached_share": 0.0}, "cached_share is not between 0 and 1"),
+        ({"cached_share": "little"}, "cached_share is not between 0 and 1"),
+        ({"psnrs": [[0.25, 50]]}, "psnrs has rows that are none"),
+        ({"psnrs": [[0.25, 50, math.nan]]}, "psnrs has rows that are none"),
+        ({"psnrs": [0.25]}, "is no sound profile"),
     ],
 )
 def test_a_profile_that_is_not_sound(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -222,11 +140,68 @@ def test_a_profile_that_is_not_sound(tmp_path: Path, changed: dict[str, Any], me
     assert "\n" not in str(caught.value)
 
 
+# -------------------------------------------------------------------------------------------------------- what it says
+
+
+def test_rates_are_what_a_policy_begins_with() -> None:
+    learnt = small_profile().learnt
+    places = {PRIOR.places[index]: rate for index, rate in learnt.log_rates.items()}
+    assert places == {-1.0: pytest.approx(math.log(2)), 0.5: pytest.approx(math.log(0.5))}
+    assert (learnt.cached_share, learnt.num_generations) == (0.05, 3)
+
+
+def test_what_was_learnt_since_is_put_in_and_all_else_stays() -> None:
+    learnt = Learnt(log_rates={3: math.log(7.0)}, cached_share=1.5, num_generations=9)
+    profile = small_profile().with_learnt(learnt)
+    assert profile == small_profile(rates={str(PRIOR.places[3]): 7.0}, cached_share=0.99, num_generations=9)
+    assert profile.learnt.log_rates == pytest.approx(learnt.log_rates)
+    assert profile.digest != small_profile().digest
+    assert small_profile().with_learnt(Learnt()) == small_profile(rates={}, cached_share=None, num_generations=0)
+
+
+def test_each_use_of_a_profile_learns_for_itself() -> None:
+    profile = small_profile()
+    profile.learnt.see(0.5, 99.0)
+    assert profile == small_profile()
+    assert profile.learnt == small_profile().learnt
+
+
+@pytest.mark.parametrize(
+    ("psnr_db", "num_steps", "error"),
+    [
+        (45.0, 50, 0.5),  # 10 dB for four times the error
+        (45.0, 40, 0.5),
+        (35.0, 50, 2.0),
+        (20.0, 20, 0.5),  # 20 dB for it
+        (20.0, 31, 0.5),  # nearest as a ratio
+        (45.0, 32, 0.5),
+    ],
+)
+def test_the_error_for_a_psnr_is_on_the_line_of_the_nearest_number_of_steps(
+    psnr_db: float, num_steps: int, error: float
+) -> None:
+    assert small_profile().error_for(psnr_db, num_steps) == pytest.approx(error)
+
+
+@pytest.mark.parametrize(
+    ("psnrs", "message"),
+    [
+        ([], "this profile knows no PSNR; `mixcache calibrate` measures it"),
+        ([[0.25, 50, 40.0], [0.6, 50, 41.0]], "clips do not tell what an error costs; calibrate on more prompts"),
+        ([[0.25, 50, 40.0]], "clips do not tell what an error costs"),
+    ],
+)
+def test_a_profile_that_does_not_know_what_an_error_costs(psnrs: list[list[float]], message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        small_profile(psnrs=psnrs).error_for(40.0, 50)
+
+
 # --------------------------------------------------------------------------------------------------------- whose it is
 
 
 def test_a_profile_fits_the_model_it_was_made_on(pipeline: Any, make_pipeline: Callable[..., Any]) -> None:
-    profile = profile_of(pipeline.transformer)
+    profile = profile_of("tiny", [pipeline.transformer])
+    assert (profile.model, profile.rates, profile.num_generations) == ("tiny", {}, 0)
     assert profile.misfit(pipeline.transformer) is None
     assert profile.misfit(make_pipeline(scheduler="euler").transformer) is None
 
@@ -234,39 +209,50 @@ def test_a_profile_fits_the_model_it_was_made_on(pipeline: Any, make_pipeline: C
 def test_a_profile_fits_the_same_weights_in_bfloat16(pipeline: Any, make_pipeline: Callable[..., Any]) -> None:
     in_bfloat16 = make_pipeline(dtype="bfloat16").transformer
     assert in_bfloat16.dtype is torch.bfloat16
-    assert profile_of(pipeline.transformer).misfit(in_bfloat16) is None
-    assert profile_of(in_bfloat16).misfit(pipeline.transformer) is None
+    assert profile_of("tiny", [pipeline.transformer]).misfit(in_bfloat16) is None
+    assert profile_of("tiny", [in_bfloat16]).misfit(pipeline.transformer) is None
 
 
 def test_a_profile_does_not_fit_another_model(pipeline: Any, make_pipeline: Callable[..., Any]) -> None:
     transformer = pipeline.transformer
-    profile = profile_of(transformer)
+    profile = profile_of("tiny", [transformer])
     for changed, reason in (
         ({"transformer_class": "LTXTransformer"}, "it is of a LTXTransformer, not of a WanTransformer3DModel"),
         ({"fingerprint": "0" * 16}, "it is of another architecture of WanTransformer3DModel"),
         ({"dtype": "torch.float8_e4m3fn"}, "it was measured in torch.float8_e4m3fn, and the model is in torch.float32"),
         ({"weights": "0" * 16}, "it is of other weights of the same architecture"),
     ):
-        assert replace(profile, **changed).misfit(transformer) == reason
+        other = replace(profile, experts=[replace(profile.experts[0], **changed)])
+        assert other.misfit(transformer) == reason
     other_weights = make_pipeline(seed=1).transformer
     assert profile.misfit(other_weights) == "it is of other weights of the same architecture"
     assert profile_for(transformer) is None
 
 
-def test_both_experts_must_fit(make_pipeline: Callable[..., Any]) -> None:
-    high, low, other = (make_pipeline(seed=seed).transformer for seed in range(3))
-    points = {"outputs": [[0.0]] * 2, "differences": [[0.0]] * 2, "residuals": []}
-    of_low = profile_of(low, sigmas=[0.25, 0.125, 0.0], **points)
-    of_both = profile_of(high, sigmas=[1.0, 0.75, 0.5, 0.25], second=of_low)
-    other_weights = "it is of other weights of the same architecture"
+def test_both_experts_must_fit_in_their_order(make_pipeline: Callable[..., Any]) -> None:
+    high, low = (make_pipeline(seed=seed).transformer for seed in range(2))
+    of_both = profile_of("tiny", [high, low])
     assert of_both.misfit(high, low) is None
-    assert of_both.misfit(high, other) == f"{other_weights} (transformer_2)"
-    assert of_both.misfit(other, low) == f"{other_weights} (transformer)"
+    assert of_both.misfit(low, high) == of_both.misfit(high, high) == "it is of other weights of the same architecture"
     assert of_both.misfit(high) == "it is of two experts, and this model has one transformer"
-    two = "and this model has two experts: it does not fit"
-    assert profile_of(high).misfit(high, low) == f"it is of transformer alone, {two} transformer_2"
-    assert profile_of(low).misfit(high, low) == f"it is of transformer_2 alone, {two} transformer"
-    assert profile_of(other).misfit(high, low) == f"it is of one transformer, {two} transformer and transformer_2"
+    assert profile_of("tiny", [high]).misfit(high, low) == "it is of one transformer, and this model has two experts"
+
+
+@pytest.mark.parametrize(
+    ("name", "granularities"),
+    [
+        ("shapes-wan", {"step", "cfg", "block"}),
+        ("shapes-cogvideox", {"step", "cfg", "block"}),
+        ("shapes-hunyuan", {"step", "block"}),  # its guidance is embedded
+    ],
+)
+def test_a_built_in_model_has_a_profile_that_fits(name: str, granularities: set[str]) -> None:
+    profile = profile_for(zoo.load(name).transformer)
+    assert profile is not None
+    assert profile.model == name
+    assert set(profile.impacts) == granularities
+    assert {"prompts", "versions", "date", "command"} <= set(profile.provenance)
+    assert profile in shipped_profiles()
 
 
 def test_the_fingerprint_is_of_the_architecture(pipeline: Any, make_pipeline: Callable[..., Any]) -> None:

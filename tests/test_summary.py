@@ -18,6 +18,8 @@ SUMMARY = Summary(
     ideal_speedup=4 / 3,
     num_non_finite=0,
     num_calls_in_full=0,
+    wished_speedup=None,
+    speedup=None,
     num_corrected=0,
     why_not=None,
     held_bytes=0,
@@ -38,6 +40,8 @@ def test_a_table_without_what_did_not_happen() -> None:
 def test_a_table_with_all_that_can_happen() -> None:
     summary = replace(
         SUMMARY,
+        speedup=2.034,
+        wished_speedup=2.0,
         num_corrected=6,
         num_calls_in_full=3,
         num_non_finite=1,
@@ -46,6 +50,7 @@ def test_a_table_with_all_that_can_happen() -> None:
         peak_bytes=3 * 2**31,
     )
     assert str(summary).splitlines()[3:] == [
+        "speed-up     2.03x of the denoising loop (2x wished)",
         "corrected    6 cached steps",
         "work         75% of the blocks ran, 1.33x at best",
         "memory       6.0 GiB at most, 1.5 KiB now",
@@ -53,6 +58,11 @@ def test_a_table_with_all_that_can_happen() -> None:
         "not finite   1 calls, not cached",
         "why not      nothing was cached: warm-up (4 times)",
     ]
+
+
+def test_a_speedup_that_nobody_wished_for_and_a_wish_that_nothing_is_known_of() -> None:
+    assert "speed-up     1.50x of the denoising loop" in str(replace(SUMMARY, speedup=1.5)).splitlines()
+    assert "speed-up" not in str(replace(SUMMARY, wished_speedup=2.5))
 
 
 def test_before_any_step() -> None:

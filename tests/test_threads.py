@@ -14,7 +14,6 @@ import torch
 from conformance import cogvideox, wan
 
 import mixcache
-from mixcache.calibration import CalibrationConfig, calibrate
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -32,7 +31,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "every_nth, block": {"period": 2, "granularity": "block", **SHORT},
     "mixcache": {"delta_1": 1e3, "delta_2": 1e3, **SHORT},
     "hindsight": {"error": 1e3, "max_cached_run": 2, **SHORT},
-    "planned": {"speedup": 1.5, **SHORT},
+    "hold": {"error": 1e3, **SHORT},
     "replay": {},
 }
 QUICK = ("every_nth, corrected", "mixcache", "hindsight")
@@ -64,22 +63,9 @@ class Pair:
 
     def enable(self, policy: str) -> mixcache.Handle:
         settings = dict(POLICIES[policy])
-        if policy == "planned":
-            settings["profile"] = self.profile
         if policy == "replay":
             settings["trace"] = self.trace
         return mixcache.enable(self.pipelines[0], policy.partition(",")[0], **settings)
-
-    @functools.cached_property
-    def profile(self) -> Any:
-        arguments = {name: value for name, value in self.variant.arguments().items() if name != "prompt"}
-        del arguments["output_type"]
-        return calibrate(
-            self.pipelines[0],
-            CalibrationConfig(
-                model="tiny", prompts=("a circle",), arguments=arguments, num_windows=2, num_impact_steps=2
-            ),
-        )
 
     @functools.cached_property
     def trace(self) -> Any:

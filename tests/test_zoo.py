@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mixcache import zoo
-from mixcache.planning.profiles import profile_for
+from mixcache.profiles import profile_for
 from mixcache.zoo import world
 from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
 from training import drawing

@@ -19,8 +19,8 @@ from mixcache.policies import (
     Bounded,
     EveryNth,
     Hindsight,
+    Hold,
     MixCache,
-    Planned,
     Policy,
     Replay,
 )
@@ -31,7 +31,7 @@ from mixcache.trace import Trace, TraceEntry
 if TYPE_CHECKING:
     from mixcache.hosts.diffusers.attachment import disable, enable
     from mixcache.hosts.diffusers.handle import Handle
-    from mixcache.planning.profiles import Profile
+    from mixcache.profiles import Profile
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,11 +44,11 @@ __all__ = [
     "Granularity",
     "Handle",
     "Hindsight",
+    "Hold",
     "Lagrange",
     "Measurement",
     "MixCache",
     "MixCacheConfig",
-    "Planned",
     "Policy",
     "Predictor",
     "Profile",
@@ -73,7 +73,7 @@ def __getattr__(name: str) -> Any:
 
         return Handle
     if name == "Profile":
-        from mixcache.planning.profiles import Profile
+        from mixcache.profiles import Profile
 
         return Profile
     raise AttributeError(f"module 'mixcache' has no attribute {name!r}")

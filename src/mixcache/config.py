@@ -12,13 +12,8 @@ from mixcache.policies import POLICIES, Bounded, Policy
 
 BOUNDS = ("num_warmup_steps", "num_cooldown_steps", "max_age", "max_cached_run")
 SPAN = ("span_first", "span_after")
-DEFAULT_POLICY = "hindsight"
+DEFAULT_POLICY = "hold"
 """Needs no calibration; how it compares is in docs/results."""
-
-
-def default_policy(settings: Iterable[str]) -> str:
-    """The policy where none is named: the planned one if a speed-up or a quality is asked for."""
-    return "planned" if {"speedup", "quality"} & set(settings) else DEFAULT_POLICY
 
 
 def parse_settings(pairs: Iterable[str] | None) -> dict[str, Any]:
@@ -109,4 +104,4 @@ def _beside_an_object(policy: Policy, name: str, value: Any) -> str:
 
 def setting_names(policy_class: type[Policy]) -> tuple[str, ...]:
     """Fields that a policy can be given, in order."""
-    return tuple(f.name for f in fields(policy_class))
+    return tuple(f.name for f in fields(policy_class) if f.metadata.get("is_setting", True))

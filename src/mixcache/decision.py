@@ -59,6 +59,8 @@ class Step:
     """Guidance scale in force; None where there is none or it cannot be read."""
     costs: Mapping[Granularity, float] = field(default_factory=dict)
     """Share of a computed step's block work that is still done by each granularity."""
+    seconds: Mapping[Granularity, float] = field(default_factory=dict)
+    """Median times of the steps that this run has done so far, by granularity."""
     corrects: bool = False
     """True where a step cached by `step` will most likely be taken again once the next computed one is known
     (`mixcache.core.corrector`)."""

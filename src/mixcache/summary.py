@@ -24,6 +24,11 @@ class Summary:
     """Calls whose output had a NaN or an infinity."""
     num_calls_in_full: int
     """Calls that said too little to cache them, since `enable`."""
+    wished_speedup: float | None
+    """Of the denoising loop, where one was asked for."""
+    speedup: float | None
+    """Of the newest run's denoising loop, as its own steps tell: had all of them taken what a computed one took in the
+    median. None where nothing was computed, or their times have not passed yet."""
     num_corrected: int
     """Cached steps taken again with what the next computed one showed."""
     why_not: str | None
@@ -49,6 +54,7 @@ class Summary:
             "policy": self.policy,
             "generations": self.num_generations,
             "steps": f"{self.num_steps} ({counts})" if counts else self.num_steps,
+            "speed-up": _speedup_text(self.speedup, self.wished_speedup),
             "corrected": f"{self.num_corrected} cached steps" if self.num_corrected else None,
             "work": f"{self.computed_share:.0%} of the blocks ran{faster}",
             "memory": f"{_bytes_text(self.peak_bytes)} at most, {_bytes_text(self.held_bytes)} now",
@@ -57,6 +63,13 @@ class Summary:
             "why not": self.why_not,
         }
         return "\n".join(f"{name:11}  {value}" for name, value in rows.items() if value is not None)
+
+
+def _speedup_text(speedup: float | None, wished: float | None) -> str | None:
+    """`"2.03x of the denoising loop (2x wished)"`."""
+    if speedup is None:
+        return None
+    return f"{speedup:.2f}x of the denoising loop" + (f" ({wished:g}x wished)" if wished is not None else "")
 
 
 def _bytes_text(count: float) -> str:

@@ -29,8 +29,7 @@ def test_groups_are_made_of_families() -> None:
         assert set(names) <= set(FAMILIES)
     assert not set(GROUPS) & set(FAMILIES)
     chosen = select(["ours"], 50)
-    assert {method.policy for method in chosen} == {"hindsight", "planned", "mixcache", "every_nth"}
-    assert {method.policy for method in chosen if method.is_calibrated} == {"planned"}
+    assert {method.policy for method in chosen} == {"hold", "hindsight", "mixcache", "every_nth"}
 
 
 def test_a_group_and_its_families_give_each_method_once() -> None:
@@ -63,12 +62,12 @@ def test_a_setting_may_be_a_list_or_a_map() -> None:
     [
         (["hindsigt"], r"unknown method 'hindsigt'; did you mean 'hindsight'\?"),
         (["ours", "al"], r"unknown method 'al'; did you mean 'all'\?"),
-        ([], r"no method is named \(there are: ours, peers, all, hindsight"),
+        ([], r"no method is named \(there are: ours, peers, all, hold, hindsight"),
         (["hindsigt:error=1"], r"unknown policy 'hindsigt'; did you mean 'hindsight'\?"),
         (["hindsight:eror=1"], r"unknown setting of policy hindsight 'eror'; did you mean 'error'\?"),
         (["hindsight:error"], "setting 'error' is not NAME=VALUE"),
         (["hindsight:error=much"], "error='much'"),
-        (["planned:predictors=line"], "speedup= and quality= are missing"),
+        (["hold:speedup=0.5"], "speedup=0.5 must be a finite number of at least 1"),
     ],
 )
 def test_an_unknown_name_is_an_error(names: list[str], message: str) -> None:

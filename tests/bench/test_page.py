@@ -92,7 +92,7 @@ def test_lpips_has_a_column_where_it_was_measured(make_result: Make, make_record
 
 def test_levels_are_sorted_at_2x(result: dict[str, Any]) -> None:
     assert [(row["family"], row["2x"]) for row in level_rows(result)] == [
-        ("planned", 43.0),
+        ("hold", 43.0),
         ("hindsight", 41.0),
         ("copied", 36.0),
         ("fewer steps", pytest.approx(36.0)),
@@ -101,8 +101,8 @@ def test_levels_are_sorted_at_2x(result: dict[str, Any]) -> None:
 
 def test_the_best_at_each_speedup_are_told_in_a_line(result: dict[str, Any]) -> None:
     assert best_lines(result) == [
-        "at 1.5x   planned 43.0 dB, hindsight 41.0 dB, fewer steps 40.0 dB, copied 36.0 dB",
-        "at 2x     planned 43.0 dB, hindsight 41.0 dB, fewer steps 36.0 dB, copied 36.0 dB",
+        "at 1.5x   hold 43.0 dB, hindsight 41.0 dB, fewer steps 40.0 dB, copied 36.0 dB",
+        "at 2x     hold 43.0 dB, hindsight 41.0 dB, fewer steps 36.0 dB, copied 36.0 dB",
         "at 2.5x   fewer steps 32.0 dB",
         "at 3x     fewer steps 28.0 dB",
     ]
@@ -177,7 +177,7 @@ def test_everything_is_written_with_frames_of_those_near_2x(
     page = (tmp_path / "report.html").read_text()
     labels = re.findall(r'<span class="label">([^<]*)</span>', page)
     # of fewer steps 1.5x is the nearest, and is 25 % away
-    assert labels == ["plain", "hindsight, error 0.01 (2.10x, 41.0 dB)", "planned, speedup 2.0 (2.00x, 43.0 dB)"]
+    assert labels == ["plain", "hindsight, error 0.01 (2.10x, 41.0 dB)", "hold, speedup 2.0 (2.00x, 43.0 dB)"]
     assert page.count('class="pixelated"') == 3 * 6
 
 
@@ -195,7 +195,7 @@ def test_kinds_are_told_apart(result: dict[str, Any]) -> None:
     kinds = {fact["family"]: kind_of(fact) for fact in result["methods"].values()}
     assert kinds == {
         "hindsight": "ours",
-        "planned": "calibrated",
+        "hold": "calibrated",
         "copied": "peer",
         "fewer steps": "fewer",
         "first-block-cache": "peer",

@@ -168,7 +168,7 @@ class Worker:
         num_before = self.handle.summary().num_calls_in_full
         made = self._generated(job)
         self.handle.trace.keep_generations(1)  # so that the summary is of this clip
-        summary, plan = self.handle.summary(), self.handle.plan
+        summary, plan = self.handle.summary(), getattr(self.handle, "plan", None)
         start = time.perf_counter()
         write_film(made.clip, film)
         film_seconds = time.perf_counter() - start

@@ -21,7 +21,7 @@ from mixcache.calibration import built_in_prompts
 from mixcache.hosts.diffusers.denoisers import experts_of
 from mixcache.hosts.diffusers.rows import row_for
 from mixcache.names import unknown_name
-from mixcache.planning.profiles import profile_for, weights_hash
+from mixcache.profiles import profile_for, weights_hash
 from mixcache.store import OtherCaseError, Store, write_json
 
 SEED = 9000

@@ -91,7 +91,7 @@ def fewer_steps(num_steps: int) -> Method:
 def policy_method(policy: str, **settings: Any) -> Method:
     """A policy of ours, told by its settings."""
     setting = ", ".join(f"{name} {value}" for name, value in settings.items()) or "defaults"
-    return Method(family=policy, setting=setting, policy=policy, settings=settings, is_calibrated=policy == "planned")
+    return Method(family=policy, setting=setting, policy=policy, settings=settings)
 
 
 def cadence(granularity: str, period: float, predictor: str) -> Method:

@@ -18,10 +18,11 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The profile to write; PROFILE.partial is kept until it is done.")],
     model: options.Model = "shapes-wan",
     prompts: options.PromptsFile = None,
-    num_prompts: Annotated[int, typer.Option(min=1, max=1000, help="Captions, for a built-in model.")] = 4,
-    steps: Annotated[
-        list[int] | None, typer.Option(min=5, help="Denoising steps; may be repeated, for a profile that serves each.")
-    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, max=1000, help="Prompts to take; three clips each.")] = 2,
+    steps: Annotated[list[int] | None, typer.Option(min=5, help="Denoising steps; may be repeated.")] = None,
+    impacts: Annotated[
+        bool, typer.Option("--impacts", help="Measure impacts for policy mixcache too: 8 clips for each granularity.")
+    ] = False,
     guidance: options.Guidance = None,
     size: options.Size = None,
     frames: options.Frames = None,
@@ -32,7 +33,8 @@ def calibrate(
     device: options.Device = None,
     force: options.Force = False,
 ) -> None:
-    """Measures what `--speedup` needs to know of a model, on a few prompts; goes on where it was cut off."""
+    """Measures what an error costs in a model's clips, for --quality in dB: three clips for each prompt and number of
+    steps. Goes on where it was cut off."""
     with told_errors():
         asked = options.asked_arguments(size, frames, None, guidance, negative_prompt, image, video)
         prepare_file(out, force, ".json")
@@ -51,13 +53,14 @@ def calibrate(
         arguments = call_arguments(pipeline, defaults, asked)
         config = CalibrationConfig(
             model=model if model in BUILT_IN else Path(model).resolve().name,
-            prompts=tuple(given or built_in_prompts(num_prompts)),
+            prompts=tuple(given[:num_prompts] if given else built_in_prompts(num_prompts)),
             arguments=arguments,
+            impacts=impacts,
             command=shlex.join(["mixcache", *sys.argv[1:]]),
         )
         with progress_display() as progress:
-            watch = watched(progress, "measurements")
+            watch = watched(progress, "clips")
             profile = measure(pipeline, config, out, watch, step_counts=steps or ())
     typer.echo(f"profile   {out}")
-    for expert in profile.experts:
-        typer.echo("costs     " + ", ".join(f"{name} {cost:.0%}" for name, cost in expert.costs.items()))
+    for error, num_steps, psnr in profile.psnrs:
+        typer.echo(f"clip      error {error:g}, {num_steps:g} steps: {psnr:.1f} dB")

@@ -19,13 +19,14 @@ Settings = Annotated[
     ),
 ]
 Speedup = Annotated[
-    float | None, typer.Option(help="Wanted speed-up of the denoising loop, such as 2.0 (policy planned).")
+    float | None, typer.Option(help="Wished speed-up of the denoising loop, such as 2.0 (policy hold).")
 ]
 Quality = Annotated[
-    float | None, typer.Option(help="Wanted PSNR in dB against the plain clip, instead of a speed-up (policy planned).")
+    str | None,
+    typer.Option(help="In place of a speed-up: high, balanced or fast; or a PSNR in dB, with a profile (policy hold)."),
 ]
 ProfileFile = Annotated[
-    Path | None, typer.Option("--profile", help="Profile from `mixcache calibrate`; else the one that is shipped.")
+    Path | None, typer.Option("--profile", help="Profile of the model; else the one that is shipped, if there is one.")
 ]
 ImageFile = Annotated[Path | None, typer.Option("--image", help="Picture that the pipeline begins with.")]
 VideoFile = Annotated[Path | None, typer.Option("--video", help="Film that the pipeline begins with.")]
@@ -33,7 +34,7 @@ NegativePrompt = Annotated[str | None, typer.Option(help="What not to show.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU unless told.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the GPU unless told, if there is one.")]
 Model = Annotated[str, typer.Option(help="Built-in model, or the folder of a diffusers pipeline.")]
-PolicyName = Annotated[str | None, typer.Option("--policy", help="Caching policy; hindsight unless told.")]
+PolicyName = Annotated[str | None, typer.Option("--policy", help="Caching policy; hold unless told.")]
 Guidance = Annotated[float | None, typer.Option(min=0, max=1000, help="Guidance scale.")]
 Size = Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Frame size in pixels.")]
 Frames = Annotated[int | None, typer.Option(min=1, help="Number of frames.")]
@@ -45,12 +46,22 @@ def parse_config(policy: str | None, pairs: list[str] | None, **named: Any) -> M
 
     ValueError or TypeError for a wrong one.
     """
-    from mixcache.config import MixCacheConfig, default_policy, parse_settings
+    from mixcache.config import DEFAULT_POLICY, MixCacheConfig, parse_settings
 
     settings = parse_settings(pairs) | {name: value for name, value in named.items() if value is not None}
     if "profile" in settings:
         settings["profile"] = str(settings["profile"])
-    return MixCacheConfig(policy=policy or default_policy(settings), settings=settings)
+    if "quality" in settings:
+        settings["quality"] = number_or_word(settings["quality"])
+    return MixCacheConfig(policy=policy or DEFAULT_POLICY, settings=settings)
+
+
+def number_or_word(text: str) -> float | str:
+    """`"40"` as 40.0; what is no number as it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def asked_arguments(

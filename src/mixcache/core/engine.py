@@ -90,10 +90,10 @@ class Engine(Observer):
                 logger.warning(IN_TURN)
             self.end(End.INTERRUPTED)
             self._generation = self._trace.number_of(info.offset)
-            record = self._begin(info)
+            record = self._begin(info, run.latents.device)
         elif record.info.step != info.step:
             self._finish()
-            record = self._begin(info)
+            record = self._begin(info, run.latents.device)
         self._signatures |= dict.fromkeys(info.branches, (info.signature, info.parts))
         granularity = record.decision.granularity
         if granularity is Granularity.STEP and self._histories.num_outputs(info.branches):
@@ -227,7 +227,7 @@ class Engine(Observer):
             return record.has(info.branches)
         return info.step != last.step + 1 or info.sigma > last.sigma
 
-    def _begin(self, info: CallInfo) -> StepRecord:
+    def _begin(self, info: CallInfo, device: torch.device) -> StepRecord:
         ages, lengths = self._histories.usable(info.step)
         step = Step(
             index=info.step,
@@ -240,6 +240,7 @@ class Engine(Observer):
             sigmas=info.sigmas,
             guidance=self._guidance(),
             costs=self._costs,
+            seconds=self.times.medians(),
             corrects=self._corrector is not None and self._corrector.is_at_work(info.step),
         )
         self._seen_state = self._state
@@ -253,6 +254,7 @@ class Engine(Observer):
             decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
         if decision.granularity is Granularity.COMPUTE and info.is_last:
             self._histories.forget_residuals()  # token-sized, and of no more use; some pipelines never reset
+        self.times.begin(decision.granularity, device)
         self._record = StepRecord(info=info, decision=decision)
         return self._record
 
@@ -341,6 +343,7 @@ class Engine(Observer):
         self._histories.clear()
         if self._corrector is not None:
             self._corrector.clear()
+        self.times.end()
         self._signatures.clear()
         self._num_calls = self._num_cached = 0
         self._state = self.policy.init()

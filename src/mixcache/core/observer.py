@@ -12,6 +12,7 @@ import torch
 
 from mixcache.core.calls import CallInfo, End, Span
 from mixcache.core.run import Run, Solver
+from mixcache.core.step_times import StepTimes
 from mixcache.decision import Granularity
 from mixcache.policies.base import Policy
 from mixcache.trace import TraceWriter
@@ -36,6 +37,7 @@ class Observer:
         self.policy, self.span = policy, span
         self._guidance, self._trace = guidance, trace
         self._kept = {g for g in policy.needs.granularities if g.value in granularities}
+        self.times = StepTimes()
         self.peak_bytes = 0
         """Most that what is kept ever took."""
 

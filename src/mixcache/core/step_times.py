@@ -18,16 +18,20 @@ from mixcache.decision import Granularity
 
 NUM_REMEMBERED = 32
 """Steps of each granularity."""
+MAX_OPEN = 1000
+"""Steps whose ends have not passed."""
 
 
 class StepTimes:
     """Marks the beginning of each step, and tells the medians of those that are over."""
 
     def __init__(self) -> None:
-        self._open: deque[tuple[Granularity, Any, Any]] = deque(maxlen=NUM_REMEMBERED)
+        self._open: deque[tuple[Granularity, Any, Any]] = deque(maxlen=MAX_OPEN)
         """Granularity, beginning and end of steps whose events may not have passed yet."""
         self._last: tuple[Granularity, Any] | None = None
         self._seconds: dict[Granularity, deque[float]] = {}
+        self._run: dict[Granularity, list[float]] = {}
+        """Seconds of the steps of the run under way."""
 
     def begin(self, granularity: Granularity, device: torch.device) -> None:
         """A step begins, on `device`, with which the one before it ends."""
@@ -36,16 +40,41 @@ class StepTimes:
             self._open.append((*self._last, mark))
         self._last = granularity, mark
 
-    def interrupt(self) -> None:
-        """What comes next does not follow on: the step under way is not counted."""
+    def end(self) -> None:
+        """The loop is over: its last step, of which nobody knows when it was done, is not counted."""
         self._last = None
+
+    def clear(self) -> None:
+        """Another run begins: the sums are of it alone, and the medians go on."""
+        self._last = None
+        self._open.clear()
+        self._run.clear()
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps of this run that are over."""
+        self._read()
+        return sum(map(sum, self._run.values()))
+
+    @property
+    def plain_seconds(self) -> float:
+        """What they would have taken at the median of the computed ones; 0 where none was computed."""
+        self._read()
+        computed = self._run.get(Granularity.COMPUTE)
+        return median(computed) * sum(map(len, self._run.values())) if computed else 0.0
 
     def medians(self) -> Mapping[Granularity, float]:
         """Seconds of a step of each granularity that was seen."""
+        self._read()
+        return {granularity: median(seconds) for granularity, seconds in self._seconds.items()}
+
+    def _read(self) -> None:
+        """Takes in the steps whose ends have passed since."""
         while self._open and _has_passed(self._open[0][2]):
             granularity, begun, ended = self._open.popleft()
-            self._seconds.setdefault(granularity, deque(maxlen=NUM_REMEMBERED)).append(_seconds(begun, ended))
-        return {granularity: median(seconds) for granularity, seconds in self._seconds.items()}
+            seconds = _seconds(begun, ended)
+            self._seconds.setdefault(granularity, deque(maxlen=NUM_REMEMBERED)).append(seconds)
+            self._run.setdefault(granularity, []).append(seconds)
 
 
 def _mark(device: torch.device) -> Any:

@@ -1,20 +1,18 @@
-"""The frontier of plans: what each speed-up is expected to cost, as rows of text and as a picture."""
+"""What policy `hold` is expected to do at a number of steps: as letters, and as rows for each round speed-up."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from mixcache.decision import Choice, Granularity
-from mixcache.planning.search import Plan
-from mixcache.report.plot import image
-from mixcache.store import write_whole
+from mixcache.decision import Choice, Granularity, Measurement, Step, Trial
+from mixcache.policies import Bounded, Hold
+from mixcache.policies.budget import LEAST_STEPS
+from mixcache.policies.way import Way
+from mixcache.predictors import REUSE
 
-SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
+SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 LETTERS = {Granularity.COMPUTE: "#", Granularity.STEP: "s", Granularity.CFG: "g", Granularity.BLOCK: "b"}
-BAR_DB = 2.0
-"""Decibels for one character of a bar."""
 
 
 def letters(choices: Sequence[Choice]) -> str:
@@ -22,33 +20,41 @@ def letters(choices: Sequence[Choice]) -> str:
     return "".join(LETTERS[g].upper() if predictor.num_values > 1 else LETTERS[g] for g, predictor in choices)
 
 
-def frontier_rows(plans: Sequence[Plan], chosen: Plan) -> list[str]:
-    """A row for each round speed-up that can be reached, and for the chosen plan, with a bar for its PSNR."""
-    shown = {chosen.speedup: chosen}
-    for speedup in SPEEDUPS:
-        found = [plan for plan in plans if plan.speedup >= speedup]
-        if found:
-            best = max(found, key=lambda plan: plan.psnr_db)
-            shown.setdefault(best.speedup, best)
-    rows = []
-    for plan in sorted(shown.values(), key=lambda plan: plan.speedup):
-        bar = "▇" * max(1, round(plan.psnr_db / BAR_DB)) if math.isfinite(plan.psnr_db) else ""
-        rows.append(f"{plan.speedup:5.2f}x  {plan.psnr_db:5.1f} dB  {bar}{'  <-' if plan is chosen else ''}")
+def foretold(policy: Hold, sigmas: Sequence[float], way: Way) -> str:
+    """The letters of a run in which outputs change at the rates of `way`; `sigmas` are the noise levels of the steps,
+    and the one at which the last step arrives."""
+    bounded, num_steps = Bounded(policy=policy, **policy.default_bounds), len(sigmas) - 1
+    state, done, last = bounded.init(), "", math.nan
+    for index, sigma in enumerate(sigmas[:-1]):
+        num_cached = len(done) - len(done.rstrip("s"))
+        usable = {Granularity.STEP: num_cached + 1} if index else {}
+        step = Step(
+            index=index,
+            num_steps=num_steps,
+            sigma=sigma,
+            ages=usable,
+            history_lengths=usable,
+            num_cached=num_cached,
+            sigmas=tuple(sigmas),
+        )
+        decision = bounded.decide(step, state)
+        done += LETTERS[decision.granularity]
+        if decision.granularity is Granularity.COMPUTE:
+            error = math.exp(way.log_rate((last + sigma) / 2)) * (last - sigma) if index else math.nan
+            trials: dict[Choice, Trial] = {(Granularity.STEP, REUSE): Trial(missed=error**2)} if index else {}
+            bounded.observe(Measurement(step=index, sigma=sigma, deviation=None, trials=trials), state)
+            last = sigma
+    return done
+
+
+def frontier_rows(sigmas: Sequence[float], policy: Hold) -> list[str]:
+    """For each round speed-up that so many steps allow: the speed-up, the computed steps, and which they are expected
+    to be, from what the policy has learnt or the prior says."""
+    way, rows = policy.learnt.way, []
+    for speedup in SPEEDUPS if len(sigmas) > LEAST_STEPS else ():
+        try:
+            done = foretold(Hold(speedup=speedup, learnt=policy.learnt), sigmas, way)
+        except ValueError:  # out of reach
+            break
+        rows.append(f"{speedup:5.2f}x  {done.count('#'):3d} computed  {done}")
     return rows
-
-
-def draw_frontier(plans: Sequence[Plan], chosen: Plan, path: Path) -> None:
-    """PSNR against speed-up of all plans, the chosen one marked, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    finite = [plan for plan in plans if math.isfinite(plan.psnr_db)]
-    axes.plot([p.speedup for p in finite], [p.psnr_db for p in finite], marker=".", label="plans")
-    if math.isfinite(chosen.psnr_db):
-        axes.plot([chosen.speedup], [chosen.psnr_db], marker="o", markersize=9, linestyle="", label="chosen")
-    axes.set_xlabel("speed-up of the denoising loop, predicted")
-    axes.set_ylabel("PSNR against the plain clip (dB), predicted")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    write_whole(path, image(figure, dpi=120))

@@ -142,7 +142,7 @@ class Studio:
             plain = self._plain_clip(wish, watch("plain"))
             with enable(self.pipeline, **wish.settings, **(self.profile if wish.settings else {})) as handle:
                 cached = self._generated(wish, watch("cached"))
-                summary, plan = handle.summary(), handle.plan
+                summary, plan = handle.summary(), getattr(handle, "plan", None)
         psnr = video_psnr(cached.clip, plain.clip)
         foretold = math.nan if plan is None else plan.psnr_db
         return Comparison(

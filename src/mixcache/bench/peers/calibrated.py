@@ -8,7 +8,7 @@ from typing import Any
 from mixcache.arguments import told_arguments
 from mixcache.bench.methods import Case
 from mixcache.generation import final_latents
-from mixcache.planning.profiles import fingerprint, weights_hash
+from mixcache.profiles import fingerprint, weights_hash
 
 SEED = 20241128
 """Of the first calibration prompt; the next ones count up."""

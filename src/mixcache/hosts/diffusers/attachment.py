@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mixcache.config import MixCacheConfig, default_policy
+from mixcache.config import DEFAULT_POLICY, MixCacheConfig
 from mixcache.core.engine import Engine
 from mixcache.core.observer import Observer
 from mixcache.hosts.diffusers.completing import completed
@@ -21,18 +21,18 @@ from mixcache.policies import Policy
 def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, **settings: Any) -> Handle:
     """Makes a diffusers pipeline cache, until `disable`.
 
-    `policy` is a name of `mixcache.POLICIES`, a policy object such as `mixcache.Hindsight(error=0.01)`, or a whole
+    `policy` is a name of `mixcache.POLICIES`, a policy object such as `mixcache.Hold(speedup=2.0)`, or a whole
     `MixCacheConfig`; `settings` are those of the policy, of the bounds around it and of the block span (see
     `MixCacheConfig`). An object has its own settings in it: beside it only bounds and span are given. Without a policy
-    it is "planned" where `speedup=` or `quality=` is asked for, which takes a profile, and else "hindsight". Returns
-    the handle: `.summary()`, `.trace`, `.disable()`; it is also a context manager. What a policy takes from a profile
-    and is not given comes from the one that mixcache ships for this model.
+    it is "hold", which takes `speedup=`, `quality=` or neither. Returns the handle: `.summary()`, `.trace`,
+    `.profile`, `.disable()`; it is also a context manager. What a policy takes from a profile and is not given comes
+    from the one that mixcache ships for this model, if there is one.
 
     Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one
     that is not supported and for what is no policy. Nothing is attached then.
     """
     if policy is None:
-        policy = default_policy(settings)
+        policy = DEFAULT_POLICY
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
     if isinstance(policy, MixCacheConfig) and settings:
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
@@ -55,7 +55,7 @@ def attach(pipeline: Any, config: MixCacheConfig, engine_class: type[Observer] =
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
-    return Handle(pipeline, completed(config, pipeline, experts), row, engine_class)
+    return Handle(pipeline, completed(config, experts), row, engine_class)
 
 
 def disable(pipeline: Any) -> None:

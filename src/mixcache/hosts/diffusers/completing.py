@@ -1,4 +1,4 @@
-"""Completes a policy with what it takes from the model's profile, and was not given: a planner, impacts.
+"""Completes a policy with what the model's profile knows, and was not given: impacts, and what was learnt before.
 
 It works on the policy object, so that an object, alone or in `Bounded`, is what the same policy by name is.
 """
@@ -8,60 +8,52 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from mixcache.config import MixCacheConfig
-from mixcache.hosts.diffusers.scheduler import is_repeatable
-from mixcache.planning.experts import planner_for
-from mixcache.planning.profiles import Profile, ProfileError, profile_for
-from mixcache.policies import MixCache, Planned, Policy
+from mixcache.policies import Hold, MixCache, Policy
+from mixcache.policies.way import Learnt
+from mixcache.profiles import Profile, ProfileError, profile_for
 
 logger = logging.getLogger("mixcache")
 
 
-def completed(config: MixCacheConfig, pipeline: Any, experts: Sequence[torch.nn.Module]) -> MixCacheConfig:
+def completed(config: MixCacheConfig, experts: Sequence[torch.nn.Module]) -> MixCacheConfig:
     """The same policy, bounds and span, with nothing left to find out; `experts` are the pipeline's denoisers.
 
-    ProfileError where a profile is needed and none fits, ValueError for a wish that the profile cannot meet.
+    ProfileError where a profile is needed and none fits.
     """
     bounded = config.build()
-    policy = _completed_policy(bounded.policy, pipeline, experts)
+    policy = _completed_policy(bounded.policy, experts)
     return MixCacheConfig(policy=replace(bounded, policy=policy), settings=config.span)
 
 
-def _completed_policy(policy: Policy, pipeline: Any, experts: Sequence[torch.nn.Module]) -> Policy:
+def _completed_policy(policy: Policy, experts: Sequence[torch.nn.Module]) -> Policy:
     if isinstance(policy, MixCache) and policy.impacts is None:
         profile = profile_for(*experts)
         if profile is None:
             logger.info("no profile for this %s: the impact of every granularity is 1", type(experts[0]).__name__)
         return replace(policy, impacts={} if profile is None else dict(profile.impacts))
-    if isinstance(policy, Planned) and policy.planner is None:
-        planner = planner_for(
-            _profile_of(policy, experts),
-            speedup=policy.speedup,
-            quality=policy.quality,
-            granularities=tuple(policy.granularities),
-            predictors=policy.needs.predictors,
-            corrects=policy.corrector and is_repeatable(getattr(pipeline, "scheduler", None)),
-        )
-        return replace(policy, planner=planner)
+    if isinstance(policy, Hold):
+        profile = _profile_of(policy, experts)
+        if isinstance(policy.quality, (int, float)) and (profile is None or not profile.psnrs):
+            raise ProfileError(
+                f"quality={policy.quality:g} is a PSNR, which no profile of this model estimates: make one with "
+                '`mixcache calibrate` and give it as profile=, or take a word, such as quality="balanced"'
+            )
+        if policy.learnt.log_rates:
+            return replace(policy, profile=profile)
+        return replace(policy, profile=profile, learnt=Learnt() if profile is None else profile.learnt)
     return policy
 
 
-def _profile_of(policy: Planned, experts: Sequence[torch.nn.Module]) -> Profile:
-    """The profile given by path or object, else the shipped one; ProfileError where there is none that fits."""
+def _profile_of(policy: Hold, experts: Sequence[torch.nn.Module]) -> Profile | None:
+    """The profile given by path or object, else the shipped one if there is one; ProfileError where it does not fit."""
     if policy.profile is None:
-        profile = profile_for(*experts)
-        if profile is None:
-            raise ProfileError(
-                f"no profile for this {type(experts[0]).__name__}: make one with `mixcache calibrate` and give it as "
-                'profile=, or use policy "hindsight", which needs none'
-            )
-        return profile
+        return profile_for(*experts)
     profile = policy.profile if isinstance(policy.profile, Profile) else Profile.load(policy.profile)
     misfit = profile.misfit(*experts)
-    if misfit is not None and not policy.force_profile:
-        raise ProfileError(f"the profile does not fit this model: {misfit}; force_profile=True takes it all the same")
+    if misfit is not None:
+        raise ProfileError(f"the profile does not fit this model: {misfit}; calibrate anew, or leave profile= out")
     return profile

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from os import PathLike
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,13 +25,12 @@ from mixcache.hosts.diffusers.reader import Reader
 from mixcache.hosts.diffusers.reasons import NO_BLOCKS, why_not, without_numbers
 from mixcache.hosts.diffusers.rows import COMPILE, ModelRow, row_for
 from mixcache.hosts.diffusers.sessions import Session, Sessions
-from mixcache.planning.experts import ExpertsPlanner
-from mixcache.planning.search import Plan, Planner
+from mixcache.profiles import Profile, profile_of
 from mixcache.summary import Summary
 from mixcache.trace import Trace, TraceWriter
 
 logger = logging.getLogger("mixcache")
-TABLES = ("trace", "planner", "profile")
+TABLES = ("trace", "profile")
 """Fields of policies that are too large to be told as settings."""
 
 
@@ -123,7 +121,8 @@ class Handle:
         self._pipeline_hook = PipelineHook(self)
         self._num_calls_in_full = 0
         self._told: set[str] = set()
-        self._is_disabled = self._has_left_plan = False
+        self._is_disabled = False
+        self._delivered: float | None = None
         self.why_not: str | None = None
         """Why the newest run was not made faster, or not as much as was asked for; None where it was."""
         try:
@@ -193,24 +192,12 @@ class Handle:
         """Says why a run was not made faster, or less than was asked for."""
         if reason is End.DONE:
             run = Trace(session.entries, num_blocks=self.trace.num_blocks)
-            self._has_left_plan = False
-            plan = self.plan
-            self.why_not = why_not(run, session.in_full, self.policy, plan, leaves_blocks=self._leaves_blocks)
-            if plan is not None and self.planner is not None and (notice := self.planner.notice(plan)) is not None:
-                self.why_not = notice
-                self._told.add(notice)  # by the planner
-            else:
-                self._has_left_plan = self.why_not is not None
+            self.why_not = why_not(run, session.in_full, self.policy, leaves_blocks=self._leaves_blocks)
             if self.why_not is not None:
                 self.tell_once(self.why_not, key=without_numbers(self.why_not))
-            for cell in session.cells.values():
-                state = cell.engine.policy_state
-                if (other := getattr(state, "other_guidance", None)) is not None:
-                    self.tell_once(
-                        f"the guidance scale changes from step to step ({state.guidance:.3g} to {other:.3g}): the PSNR "
-                        "that the plan foretold does not hold",
-                        key="guidance",
-                    )
+            self._delivered = session.speedup
+            if (learnt := getattr(self.policy.policy, "learnt", None)) is not None:
+                learnt.num_generations += 1
 
     def _look_at_transformers(self, pipeline: Any) -> None:
         """Says that a transformer has been put in place of one that has the cache."""
@@ -279,23 +266,25 @@ class Handle:
                 take_off(pipeline, self._pipeline_hook)
 
     @property
-    def plan(self) -> Plan | None:
-        """The plan in force under policy "planned": choices, predicted speed-up and PSNR; None before the first step
-        and under other policies. With two experts it is that of both once the second is at work. The PSNR is NaN where
-        the guidance scale has changed since, for it was foretold for another one, and it and the speed-up where the
-        newest run has fallen short of the plan (`summary().why_not`)."""
-        states = [denoiser.engine.policy_state for denoiser in self.denoisers]
-        known = [
-            plan if state.other_guidance is None else replace(plan, psnr_db=math.nan)
-            for state in states
-            if isinstance(plan := getattr(state, "plan", None), Plan)
-        ]
-        planner = self.planner
-        if len(known) > 1 and isinstance(planner, ExpertsPlanner):
-            known = [planner.together(known)]
-        if known and self._has_left_plan:
-            return replace(known[0], speedup=math.nan, psnr_db=math.nan)
-        return known[0] if known else None
+    def profile(self) -> Profile | None:
+        """What is known of this model by now: the profile given or shipped, and what the generations since have taught.
+        None under policies that learn nothing, and before anything is known."""
+        learnt = getattr(self.policy.policy, "learnt", None)
+        if learnt is None or not learnt.log_rates:
+            return None
+        given = getattr(self.policy.policy, "profile", None)
+        if given is None:
+            transformers = [t for d in self.denoisers if (t := d.transformer) is not None]
+            given = profile_of(self._name, transformers)
+        return cast(Profile, given).with_learnt(learnt)
+
+    def save_profile(self, path: str | PathLike[str]) -> None:
+        """Writes `profile` as JSON, whole or not at all; ValueError where nothing was learnt, OSError where the file
+        cannot be written."""
+        profile = self.profile
+        if profile is None:
+            raise ValueError("nothing was learnt yet: generate a clip with policy hold first")
+        profile.save(path)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -310,12 +299,6 @@ class Handle:
         names = setting_names(type(self.policy.policy))
         return {name: getattr(self.policy.policy, name) for name in names if name not in TABLES}
 
-    @property
-    def planner(self) -> Planner | None:
-        """The planner of policy "planned"; None under other policies."""
-        planner = getattr(self.policy.policy, "planner", None)
-        return planner if isinstance(planner, Planner) else None
-
     def summary(self) -> Summary:
         """What the cache did, over the generations in the trace (the newest 100)."""
         share = self.trace.computed_share()
@@ -328,6 +311,8 @@ class Handle:
             ideal_speedup=1 / share if share else None,
             num_non_finite=sum(entry.non_finite for entry in self.trace),
             num_calls_in_full=self._num_calls_in_full,
+            wished_speedup=getattr(self.policy.policy, "speedup", None),
+            speedup=self._delivered,
             num_corrected=sum(entry.num_corrected for entry in self.trace),
             why_not=self.why_not,
             held_bytes=sum(engine.held_bytes for engine in self._engines),

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from mixcache.decision import Granularity
 from mixcache.hosts.diffusers.rows import COMPILE_BLOCKS
-from mixcache.planning.search import Plan
 from mixcache.policies import Bounded
 from mixcache.trace import Trace
 
@@ -20,13 +19,11 @@ SHORT_OF = 0.9
 """Share of a wished speed-up under which, by work, it counts as not delivered."""
 
 
-def why_not(
-    run: Trace, in_full: Iterable[str], policy: Bounded, plan: Plan | None, *, leaves_blocks: bool
-) -> str | None:
+def why_not(run: Trace, in_full: Iterable[str], policy: Bounded, *, leaves_blocks: bool) -> str | None:
     """The reason, or None where the run was made as fast as was asked for.
 
-    `in_full` says of each call that was computed in full why it was; `plan` is the one that was followed, if any;
-    `leaves_blocks` tells that no blocks can be left out.
+    `in_full` says of each call that was computed in full why it was; `leaves_blocks` tells that no blocks can be left
+    out.
     """
     if not policy.needs.granularities:
         return None
@@ -43,9 +40,7 @@ def why_not(
             f"{policy.num_cooldown_steps} of the cool-down: everything is computed"
         )
     what = "nothing was cached" if not is_cached else f"{1 / share:.2f}x of the wished {wish:g}x by work"
-    if plan is not None and plan.speedup < (1.001 if wish is None else SHORT_OF * wish):
-        return f"{what}: the plan that is followed is one of {plan.speedup:.2f}x"
-    reasons = [e.reason for e in run if e.granularity is Granularity.COMPUTE and e.reason != "planned"]
+    reasons = [e.reason for e in run if e.granularity is Granularity.COMPUTE]
     reasons = [*([reason for reason in reasons if reason not in ENDS] or reasons), *in_full]
     if not reasons:
         return None

@@ -60,6 +60,7 @@ class Session:
         self.pipeline, self.is_announced = weakref.ref(pipeline), is_announced
         self._start_afresh()
         for attribute, cell in self.cells.items():
+            cell.engine.times.clear()
             cell.reader = Reader(row, self.pipeline, attribute)
             cell.engine.begin()
             cell.forms.clear()
@@ -72,6 +73,13 @@ class Session:
     def entries(self) -> list[TraceEntry]:
         """What the steps of this run did so far."""
         return list(self._writer.entries)
+
+    @property
+    def speedup(self) -> float | None:
+        """Of this run's steps, had all taken what a computed one took; None where that is not known."""
+        times = [cell.engine.times for cell in self.cells.values()]
+        plain, spent = (sum(getattr(time, name) for time in times) for name in ("plain_seconds", "seconds"))
+        return plain / spent if plain and spent else None
 
     def before_call(self, cell: Cell) -> None:
         """Told of every call before it is decided."""

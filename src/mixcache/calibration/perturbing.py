@@ -1,4 +1,4 @@
-"""Engines that compute everything: one disturbs a quantity, one keeps samples of all of them."""
+"""An engine that computes everything, and disturbs one quantity in one step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from mixcache.core.velocity import v_from_velocity, velocity_from_v
 from mixcache.decision import Granularity
 
 STRENGTH = 0.1
-NUM_SAMPLES = 16384
-"""Values of each tensor that its inner products are taken from."""
 
 
 class PerturbingEngine(Observer):
@@ -20,11 +18,14 @@ class PerturbingEngine(Observer):
 
     target: Granularity | None = None
     step: int = 0
+    num_steps: int = 0
+    """Of the loop, as the last call told."""
     strength: float = STRENGTH
     noise_seed: int = 0
 
     def call(self, info: CallInfo, run: Run) -> torch.Tensor:
         """The computed output, disturbed if this is the step."""
+        self.num_steps = info.num_steps
         is_step = info.step == self.step
         output, residuals = run.full(records=is_step and self.target is Granularity.BLOCK)
         if not is_step or self.target is None:
@@ -46,39 +47,3 @@ class PerturbingEngine(Observer):
         generator = torch.Generator().manual_seed(self.noise_seed)
         noise = torch.randn(quantity.shape, generator=generator).to(quantity)
         return self.strength * quantity.float().square().mean().sqrt().to(quantity) * noise
-
-
-class RecordingEngine(Observer):
-    """Computes everything, and keeps samples of the outputs and of the span residuals."""
-
-    def begin(self) -> None:
-        """Forgets what was recorded."""
-        self.sigmas: list[float] = []
-        self.last_sigma = 0.0
-        self._samples: dict[tuple[str, str], list[torch.Tensor]] = {}
-        self._places: dict[int, torch.Tensor] = {}
-
-    def call(self, info: CallInfo, run: Run) -> torch.Tensor:
-        """The computed output."""
-        if info.step == len(self.sigmas):
-            self.sigmas.append(info.sigma)
-            self.last_sigma = info.sigmas[-1] if info.sigmas else 0.0
-        output, residuals = run.full(records=True)
-        for branch, part in parts_of(velocity_from_v(output, run.latents, info.mix), info).items():
-            self._keep("output", branch, part)
-        if residuals:
-            self._keep("residual", info.branch, residuals[0])
-        return output
-
-    def _keep(self, kind: str, branch: str, value: torch.Tensor) -> None:
-        flat = value.detach().flatten()
-        if flat.numel() not in self._places:
-            generator = torch.Generator().manual_seed(0)
-            self._places[flat.numel()] = torch.randperm(flat.numel(), generator=generator)[:NUM_SAMPLES]
-        places = self._places[flat.numel()].to(flat.device)
-        self._samples.setdefault((kind, branch), []).append(flat[places].to("cpu", torch.float64))
-
-    def matrix(self, kind: str, branch: str) -> torch.Tensor | None:
-        """Samples of one quantity, a row for each step; None where a branch was not called at every step."""
-        rows = self._samples.get((kind, branch), [])
-        return torch.stack(rows) if len(rows) == len(self.sigmas) else None

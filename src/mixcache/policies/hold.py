@@ -1,0 +1,246 @@
+"""hold: repeats the last output while it is near, in short runs, which are then corrected through a parabola.
+
+Source: ours. Reuse does not run away as an extrapolation does, and it is what the corrector helps most. At every
+computed step the error of repeating the output before it is seen, and what it grew by for each unit of noise level; as
+much again, or more where it has been growing, is expected of the next. A cached step is one that keeps to three limits:
+
+    error   of the repeated output, relative                          at most `error`
+    span    of the run, in the log of signal over noise               at most SPAN `error`
+    cost    of the run: sum of error x age x weight of the step       at most BUDGET `error`^2 / number of steps
+
+Early steps go a short way and settle what is carried on, so each weighs an even share at least; a step longer than
+that weighs by its square, since a long step is hardly put right by interpolation. The three go together: a run that may
+be twice as long has errors twice as large, and four times the cost. What single steps do to a clip, and what else was
+tried, is in docs/experiments/2026-11-hard-default.md.
+
+Where a `speedup` is wished, `error` follows from it: it is the one at which the rest of the way, as far as it is known
+(`way.py`), needs just the computed steps that the wish leaves (`budget.py`); it is looked at anew when some computed
+steps have shown more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mixcache.decision import Decision, Granularity, Measurement, Step
+from mixcache.names import unknown_name
+from mixcache.policies.base import Needs, Policy, is_number
+from mixcache.policies.budget import check_reach, num_computed_for, solved
+from mixcache.policies.way import Learnt, log_snr
+from mixcache.predictors import REUSE
+
+SPAN = 1.25
+BUDGET = 9.0
+GROWTH = 3.0
+"""Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
+LOOK_ANEW = 3
+"""Computed steps after which it is looked anew how far the rest of the wish reaches."""
+LONGEST = 3.0
+"""Times the mean run that a run may have under a wish."""
+DEFAULT_ERROR = 0.4
+QUALITIES = {"high": 0.25, "balanced": DEFAULT_ERROR, "fast": 0.6}
+"""`error` by the word for it."""
+
+
+NO_END = 10**9
+
+
+@dataclass
+class Run:
+    """The cached steps since the last computed one, and what was expected of them."""
+
+    sigma: float
+    """Of the last computed step."""
+    rate: float
+    """Error for each unit of noise level, as seen there."""
+    growth: float
+    max_steps: int = NO_END
+    began: float = 0.0
+    """Log of signal over noise where its first step began."""
+    spent: float = 0.0
+    """Cost."""
+    num_steps: int = 0
+
+    def exceeded(self, limit: float, sigma: float, distance: float, num_steps: int) -> str:
+        """Why a step of the loop's `num_steps` may not be cached, from `sigma` on for a `distance`; "" where it may,
+        and is then counted as cached."""
+        error = self.growth * self.rate * abs(self.sigma - sigma)
+        if self.num_steps >= self.max_steps:
+            return f"{self.num_steps} cached steps in a row"
+        if error > limit:
+            return f"an error of {error:.2g} is expected"
+        if not self.num_steps:
+            self.began = log_snr(sigma)
+        elif (span := log_snr(sigma - distance) - self.began) > SPAN * limit:
+            return f"the run would span {span:.2g}"
+        spent = self.spent + error * (self.num_steps + 1) * weight(distance, num_steps)
+        if spent > BUDGET * limit**2 / num_steps:
+            return f"cost {spent:.2g} is over the budget"
+        self.spent, self.num_steps = spent, self.num_steps + 1
+        return ""
+
+
+def weight(distance: float, num_steps: int) -> float:
+    """What an error at a step of this length counts for."""
+    return max(1 / num_steps, distance**2 * num_steps)
+
+
+@dataclass
+class Held:
+    """What a trajectory has shown so far."""
+
+    sigma: float = math.nan
+    """Of the last computed step."""
+    rates: tuple[float, ...] = ()
+    """Errors seen at the last two computed steps, for each unit of noise level."""
+    run: Run | None = None
+    num_cached: int = 0
+    """Steps so far."""
+    limit: float | None = None
+    """`error` in force under a wish; None until it is looked for anew."""
+    last_limit: float = DEFAULT_ERROR
+    num_seen: int = 0
+    """Computed steps since it was looked for."""
+    is_within_reach: bool = False
+    """True once the wish was held against what so many steps allow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold(Policy):
+    """Caches whole steps within limits that its one setting draws."""
+
+    name: ClassVar[str] = "hold"
+    # its own limits bound age and run; the last step is never cached
+    default_bounds: ClassVar[dict[str, int]] = {
+        "num_warmup_steps": 2,
+        "num_cooldown_steps": 1,
+        "max_age": 10**9,
+        "max_cached_run": 10**9,
+    }
+
+    speedup: float | None = None
+    """Wished speed-up of the denoising loop, wall-clock, 1 or more; text encoder and VAE are left out."""
+    quality: str | float | None = None
+    """In place of a speed-up: "high", "balanced" or "fast"; or a PSNR in dB against the plain clip, as a profile
+    estimates it."""
+    error: float | None = None
+    """In place of both: relative error, as expected, up to which an output is repeated. More is faster; 0.4 where
+    nothing is asked for."""
+    profile: Any = None
+    """A `Profile` or its path; the shipped one of the model unless given."""
+    corrector: bool = True
+    """Takes cached steps again with what the next computed one shows, where the scheduler allows it."""
+    learnt: Learnt = field(default_factory=Learnt, repr=False, compare=False, metadata={"is_setting": False})
+    """What the generations so far have shown; `enable` begins with what the profile knows."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("speedup", "quality", "error") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{'= and '.join(given)}= are both given; give one of them, such as speedup=2.0")
+        if self.speedup is not None and not (is_number(self.speedup) and self.speedup >= 1):
+            raise ValueError(f"speedup={self.speedup!r} must be a finite number of at least 1, such as 2.0")
+        if isinstance(self.quality, str) and self.quality not in QUALITIES:
+            raise ValueError(unknown_name("quality", self.quality, QUALITIES))
+        if self.quality is not None and not isinstance(self.quality, str) and not is_number(self.quality):
+            raise ValueError(f"quality={self.quality!r} must be high, balanced or fast, or a number of decibels")
+        if self.error is not None and (not is_number(self.error) or self.error <= 0):
+            raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.4; more is faster")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            granularities=(Granularity.STEP,),
+            predictors=(REUSE,),
+            trials=True,
+            correction=self.corrector,
+            correction_degree=2,
+        )
+
+    def init(self) -> Held:
+        return Held()
+
+    def decide(self, step: Step, state: Held) -> Decision:
+        state.num_cached += step.num_cached > 0
+        self.learnt.see_times(step.seconds)
+        if self.speedup is not None and not state.is_within_reach:
+            check_reach(self.speedup, step.num_steps, self.learnt.cached_share)
+            state.is_within_reach = True  # a loop is not broken off later, for a time that was measured in it
+        if Granularity.STEP not in step.ages or not state.rates:
+            return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
+        limit = self._limit(step.num_steps)
+        if self.speedup is not None:
+            num_left = self._num_computed(step) - (step.index - state.num_cached)
+            if num_left >= step.num_steps - step.index:
+                return Decision(granularity=Granularity.COMPUTE, reason="all that is left may be computed")
+            if num_left <= 1:  # the last step
+                return Decision(granularity=Granularity.STEP, reason=f"the rest of {self.speedup:g}x")
+            if state.limit is None:
+                state.limit = state.last_limit = self._limit_for(num_left, step, state)
+            limit = state.limit
+        if state.run is None:
+            state.run = Run(state.sigma, state.rates[-1], grown(*state.rates), self._longest(step.num_steps))
+        reason = state.run.exceeded(limit, step.sigma, step.distance, step.num_steps)
+        if reason:
+            return Decision(granularity=Granularity.COMPUTE, reason=reason)
+        return Decision(granularity=Granularity.STEP, reason=f"cost {state.run.spent:.2g}, error up to {limit:.2g}")
+
+    def observe(self, measurement: Measurement, state: Held) -> None:
+        before, state.sigma = state.sigma, measurement.sigma
+        distance = abs(before - state.sigma)
+        trial = measurement.trials.get((Granularity.STEP, REUSE))
+        if trial is not None and distance > 0 and math.isfinite(trial.error()):
+            rate = trial.error() / distance
+            state.rates = (*state.rates, rate)[-2:]
+            self.learnt.see((before + state.sigma) / 2, rate)
+        state.run = None
+        state.num_seen += 1
+        if state.num_seen >= LOOK_ANEW:
+            state.limit, state.num_seen = None, 0
+
+    def _limit(self, num_steps: int) -> float:
+        """The `error` in force where no speed-up is wished."""
+        if isinstance(self.quality, str):
+            return QUALITIES[self.quality]
+        if self.quality is not None:
+            return float(self.profile.error_for(self.quality, num_steps))
+        return DEFAULT_ERROR if self.error is None else self.error
+
+    def _num_computed(self, step: Step) -> int:
+        """Steps that the wish leaves to compute, of the loop's."""
+        return num_computed_for(self.speedup or 1.0, step.num_steps, self.learnt.cached_share)
+
+    def _longest(self, num_steps: int) -> int:
+        """Cached steps that a run may have: under a wish some times as many as it leaves for each computed one."""
+        if self.speedup is None:
+            return NO_END
+        computed = num_computed_for(self.speedup, num_steps, self.learnt.cached_share)
+        return max(1, math.ceil(LONGEST * (num_steps - computed) / computed))
+
+    def _limit_for(self, num_left: int, step: Step, state: Held) -> float:
+        """The `error` with which so many of the steps from here on would be computed."""
+        way, rate = self.learnt.way, state.rates[-1]
+        scale = rate / math.exp(way.log_rate(state.sigma)) if rate > 0 else 1.0
+        sigmas = step.sigmas[step.index :] if step.sigmas else [step.sigma - k * step.distance for k in range(99)]
+        sigmas = sigmas[: step.num_steps - step.index + 1]
+        rates = [scale * math.exp(way.log_rate(sigma)) for sigma in sigmas]
+
+        longest = self._longest(step.num_steps)
+
+        def num_computed(limit: float) -> int:
+            run = Run(state.sigma, rate, grown(*state.rates), longest)
+            count, last = 1, rate  # the last step is computed
+            for k in range(len(sigmas) - 2):
+                if run.exceeded(limit, sigmas[k], sigmas[k] - sigmas[k + 1], step.num_steps):
+                    count += 1
+                    run = Run(sigmas[k], rates[k], grown(last, rates[k]), longest)
+                    last = rates[k]
+            return count
+
+        return solved(num_computed, num_left, state.last_limit)
+
+
+def grown(before: float, rate: float | None = None) -> float:
+    """What a rate is expected to grow by on, as it did between two computed steps."""
+    return 1.0 if rate is None or not before else min(GROWTH, max(1.0, rate / before))

@@ -1,0 +1,100 @@
+"""How fast the guided output changes on the way from noise to the clip: the rate of reuse's error, by noise level.
+
+    rate(level) = rms(v_i - v_j) / rms(v_i) / |level_i - level_j|        of two computed steps i and j in a row
+
+As a function of the log of signal over noise it is much the same for the three built-in models, at 20 and at 50 steps
+(docs/experiments/2026-11-rates.md): `PRIOR` is its mean over them. What a run shows itself moves it. Pure Python.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+
+from mixcache.decision import Granularity
+
+CLEAR = 1e-4
+"""Shares of signal and noise are taken as at least this."""
+MEMORY = 0.5
+"""Share of what was known of a place that stays when it is seen again."""
+
+
+def log_snr(level: float) -> float:
+    """Log of signal over noise at a noise level, 0 to 1, on the straight path."""
+    noise = min(max(level, CLEAR), 1 - CLEAR)
+    return math.log((1 - noise) / noise)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """Rates at places along the way, and on lines between them, in the logs of both."""
+
+    places: tuple[float, ...]
+    """Logs of signal over noise, rising."""
+    log_rates: tuple[float, ...]
+
+    def log_rate(self, level: float) -> float:
+        """At a noise level; beyond the places that of the nearest."""
+        place, places = log_snr(level), self.places
+        right = bisect_left(places, place)
+        if right == 0:
+            return self.log_rates[0]
+        if right == len(places):
+            return self.log_rates[-1]
+        share = (place - places[right - 1]) / (places[right] - places[right - 1])
+        return self.log_rates[right - 1] + share * (self.log_rates[right] - self.log_rates[right - 1])
+
+
+def _prior() -> Way:
+    data = json.loads(resources.files("mixcache.policies").joinpath("prior.json").read_text())
+    return Way(places=tuple(data["places"]), log_rates=tuple(math.log(rate) for rate in data["rates"]))
+
+
+PRIOR = _prior()
+"""Of a model that nothing is known of."""
+
+
+@dataclass
+class Learnt:
+    """What the generations of one model have shown: rates where they were measured, and times of steps. It does not
+    grow: there is one value for each place of `PRIOR`, and one for each kind of step."""
+
+    log_rates: dict[int, float] = field(default_factory=dict)
+    """By the index of the place."""
+    cached_share: float | None = None
+    """Time of a cached step over that of a computed one."""
+    num_generations: int = 0
+
+    def see(self, level: float, rate: float) -> None:
+        """A rate was measured around a noise level."""
+        if not rate > 0 or not math.isfinite(rate):
+            return
+        place = log_snr(level)
+        index = min(range(len(PRIOR.places)), key=lambda k: abs(PRIOR.places[k] - place))
+        # told of the place itself, in the shape that the prior has around it
+        seen = math.log(rate) + PRIOR.log_rates[index] - PRIOR.log_rate(level)
+        known = self.log_rates.get(index)
+        self.log_rates[index] = seen if known is None else MEMORY * known + (1 - MEMORY) * seen
+
+    def see_times(self, seconds: Mapping[Granularity, float]) -> None:
+        """Median seconds of steps."""
+        if seconds.get(Granularity.COMPUTE) and Granularity.STEP in seconds:
+            self.cached_share = seconds[Granularity.STEP] / seconds[Granularity.COMPUTE]
+
+    @property
+    def way(self) -> Way:
+        """The prior, moved to what was measured: by how much is on lines between the places that were seen."""
+        if not self.log_rates:
+            return PRIOR
+        seen = sorted(self.log_rates)
+        moves = Way(
+            places=tuple(PRIOR.places[k] for k in seen),
+            log_rates=tuple(self.log_rates[k] - PRIOR.log_rates[k] for k in seen),
+        )
+        levels = [1 / (1 + math.exp(place)) for place in PRIOR.places]
+        moved = zip(PRIOR.log_rates, levels, strict=True)
+        return Way(places=PRIOR.places, log_rates=tuple(rate + moves.log_rate(level) for rate, level in moved))
