@@ -11,7 +11,7 @@ RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
 FEW_STEPS := shapes-cogvideox-20 shapes-hunyuan-20
 ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 
-.PHONY: demo test test-all test-comfyui check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff gate gate-anew overhead joined clean
+.PHONY: demo test test-all test-batch test-comfyui batch-bars check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff gate gate-anew overhead joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -29,7 +29,7 @@ demo: .venv/installed
 # a process for each core, of one thread; whoever is done takes over from the others
 PARALLEL := --numprocesses auto --dist worksteal
 
-test test-all test-comfyui support: export OMP_NUM_THREADS = 1
+test test-all test-batch test-comfyui support batch-bars: export OMP_NUM_THREADS = 1
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -42,6 +42,20 @@ test-comfyui: .venv/installed-test
 	$(BIN)/python comfyui/tests/environment.py build/comfyui
 	build/comfyui/venv/bin/python -m pytest --numprocesses 2 --dist loadfile -c comfyui/tests/pytest.ini \
 		--rootdir comfyui/tests comfyui/tests
+
+# Ray and Gradio have an environment of their own: what `make test` needs stays small
+.venv-batch/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
+	$(PYTHON) -m venv --clear .venv-batch
+	.venv-batch/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[test,ray,web]'
+	touch $@
+
+# a file of tests stays in one process: its cluster and its page are begun once
+test-batch: .venv-batch/installed
+	.venv-batch/bin/python -m pytest -m "" --numprocesses 2 --dist loadfile tests/batch
+
+batch-bars: .venv-batch/installed
+	.venv-batch/bin/python -m studies.batch --out docs/results/batch.json
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .
@@ -126,4 +140,4 @@ joined: .venv/installed
 	$(BIN)/python -m studies.joined --out docs/results
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-batch build dist

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from mixcache.cli import bench, calibrate, compare, demo, generate, models, plan
+from mixcache.cli import batch, bench, calibrate, compare, demo, generate, models, plan, web
 
 __all__ = ["app", "main"]
 
@@ -22,11 +22,13 @@ app = typer.Typer(
 for verb in (
     demo.demo,
     generate.generate,
+    batch.batch,
     calibrate.calibrate,
     bench.bench,
     compare.compare,
     plan.plan,
     models.models,
+    web.web,
 ):
     app.command()(verb)
 
