@@ -33,7 +33,6 @@ from mixcache.bench.peers import PEERS
 from mixcache.bench.records import Record, as_json, summarise
 from mixcache.bench.run import reason_of
 from mixcache.bench.source import code_hash
-from mixcache.calibration.schedules import trace_of
 from mixcache.decision import CACHED, Granularity
 from mixcache.hosts.diffusers.denoisers import blocks_of
 from mixcache.hosts.diffusers.rows import row_for
@@ -41,6 +40,7 @@ from mixcache.predictors import LINE, REUSE
 from mixcache.report.markdown import table
 from mixcache.store import OtherCaseError, Store, write_json, write_whole
 from studies.random_models import MODELS, RandomModel, build_pipeline, call_arguments, tiny
+from studies.schedules import trace_of
 
 NUM_FIRST, NUM_CACHED = 2, 2
 """Steps computed at the start, and cached between two computed ones."""

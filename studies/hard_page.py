@@ -33,6 +33,10 @@ METHODS = ("hold:speedup=1.5", "hold:speedup=2.0", "hold:speedup=2.5", "hold:spe
 METHODS += ("hold", "every_nth:period=2", "hindsight", "fewer-steps")
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 FIGURES = "hard.json"
+CACHES = 1.01
+"""Speed-up of a method that caches at all."""
+NEAR = 0.02
+"""Difference in the log of the speed-up within which a method is taken to be at it."""
 Values = Sequence[tuple[float, float]]
 """Share of the plain work and PSNR (dB) of each caption."""
 
@@ -71,7 +75,7 @@ def is_in_reach(method: str, num_steps: int) -> bool:
     """False for a wished speed-up that so many steps do not allow."""
     wish = re.fullmatch(r"hold:speedup=([\d.]+)", method)
     try:
-        check_reach(float(wish[1]) if wish else 1.0, num_steps, None)
+        check_reach(float(wish[1]) if wish else 1.0, num_steps)
     except ValueError:
         return False
     return True
@@ -88,7 +92,9 @@ def speedup_of(values: Values) -> float:
 
 
 def figures(decibels: Sequence[float]) -> dict[str, str]:
-    """What is told of clips."""
+    """What is told of clips; of those that are the plain ones nothing."""
+    if not all(map(math.isfinite, decibels)):
+        return dict.fromkeys(("lowest", "tenth", "median", "mean"), "identical") | {f"under {BROKEN:.0f} dB": "0%"}
     tenth, middle = np.quantile(decibels, (0.1, 0.5))
     return {
         "lowest": f"{min(decibels):.1f}",
@@ -156,9 +162,10 @@ def picture(found: Mapping[str, Any]) -> bytes:
 
 
 def at(setting: Mapping[str, Any], family: str, speedup: float) -> list[float] | None:
-    """PSNR of each caption at a speed-up; None where the family's settings do not reach so far, within 3 %."""
-    points = sorted((speedup_of(m["values"]), m["values"]) for m in setting["methods"] if m["family"] == family)
-    near = [values for own, values in points if abs(math.log(own / speedup)) < 0.03]
+    """PSNR of each caption at a speed-up; None where the family's settings do not reach so far."""
+    own = [m["values"] for m in setting["methods"] if m["family"] == family]
+    points = sorted((speedup_of(values), values) for values in own if speedup_of(values) > CACHES)
+    near = [values for reached, values in points if abs(math.log(reached / speedup)) < NEAR]
     if near:
         return [psnr for _, psnr in near[0]]
     for (low, slower), (high, faster) in itertools.pairwise(points):

@@ -69,7 +69,7 @@ def test_attached_is_plain_and_a_trace_replays_to_the_same_bits(
         mixed = latents()
     chosen = {entry.granularity for entry in handle.trace}
     assert len(chosen & set(CACHED)) >= 2
-    is_joined = bool(row_for(pipeline.transformer, pipeline).joined)  # both branches of guidance in one forward
+    is_joined = bool(row_for(pipeline.transformer, pipeline).batched_cfg)  # both branches of guidance in one forward
     together = max if is_joined else sum
     assert work.num_calls == sum(together(call.computed for call in entry.calls) for entry in handle.trace)
     assert work.num_blocks == sum(together(call.num_blocks for call in entry.calls) for entry in handle.trace)

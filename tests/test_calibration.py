@@ -209,7 +209,7 @@ def test_built_in_prompts_are_not_those_of_the_benchmarks() -> None:
 def measured(make_pipeline: Callable[..., Any]) -> Measured:
     """The tiny pipeline with Euler's scheduler, its impacts measured."""
     measured = Measured(make_pipeline(scheduler="euler"), config_of(PROMPTS[:1], impacts=True), None)
-    for name, _, task in measured.tasks((8,)):
+    for name, _, task in measured.tasks():
         measured.once(name, task)
     return measured
 
@@ -224,7 +224,7 @@ def test_an_impact_is_the_mean_over_places(measured: Measured) -> None:
 
 
 def test_clips_of_impacts_are_counted(pipeline: Any) -> None:
-    tasks = list(Measured(pipeline, config_of(PROMPTS[:1], impacts=True), None).tasks((None,)))
+    tasks = list(Measured(pipeline, config_of(PROMPTS[:1], impacts=True), None).tasks())
     assert sum(count for _, count, _ in tasks) == 3 + 3 * 8
 
 

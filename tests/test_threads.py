@@ -25,10 +25,10 @@ SHORT: dict[str, Any] = {"num_warmup_steps": 1, "num_cooldown_steps": 0}
 """For loops of 8 steps."""
 POLICIES: dict[str, dict[str, Any]] = {
     "always_compute": {},
-    "every_nth": {"period": 2, "granularity": "step", **SHORT},
-    "every_nth, corrected": {"period": 2, "granularity": "step", "corrector": True, **SHORT},
-    "every_nth, cfg": {"period": 2, "granularity": "cfg", **SHORT},
-    "every_nth, block": {"period": 2, "granularity": "block", **SHORT},
+    "every_nth": {"period": 2, "granularities": "step", **SHORT},
+    "every_nth, corrected": {"period": 2, "granularities": "step", "corrector": True, **SHORT},
+    "every_nth, cfg": {"period": 2, "granularities": "cfg", **SHORT},
+    "every_nth, block": {"period": 2, "granularities": "block", **SHORT},
     "mixcache": {"delta_1": 1e3, "delta_2": 1e3, **SHORT},
     "hindsight": {"error": 1e3, "max_cached_run": 2, **SHORT},
     "hold": {"error": 1e3, **SHORT},

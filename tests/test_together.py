@@ -157,7 +157,7 @@ def test_an_extra_changes_neither_what_is_left_out_nor_the_clip(
 @pytest.mark.parametrize("extra", ["sequential offload", "group offload, blocks", "group offload, leaves"])
 def test_an_extra_on_a_pipeline_that_joins_its_branches(extra: str, order: str) -> None:
     variant = VARIANTS["cogvideox-t2v-ddim"]
-    settings = {"granularity": "cfg", **SHORT}
+    settings = {"granularities": "cfg", **SHORT}
     with mixcache.enable(pipeline := variant.build(), "every_nth", **settings) as handle:
         expected, chosen = generate_variant(variant, pipeline), letters(handle.trace)
     assert chosen.count("c") >= 2

@@ -42,7 +42,7 @@ def test_guidance_cut_off_in_a_joined_run(granularity: str, cut_after: int) -> N
         return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[-1]}
 
     more = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-    settings = {"granularity": granularity, "num_warmup_steps": 1, "num_cooldown_steps": 0}
+    settings = {"granularities": granularity, "num_warmup_steps": 1, "num_cooldown_steps": 0}
     with mixcache.enable(pipeline, "every_nth", **settings) as handle:
         generate(variant, pipeline, **more)
     entries = list(handle.trace)

@@ -292,7 +292,7 @@ def test_what_is_unsafe_is_refused_with_the_reason(
 
 @of_variants(SAFE, every=5)
 def test_one_run_leaves_nothing_for_the_next(variant: Variant, pipeline: Any) -> None:
-    settings = {"granularity": "step", **SCHEDULE}
+    settings = {"granularities": "step", **SCHEDULE}
     with mixcache.enable(pipeline, "every_nth", **settings):
         fresh = generate(variant, pipeline)
     with mixcache.enable(pipeline, "every_nth", **settings):

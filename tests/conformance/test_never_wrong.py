@@ -45,9 +45,9 @@ Action = Callable[[int, torch.Tensor, torch.Tensor], None]
 POLICIES: dict[str, dict[str, Any]] = {
     # the default, which in loops as short as these caches only where it is allowed nearly everything
     "hindsight": {"error": 1e3, "num_warmup_steps": 1, "num_cooldown_steps": 0, "max_cached_run": 2},
-    "corrected": {"policy": "every_nth", "granularity": "step", "corrector": True, **SCHEDULE},
+    "corrected": {"policy": "every_nth", "granularities": "step", "corrector": True, **SCHEDULE},
 }
-UNCORRECTED_POLICY: dict[str, Any] = {"policy": "every_nth", "granularity": "step", **SCHEDULE}
+UNCORRECTED_POLICY: dict[str, Any] = {"policy": "every_nth", "granularities": "step", **SCHEDULE}
 FAST = (
     "wan-t2v",
     "hunyuan-video-true-cfg",

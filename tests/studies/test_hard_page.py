@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -22,9 +23,10 @@ def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
 
 
 def test_clips_between_two_settings_lie_on_a_line_in_the_log() -> None:
-    two = setting(("ours", 1.0, [50.0, 40.0]), ("ours", 0.25, [30.0, 20.0]))
-    assert at(two, "ours", 2.0) == pytest.approx([40.0, 30.0])
-    assert at(two, "ours", 1.02) == [50.0, 40.0]
+    two = setting(("ours", 0.98, [50.0, 40.0]), ("ours", 0.25, [30.0, 20.0]))
+    share = math.log(2.0 * 0.98) / math.log(0.98 / 0.25)
+    assert at(two, "ours", 2.0) == pytest.approx([50.0 - 20 * share, 40.0 - 20 * share])
+    assert at(two, "ours", 3.9) == [30.0, 20.0]
     assert at(two, "ours", 5.0) is None
     assert at(two, "theirs", 2.0) is None
 

@@ -22,10 +22,10 @@ def test_the_time_of_the_hook_is_what_the_model_does_not_take(
     before, begin = generate(pipeline), Engine._begin
     clock, num_decisions = [0.0], [0]
 
-    def slow_begin(engine: Engine, info: Any) -> Any:
+    def slow_begin(engine: Engine, info: Any, device: Any) -> Any:
         clock[0] += 2.0
         num_decisions[0] += 1
-        return begin(engine, info)
+        return begin(engine, info, device)
 
     def slow_model(*_: Any) -> None:
         clock[0] += 5.0
