@@ -14,6 +14,12 @@ from typing import Any
 
 TIMEOUT_SECONDS = 25
 """Of the group: a rank that waits longer for another one hangs, and its task fails."""
+PRELOADED = [
+    "diffusers.pipelines.wan.pipeline_wan",
+    "diffusers.schedulers.scheduling_flow_match_euler_discrete",
+    "mixcache.hosts.diffusers.attachment",
+    "mixcache.hosts.ranks",
+]
 DEADLINE_SECONDS = 120
 """Of a task: a crew that is not done by then hangs somewhere else."""
 
@@ -22,7 +28,8 @@ class Crew:
     """So many ranks. A task is a function of a module that they can import, and its arguments."""
 
     def __init__(self, num_ranks: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # what is slow to import is imported once
+        context.set_forkserver_preload(PRELOADED)
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         store = str(Path(self._folder.name) / "store")
         self._pipes: list[Connection] = []

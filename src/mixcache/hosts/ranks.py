@@ -56,8 +56,8 @@ class Ranks:
         self._rank, self._num_ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
         self._is_open = False
         """True from the beginning of a run to its end, or to the first error."""
-        self.num_bytes = 0
-        """Sent by this rank so far, texts of errors left out."""
+        self.num_bytes = self.num_measured = 0
+        """Sent by this rank so far; numbers of measurements among it, of 8 bytes each."""
 
     def is_of(self, group: dist.ProcessGroup) -> bool:
         """True for the group that it was made for, in the same world."""
@@ -71,18 +71,18 @@ class Ranks:
         self._is_open = True
 
     def meet(self, place: Mapping[str, Any], trajectory: Mapping[str, Any] | None) -> None:
-        if not self._is_open:  # another trajectory of calls that nobody announced
-            self.begin()
+        self._is_open = True  # again, where calls that nobody announced go on after an end
         kinds = self._round(Kind.CALL, place if trajectory is None else {**self._settings, **trajectory, **place})
         if Kind.IN_FULL in kinds:
             raise AloneError(f"rank {kinds.index(Kind.IN_FULL)} computes this call in full")
 
     def in_full(self, reason: str) -> None:
-        if self._is_open:
-            self._round(Kind.IN_FULL, {"a call in full": reason})
+        self._is_open = True
+        self._round(Kind.IN_FULL, {"a call in full": reason})
 
     def total(self, values: Mapping[Name, float], shards: Collection[Name]) -> dict[Name, float]:
         self._round(Kind.MEASURED, {"what was measured": list(map(str, values))})
+        self.num_measured += len(values)
         # 0 x NaN is NaN, and so is 0 x infinity: nobody takes for sound what is not sound everywhere
         mine = [value if self.leads or name in shards else 0.0 * value for name, value in values.items()]
         rows = [row.tolist() for row in self._gathered(torch.tensor(mine, dtype=torch.float64))]
@@ -129,7 +129,7 @@ class Ranks:
         if Kind.FAILED in kinds:
             rank = kinds.index(Kind.FAILED)
             self._is_open = False
-            raise RuntimeError(f"rank {rank} failed: {_values(self._texts(_text(alike))[rank])['call']}")
+            raise RuntimeError(f"rank {rank} failed: {_values(self._texts(_text(alike))[rank])[ERROR]}")
         if len(set(kinds)) > 1 and not set(kinds) <= {Kind.CALL, Kind.IN_FULL}:
             self._is_open = False
             places = [_short(text.replace(BETWEEN, ", ").replace(IS, " ")) for text in self._texts(_text(alike))]
