@@ -20,7 +20,7 @@ PRELOADED = [
     "mixcache.hosts.diffusers.attachment",
     "mixcache.hosts.ranks",
 ]
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300
 """Of a task: a crew that is not done by then hangs somewhere else."""
 
 

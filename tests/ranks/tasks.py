@@ -69,6 +69,14 @@ def spread(transformer: Any, **settings: Any) -> None:
     transformer.enable_parallelism(config=ContextParallelConfig(**degree | settings))
 
 
+@functools.cache
+def spread_wan() -> Any:
+    """One for all tasks with faults; they leave it as it was."""
+    pipeline = wan()
+    spread(pipeline.transformer)
+    return pipeline
+
+
 def counted(handle: Any) -> tuple[int, int]:
     """Bytes sent so far, and numbers measured."""
     ranks = handle._ranks
@@ -133,28 +141,29 @@ def with_fault(
 ) -> Any:
     """The clip with a fault on one rank; those settings and arguments differ there. What the run raised is raised here,
     or, if it `recovers`, a clip is made after it by all."""
-    pipeline = wan()
-    spread(pipeline.transformer)
+    pipeline = spread_wan()
     is_here = rank() == on
     mine = (settings or {}) | (differently or {} if is_here else {})
     call = {"num_steps": num_steps} | (arguments or {} if is_here else {})
     with mixcache.enable(pipeline, policy, **mine) as handle:
-        if is_here and fault == "error":
-            call["callback_on_step_end"] = steps_after(after, _raise(OSError("the disk is full")))
-        if is_here and fault == "interrupt":
-            call["callback_on_step_end"] = steps_after(after, _raise(KeyboardInterrupt()))
-        if is_here and fault == "NaN":
-            call["callback_on_step_end"] = steps_after(after, _give_one_nan)
-        if is_here and fault == "in full":
-            call["callback_on_step_end"] = steps_after(after, lambda _: _forget_where(handle))
+        faults = {
+            "error": _raise(OSError("the disk is full")),
+            "interrupt": _raise(KeyboardInterrupt("by the user")),
+            "NaN": _give_one_nan,
+            "in full": lambda _: _forget_where(handle),
+        }
+        if is_here and fault in faults:
+            call["callback_on_step_end"] = steps_after(after, faults[fault])
         if is_here and fault == "before the first call":
-            pipeline.scheduler.set_timesteps = _raise(OSError("the disk is full"))
-        if not recovers:
-            return run(pipeline, handle, **call)
+            pipeline.scheduler.set_timesteps = faults["error"]
         try:
-            run(pipeline, handle, **call)
+            return run(pipeline, handle, **call)
         except (OSError, RuntimeError, KeyboardInterrupt):
+            if not recovers:
+                raise
             return run(pipeline, handle, num_steps=num_steps)
+        finally:
+            vars(pipeline.scheduler).pop("set_timesteps", None)
 
 
 def _raise(error: BaseException) -> Any:
@@ -228,13 +237,16 @@ def branches_apart() -> None:
 
     pipeline = wan()
     pipeline.scheduler.set_timesteps(8)
-    with mixcache.enable(pipeline, "hindsight", group=dist.group.WORLD), torch.no_grad():
-        with pipeline.transformer.cache_context("cond" if rank() == 0 else "uncond"):
-            pipeline.transformer(
-                hidden_states=torch.zeros(1, 4, 2, 4, 4),
-                timestep=pipeline.scheduler.timesteps[:1],
-                encoder_hidden_states=torch.zeros(1, 24, 16),
-            )
+    with (
+        mixcache.enable(pipeline, "hindsight", group=dist.group.WORLD),
+        torch.no_grad(),
+        pipeline.transformer.cache_context("cond" if rank() == 0 else "uncond"),
+    ):
+        pipeline.transformer(
+            hidden_states=torch.zeros(1, 4, 2, 4, 4),
+            timestep=pipeline.scheduler.timesteps[:1],
+            encoder_hidden_states=torch.zeros(1, 24, 16),
+        )
 
 
 def with_spread_weights() -> None:

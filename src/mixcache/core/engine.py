@@ -124,7 +124,7 @@ class Engine(Observer):
         trajectory = None
         if record is None or self._is_new_trajectory(record, info):
             trajectory = {
-                "shape": f"{tuple(info.signature[0])} of {info.signature[1]}",
+                "shape": [str(part) for part in info.signature if not isinstance(part, torch.device)],
                 "noise levels": info.sigmas or info.sigma,
                 "guidance": self._guidance(),
                 "span": self.span,
