@@ -1,4 +1,4 @@
-"""Runs of two ranks that are drawn: policy, settings, steps and a fault. None may hang, and none may end differently."""
+"""Runs of two ranks, drawn: policy, settings, steps and a fault. None may hang, and none may end differently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def drawn(seed: int) -> dict[str, Any]:
     policy = chance.choice(["hindsight", "mixcache", "hold", "every_nth"])
     settings = {"max_age": chance.randint(2, 8)}
     if policy == "hold":
-        settings |= chance.choice([{"error": chance.uniform(0.1, 1)}, {"speedup": chance.uniform(1, 1.8)}])
+        settings["error"] = chance.uniform(0.1, 1)
     else:
         settings["granularities"] = chance.choice(GRANULARITIES)
     num_steps, fault = chance.randint(5, 14), chance.choice(FAULTS)
