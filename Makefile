@@ -11,7 +11,7 @@ RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
 FEW_STEPS := shapes-cogvideox-20 shapes-hunyuan-20
 ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 
-.PHONY: demo test test-all test-batch test-comfyui batch-bars check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff gate gate-anew overhead joined clean
+.PHONY: demo test test-all test-ranks test-batch test-comfyui batch-bars check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff gate gate-anew overhead joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -29,7 +29,7 @@ demo: .venv/installed
 # a process for each core, of one thread; whoever is done takes over from the others
 PARALLEL := --numprocesses auto --dist worksteal
 
-test test-all test-batch test-comfyui support batch-bars: export OMP_NUM_THREADS = 1
+test test-all test-ranks test-batch test-comfyui support batch-bars: export OMP_NUM_THREADS = 1
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -56,6 +56,9 @@ test-batch: .venv-batch/installed
 
 batch-bars: .venv-batch/installed
 	.venv-batch/bin/python -m studies.batch --out docs/results/batch.json
+
+test-ranks: .venv/installed-test
+	$(BIN)/python -m pytest -q -m "ranks and not slow" tests/ranks
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

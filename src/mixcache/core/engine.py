@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
+from mixcache.core.agreement import Agreement, AloneError, decoded, encoded
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL, CallInfo, End, Span
 from mixcache.core.corrector import Corrector
 from mixcache.core.histories import Histories, StepRecord
-from mixcache.core.measuring import SignalName, distances, measurement_of, products
+from mixcache.core.measuring import SignalName, distances, is_of_shards, measurement_of, products
 from mixcache.core.observer import Observer
 from mixcache.core.run import Run, Solver, Streams, parts_of
 from mixcache.core.signals import to_floats, total
@@ -83,6 +84,8 @@ class Engine(Observer):
 
     def call(self, info: CallInfo, run: Run) -> torch.Tensor:
         record = self._record
+        if self.agreement is not None:
+            self._meet(self.agreement, info)
         if record is None or self._is_new_trajectory(record, info):
             self._takes_turns = info.step > 0 and (self._takes_turns or self._is_another_run(record, info))
             if self._takes_turns and not self._has_told_turns:
@@ -92,7 +95,7 @@ class Engine(Observer):
             self._generation = self._trace.number_of(info.offset)
             record = self._begin(info, run.latents.device)
         elif record.info.step != info.step:
-            self._finish()
+            self._finish(agrees=True)
             record = self._begin(info, run.latents.device)
         self._signatures |= dict.fromkeys(info.branches, (info.signature, info.parts))
         granularity = record.decision.granularity
@@ -108,6 +111,29 @@ class Engine(Observer):
         except BaseException:
             self._record = None  # what was computed of the step under way is not looked at
             self.end(End.FAILED)
+            raise
+
+    def _meet(self, agreement: Agreement, info: CallInfo) -> None:
+        """The other ranks are at the same call, of the same trajectory; AloneError where one computes it in full."""
+        record = self._record
+        place = {
+            "call": "+".join(info.branches),
+            "step": f"{info.step} of {info.num_steps}",
+            "steps taken again": 0 if record is None else record.num_corrected,
+        }
+        trajectory = None
+        if record is None or self._is_new_trajectory(record, info):
+            trajectory = {
+                "shape": [str(part) for part in info.signature if not isinstance(part, torch.device)],
+                "noise levels": info.sigmas or info.sigma,
+                "guidance": self._guidance(),
+                "span": self.span,
+                "granularities in use": sorted(map(str, self._kept)),
+            }
+        try:
+            agreement.meet(place, trajectory)
+        except AloneError:
+            self.end(End.INTERRUPTED)
             raise
 
     def _answer(self, record: StepRecord, info: CallInfo, run: Run) -> torch.Tensor:
@@ -244,22 +270,33 @@ class Engine(Observer):
             corrects=self._corrector is not None and self._corrector.is_at_work(info.step),
         )
         self._seen_state = self._state
-        decision = self.policy.decide(step, self._state)
-        if self._takes_turns:
-            decision = Decision(granularity=Granularity.COMPUTE, reason="runs in turn")
-        if decision.granularity is not Granularity.COMPUTE and decision.granularity not in ages:
-            decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
-        if decision.granularity is Granularity.STEP and not self._histories.num_outputs(info.branches):
-            # guidance would multiply the mismatch of one branch computed and the other predicted
-            decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
+        decision = self._decided(step, info)
         if decision.granularity is Granularity.COMPUTE and info.is_last:
             self._histories.forget_residuals()  # token-sized, and of no more use; some pipelines never reset
         self.times.begin(decision.granularity, device)
         self._record = StepRecord(info=info, decision=decision)
         return self._record
 
-    def _finish(self, *, measures: bool = True) -> None:
-        """Measures the step under way, refreshes the histories with what was computed, and traces it."""
+    def _decided(self, step: Step, info: CallInfo) -> Decision:
+        """What the policy wants and the histories allow; of several ranks, on the first."""
+        agreement, predictors = self.agreement, self._needs.predictors
+        if agreement is not None and not agreement.leads:
+            return decoded(agreement.decide((0, 0.0)), predictors)
+        decision = self.policy.decide(step, self._state)
+        if self._takes_turns:
+            decision = Decision(granularity=Granularity.COMPUTE, reason="runs in turn")
+        if decision.granularity is not Granularity.COMPUTE and decision.granularity not in step.ages:
+            decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
+        if decision.granularity is Granularity.STEP and not self._histories.num_outputs(info.branches):
+            # guidance would multiply the mismatch of one branch computed and the other predicted
+            decision = Decision(granularity=Granularity.COMPUTE, reason="no history")
+        if agreement is not None:
+            agreement.decide(encoded(decision, predictors))
+        return decision
+
+    def _finish(self, *, measures: bool = True, agrees: bool = False) -> None:
+        """Measures the step under way, refreshes the histories with what was computed, and traces it; where it `agrees`
+        the other ranks do so now too, and are asked."""
         record, self._record = self._record, None
         if record is None:
             return
@@ -277,20 +314,24 @@ class Engine(Observer):
             if self._needs.trials:
                 signals = products(record, self._histories, self._needs.predictors)
             else:
-                signals = distances(record, self._histories, self._needs.predictors[-1])
+                predictor, shards = self._needs.predictors[-1], self.agreement is not None
+                signals = distances(record, self._histories, predictor, of_shards=shards)
             names += signals
             scalars += signals.values()
         if record.misfit is not None:
             names.append("misfit")
             scalars.append(record.misfit)
         values = dict(zip(names, to_floats(scalars), strict=True))
+        if self.agreement is not None and agrees and values:
+            values = self.agreement.total(values, {name for name in names if is_of_shards(name)})
         if record.misfit is not None and self._corrector is not None:
             self._corrector.learn(values["misfit"])
         num_non_finite = sum(not math.isfinite(values[call]) for call in record.totals)
         measurement = None
         if is_measured and not num_non_finite:
             measurement = measurement_of(record, values, self._histories.kept)
-            self.policy.observe(measurement, self._state)
+            if self.agreement is None or self.agreement.leads:
+                self.policy.observe(measurement, self._state)
         self.peak_bytes = max(self.peak_bytes, num_bytes([*self._held(), *record.tensors()]))
         if num_non_finite:
             # a branch refreshed alone would be younger than the other

@@ -7,18 +7,28 @@ all scalars of a step to the host at once, and `measurement_of` makes of them wh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
-from mixcache.core.histories import Histories, StepRecord
-from mixcache.core.signals import inner, relative_l1
+from mixcache.core.histories import Histories, StepRecord, StreamKey
+from mixcache.core.signals import inner, relative_l1, total
 from mixcache.decision import Choice, Granularity, Measurement, Trial
 from mixcache.predictors import REUSE, Predictor
 
-SignalName = Granularity | str | tuple[Granularity, Predictor, str]
-"""What a scalar is of: a granularity's distance, a call or what else is named, or an inner product of a granularity's
-trial with a predictor."""
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A sum over a residual, which a rank has a shard of: of the "change" of its elements, or of their "size"."""
+
+    key: StreamKey
+    of: str
+
+
+SignalName = Granularity | str | tuple[Granularity, Predictor, str] | Part
+"""What a scalar is of: a granularity's distance, a call or what else is named, an inner product of a granularity's
+trial with a predictor, or a part of a distance."""
 Signals = dict[SignalName, torch.Tensor]
 
 
@@ -29,9 +39,9 @@ def guided(outputs: Mapping[str, torch.Tensor], scale: float | None) -> torch.Te
     return torch.lerp(outputs[UNCONDITIONAL].float(), outputs[CONDITIONAL].float(), scale)
 
 
-def distances(record: StepRecord, histories: Histories, predictor: Predictor) -> Signals:
+def distances(record: StepRecord, histories: Histories, predictor: Predictor, *, of_shards: bool = False) -> Signals:
     """Device scalars: the deviation of a `step` by the predictor from this computed one, and the distance of each
-    granularity."""
+    granularity; of residuals that are shards what it takes to sum them over the ranks first."""
     signals: Signals = {}
     outputs, sigma = record.outputs, record.info.sigma
     if histories.num_outputs(outputs):
@@ -45,7 +55,11 @@ def distances(record: StepRecord, histories: Histories, predictor: Predictor) ->
     last = histories.difference.last
     if record.difference is not None and last is not None:
         signals[Granularity.CFG] = relative_l1(last, record.difference)
-    if histories.num_residuals(record.residuals):
+    if histories.num_residuals(record.residuals) and of_shards:
+        for key, residual in record.residuals.items():
+            change = residual.float() - histories.residual(key, sigma, REUSE).float()
+            signals |= {Part(key, "change"): total(change.abs()), Part(key, "size"): total(residual.abs())}
+    elif histories.num_residuals(record.residuals):
         of_streams = [relative_l1(histories.residual(key, sigma, REUSE), r) for key, r in record.residuals.items()]
         signals[Granularity.BLOCK] = torch.stack(of_streams).mean()
     return signals
@@ -89,6 +103,12 @@ def products(record: StepRecord, histories: Histories, predictors: Sequence[Pred
     return signals
 
 
+def is_of_shards(name: SignalName) -> bool:
+    """True for what is measured on residuals: where tokens are spread over ranks, outputs are whole on each of them,
+    and residuals are not."""
+    return isinstance(name, Part) or name == "residual" or (isinstance(name, tuple) and name[0] is Granularity.BLOCK)
+
+
 def _fitting(predictors: Sequence[Predictor], num_values: int) -> list[Predictor]:
     """Those that so long a history is enough for."""
     return [predictor for predictor in predictors if predictor.num_values <= num_values]
@@ -120,6 +140,10 @@ def measurement_of(
     record: StepRecord, values: Mapping[SignalName, float], kept: Collection[Granularity]
 ) -> Measurement:
     """What the policy is told of the step; `values` are the signals."""
+    keys = [name.key for name in values if isinstance(name, Part) and name.of == "size"]
+    of_streams = [values[Part(key, "change")] / max(values[Part(key, "size")], 1e-12) for key in keys]
+    if of_streams:
+        values = {**values, Granularity.BLOCK: sum(of_streams) / len(of_streams)}
     trials = _trials(record, values)
     of_step = [trial for (granularity, _), trial in trials.items() if granularity is Granularity.STEP]
     return Measurement(

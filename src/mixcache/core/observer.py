@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mixcache.core.agreement import Agreement
 from mixcache.core.calls import CallInfo, End, Span
 from mixcache.core.run import Run, Solver
 from mixcache.core.step_times import StepTimes
@@ -37,6 +38,8 @@ class Observer:
         self.policy, self.span = policy, span
         self._guidance, self._trace = guidance, trace
         self._kept = {g for g in policy.needs.granularities if g.value in granularities}
+        self.agreement: Agreement | None = None
+        """With the other ranks that run the same clip; None where there are none."""
         self.times = StepTimes()
         self.peak_bytes = 0
         """Most that what is kept ever took."""
@@ -70,7 +73,8 @@ class Observer:
     def call(self, info: CallInfo, run: Run) -> torch.Tensor:
         """The output of one call, of which `run` carries out what is not answered.
 
-        The very tensor that `run.full` gave where it ran in full; else one that the caller may write to.
+        The very tensor that `run.full` gave where it ran in full; else one that the caller may write to. AloneError,
+        before anything is run, where the host is to compute the call in full since another rank does.
         """
         return run.full(records=False)[0]
 

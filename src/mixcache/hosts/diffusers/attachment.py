@@ -14,11 +14,14 @@ from mixcache.hosts.diffusers.denoisers import experts_of, unloaded_of
 from mixcache.hosts.diffusers.handle import Handle
 from mixcache.hosts.diffusers.hooks import PipelineHook, TransformerHook
 from mixcache.hosts.diffusers.overlay import hooks_on
+from mixcache.hosts.diffusers.parallel import group_of
 from mixcache.hosts.diffusers.rows import row_for
 from mixcache.policies import Policy
 
 
-def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, **settings: Any) -> Handle:
+def enable(
+    pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *, group: Any = None, **settings: Any
+) -> Handle:
     """Makes a diffusers pipeline cache, until `disable`.
 
     `policy` is a name of `mixcache.POLICIES`, a policy object such as `mixcache.Hold(speedup=2.0)`, or a whole
@@ -26,7 +29,8 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     `MixCacheConfig`). An object has its own settings in it: beside it only bounds and span are given. Without a policy
     it is "hold", which takes `speedup=`, `quality=` or neither. Returns the handle: `.summary()`, `.trace`,
     `.profile`, `.disable()`; it is also a context manager. What a policy takes from a profile and is not given comes
-    from the one that mixcache ships for this model, if there is one.
+    from the one that mixcache ships for this model, if there is one. `group` is a torch.distributed group of ranks that
+    run one clip together; under diffusers' context parallelism it is found (docs/parallel.md).
 
     Raises ValueError for an unknown or wrong setting and for a pipeline that is enabled already, TypeError for one
     that is not supported and for what is no policy. Nothing is attached then.
@@ -36,10 +40,12 @@ def enable(pipeline: Any, policy: str | Policy | MixCacheConfig | None = None, *
     config = policy if isinstance(policy, MixCacheConfig) else MixCacheConfig(policy=policy, settings=settings)
     if isinstance(policy, MixCacheConfig) and settings:
         raise ValueError(f"settings {', '.join(settings)} beside a MixCacheConfig; put them in its settings")
-    return attach(pipeline, config)
+    return attach(pipeline, config, group=group)
 
 
-def attach(pipeline: Any, config: MixCacheConfig, engine_class: type[Observer] = Engine) -> Handle:
+def attach(
+    pipeline: Any, config: MixCacheConfig, engine_class: type[Observer] = Engine, *, group: Any = None
+) -> Handle:
     """What `enable` does, with engines of another class: they decide about, measure and answer the calls.
 
     Raises what `enable` does.
@@ -47,6 +53,7 @@ def attach(pipeline: Any, config: MixCacheConfig, engine_class: type[Observer] =
     experts = list(experts_of(pipeline).values())
     if not experts or unloaded_of(pipeline):
         raise TypeError(_nothing_to_attach_to(pipeline))
+    group_of(experts, group)
     rows = [row_for(expert, pipeline) for expert in experts]
     row = rows[0]
     if row.unsafe:
@@ -55,7 +62,7 @@ def attach(pipeline: Any, config: MixCacheConfig, engine_class: type[Observer] =
         raise ValueError(
             "mixcache is enabled on this transformer already; call handle.disable() or mixcache.disable(pipe) first"
         )
-    return Handle(pipeline, completed(config, experts), row, engine_class)
+    return Handle(pipeline, completed(config, experts), row, engine_class, group)
 
 
 def disable(pipeline: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from mixcache.config import BOUNDS, MixCacheConfig, setting_names
+from mixcache.core.agreement import Agreement
 from mixcache.core.calls import End
 from mixcache.core.engine import Engine
 from mixcache.core.observer import Observer
@@ -21,6 +22,7 @@ from mixcache.hosts.diffusers.callers import calling_pipeline
 from mixcache.hosts.diffusers.denoisers import blocks_of, experts_of, span_of
 from mixcache.hosts.diffusers.hooks import BlockHook, Cell, PipelineHook, TransformerHook
 from mixcache.hosts.diffusers.overlay import hooks_on, put_on, take_off
+from mixcache.hosts.diffusers.parallel import check_span, group_of
 from mixcache.hosts.diffusers.reader import Reader
 from mixcache.hosts.diffusers.reasons import NO_BLOCKS, why_not, without_numbers
 from mixcache.hosts.diffusers.rows import COMPILE, ModelRow, row_for
@@ -108,13 +110,20 @@ class Handle:
     detaches at its end."""
 
     def __init__(
-        self, pipeline: Any, config: MixCacheConfig, row: ModelRow, engine_class: type[Observer] = Engine
+        self,
+        pipeline: Any,
+        config: MixCacheConfig,
+        row: ModelRow,
+        engine_class: type[Observer] = Engine,
+        group: Any = None,
     ) -> None:
         self.config, self.row, self.policy = config, row, config.build()
         self.trace = Trace()
         self._pipeline: Callable[[], Any] = weakref.ref(pipeline)
         self._name = type(pipeline).__name__
         self._engine_class = engine_class
+        self._group = group
+        self._ranks: Any = None
         self._leaves_blocks = False
         self.denoisers = [Denoiser(self, name, module) for name, module in experts_of(pipeline).items()]
         self.sessions = Sessions(self._new_session, self._row_of)
@@ -132,7 +141,8 @@ class Handle:
             raise
 
     def _new_session(self) -> Session:
-        return Session([d.attribute for d in self.denoisers], self._new_engine, self.row, self.trace, self._run_is_over)
+        names = [denoiser.attribute for denoiser in self.denoisers]
+        return Session(names, self._new_engine, self.row, self.trace, self._run_is_over, self._agreement)
 
     def _new_engine(self, attribute: str, guidance: Callable[[], float | None], trace: TraceWriter) -> Observer:
         span = next(denoiser.span for denoiser in self.denoisers if denoiser.attribute == attribute)
@@ -140,6 +150,22 @@ class Handle:
         if self._leaves_blocks:
             engine.leave_out(Granularity.BLOCK)
         return engine
+
+    def _agreement(self) -> Agreement | None:
+        """With the other ranks that a run which begins now is shared with; None where there are none."""
+        transformers = [transformer for d in self.denoisers if (transformer := d.transformer) is not None]
+        group = group_of(transformers, self._group)
+        if group is None:
+            return None
+        from mixcache.hosts.ranks import Ranks, versions
+
+        if self._ranks is None or not self._ranks.is_of(group):
+            for denoiser in self.denoisers:
+                if (transformer := denoiser.transformer) is not None and denoiser.engine.keeps(Granularity.BLOCK):
+                    check_span(transformer, denoiser.span)
+            alike = {"policy": self.config.policy_name} | self.settings | {"needs": self.policy.needs}
+            self._ranks = Ranks(group, versions() | alike)
+        return self._ranks
 
     def _row_of(self, pipeline: Any) -> ModelRow:
         if pipeline is self._pipeline():
@@ -175,8 +201,10 @@ class Handle:
         """Told by the pipeline that its loop is done with the transformer."""
         self.sessions.loop_is_over(calling_pipeline(), self._pipeline())
 
-    def computed_in_full(self, reason: str) -> None:
-        """Told of a call that said too little."""
+    def computed_in_full(self, reason: str, *, on_all_ranks: bool = False) -> None:
+        """Told of a call that said too little, here or on another rank; RuntimeError where another one has failed."""
+        if (agreement := self.sessions.latest.agreement) is not None and not on_all_ranks:
+            agreement.in_full(reason)
         if not self._num_calls_in_full:
             logger.warning("a call of the transformer is computed in full: %s", reason)
         self._num_calls_in_full += 1

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mixcache.core.agreement import AloneError
 from mixcache.core.calls import CallInfo, End, Span
 from mixcache.core.observer import Observer
 from mixcache.core.run import Streams
@@ -40,8 +41,8 @@ class Owner(Protocol):
     def cell_for_call(self, attribute: str) -> Cell:
         """What the run under way keeps of the transformer; UnknownCallError where the run cannot be told."""
 
-    def computed_in_full(self, reason: str) -> None:
-        """Told of a call that said too little."""
+    def computed_in_full(self, reason: str, *, on_all_ranks: bool = False) -> None:
+        """Told of a call that said too little, here or on another rank."""
 
     def tell_once(self, text: str) -> None:
         """One line of the log, the first time."""
@@ -146,7 +147,15 @@ class TransformerHook:
             self.owner.computed_in_full(str(reason))
             return inner(*args, **kwargs)
         run = TransformerCall(self, cell, info, inner, args, kwargs, named)
-        packed = cell.engine.call(info, run)
+        try:
+            packed = cell.engine.call(info, run)
+        except AloneError as reason:
+            self.owner.computed_in_full(str(reason), on_all_ranks=True)
+            return inner(*args, **kwargs)
+        except BaseException as error:
+            if cell.engine.agreement is not None:
+                cell.engine.agreement.fail(error)
+            raise
         if run.packed is packed:
             output = run.output
         elif (info.branch, returns_dict) in cell.forms:

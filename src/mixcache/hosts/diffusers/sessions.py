@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mixcache.core.agreement import Agreement
 from mixcache.core.calls import End
 from mixcache.core.observer import Observer
 from mixcache.hosts.diffusers.clock import UnknownCallError
@@ -38,6 +39,7 @@ class Session:
         row: ModelRow,
         trace: Trace,
         on_end: Callable[[Session, End], None],
+        agreement: Callable[[], Agreement | None],
     ) -> None:
         self.pipeline: Callable[[], Any] = lambda: None
         self.is_announced = False
@@ -50,7 +52,9 @@ class Session:
             engine = make_engine(attribute, self._guidance_of(attribute), writer)
             self.cells[attribute] = Cell(engine, reader, self.after_call)
         self._solver: SchedulerHook | None = None
-        self._on_end = on_end
+        self._on_end, self._agreement_of = on_end, agreement
+        self.agreement: Agreement | None = None
+        """With the other ranks that run this clip."""
 
     def _guidance_of(self, attribute: str) -> Callable[[], float | None]:
         return lambda: self.cells[attribute].reader.guidance
@@ -59,7 +63,11 @@ class Session:
         """A run of this pipeline begins."""
         self.pipeline, self.is_announced = weakref.ref(pipeline), is_announced
         self._start_afresh()
+        self.agreement = self._agreement_of()
+        if self.agreement is not None:
+            self.agreement.begin()
         for attribute, cell in self.cells.items():
+            cell.engine.agreement = self.agreement
             cell.engine.times.clear()
             cell.reader = Reader(row, self.pipeline, attribute)
             cell.engine.begin()
@@ -93,7 +101,7 @@ class Session:
     def after_call(self, cell: Cell) -> None:
         """Told when a call is answered, or the scheduler's step is done: a run that nobody announced ends here."""
         if not self.is_announced and cell.engine.is_over:
-            self.end(End.DONE)
+            self.done()
 
     def _follow_scheduler(self, engine: Observer) -> None:
         """Moves the hook to the scheduler that the pipeline has now, where policy and scheduler allow corrections."""
@@ -110,6 +118,21 @@ class Session:
     def _after_step(self) -> None:
         for cell in self.cells.values():
             self.after_call(cell)
+
+    def done(self) -> None:
+        """Ends a run of calls that nobody announced, on all ranks; RuntimeError where it failed on another one."""
+        self.meet_at_end()
+        self.end(End.DONE)
+
+    def meet_at_end(self) -> None:
+        """The run is done here; RuntimeError where it failed on another rank."""
+        if self.agreement is not None:
+            self.agreement.end()
+
+    def fail(self, error: BaseException) -> None:
+        """The run failed here, which the other ranks are to know."""
+        if self.agreement is not None:
+            self.agreement.fail(error)
 
     def end(self, reason: End) -> None:
         """Ends the run: nothing of it is held, and the scheduler is as it was."""
@@ -149,7 +172,11 @@ class Sessions:
         reason = End.FAILED
         try:
             yield session
+            session.meet_at_end()
             reason = End.DONE
+        except BaseException as error:
+            session.fail(error)
+            raise
         finally:
             self._announced.stack.remove(session)
             self._over(session, reason)
@@ -180,7 +207,7 @@ class Sessions:
         """The pipeline said that its loop is done."""
         for other in list(self._others):
             if other.is_of(own if caller is None else caller):
-                other.session.end(End.DONE)
+                other.session.done()
 
     def end(self) -> None:
         """Ends all of them."""
