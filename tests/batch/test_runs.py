@@ -286,9 +286,10 @@ def test_an_attempt_that_was_cut_off_as_it_began_keeps_nobody_waiting(
         raise KilledError
 
     folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    with monkeypatch.context() as patch:
         patch.setattr(attempts, "this_process", killed)
-        begin(folder, "ab")
+        with pytest.raises(KilledError):
+            begin(folder, "ab")
     attempt = begin(folder, "ab")
     assert isinstance(attempt, Attempt)
     assert attempt.number == 1

@@ -143,7 +143,7 @@ def build(studio: Studio) -> Any:
         with gr.Row():
             how = gr.Radio([DEFAULT, SPEED, QUALITY], value=DEFAULT, label="Wanted")
             speedup = gr.Slider(1.0, 4.0, value=2.0, step=0.1, label="Speed-up", visible=False)
-            quality = gr.Radio(list(QUALITIES), value=list(QUALITIES)[0], label="Quality", visible=False)
+            quality = gr.Radio(list(QUALITIES), value="high", label="Quality", visible=False)
         how.change(
             lambda way: (gr.update(visible=way == SPEED), gr.update(visible=way == QUALITY)), how, [speedup, quality]
         )
