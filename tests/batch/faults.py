@@ -44,8 +44,8 @@ class FakeWorker:
         obey(job.prompt, self.folder)
         film.write_text(f"{job.prompt}, {job.seed}, made by {os.getpid()} at {time.time_ns()}")
         still_of(film).write_text("a picture")
-        facts = {"saving": 0.5, "timeline": "#s", "foretold": None, "seconds": {"denoising": 1.0}, "pixels": job.id}
-        return facts | {"pid": os.getpid()}
+        facts = {"saving": 0.5, "timeline": "#s", "speedup": 2.0, "wished_speedup": None, "pixels": job.id}
+        return facts | {"seconds": {"denoising": 1.0}, "pid": os.getpid()}
 
     def verify(self, job: Job) -> dict[str, Any]:
         obey(job.prompt, self.folder)

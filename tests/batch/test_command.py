@@ -38,7 +38,7 @@ def invoked(*arguments: object) -> Any:
         (["--size", "big"], "--size 'big' is not WIDTHxHEIGHT"),
         (["--speedup", "2", "--profile", "none.json"], "none.json cannot be read"),
         (["--devices", "toaster"], "device 'toaster' is not on this machine"),
-        (["--policy", "planned", "--set", "speedup=99", "--devices", "cpu"], "speedup=99 cannot be reached"),
+        (["--quality", "hihg"], "unknown quality 'hihg'; did you mean 'high'?"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_another_model_or_setting_is_another_name(tmp_path: Path) -> None:
     keys = set()
     for text in ("one", "two"):
         profile.write_text(text)
-        keys.add(Batch.of("shapes-wan", "planned", {"speedup": 2.0, "profile": str(profile)}).key)
+        keys.add(Batch.of("shapes-wan", "hold", {"speedup": 2.0, "profile": str(profile)}).key)
     assert len(keys) == 2
 
 

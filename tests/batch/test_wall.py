@@ -18,8 +18,8 @@ SHOTS = os.environ.get("MIXCACHE_SCREENSHOTS")
 
 
 def filled(out: Path, num_clips: int) -> Folder:
-    """A folder of records as a batch of policy "planned" writes them; every tenth job failed."""
-    folder = Folder.open(out, Batch.of("shapes-wan", "planned", {"speedup": 2.0}), {})
+    """A folder of records as a batch at a wished speed-up writes them; every tenth job failed."""
+    folder = Folder.open(out, Batch.of("shapes-wan", "hold", {"speedup": 2.0}), {})
     for index in range(num_clips):
         job = Job(batch="", prompt=f"a {COLOURS[index % 5]} circle number {index} </script><b>&", seed=index)
         record = {"id": job.id, "job": {"prompt": job.prompt, "seed": job.seed}}
@@ -28,7 +28,7 @@ def filled(out: Path, num_clips: int) -> Folder:
         if index % 10 == 9:
             folder.file(job.id, ".failed.json").write_text(json.dumps(record | {"error": "RuntimeError: no"}))
             continue
-        record |= {"saving": 0.5 + index % 100 / 1000, "foretold": {"psnr_db": 40.0 + index % 7}}
+        record |= {"saving": 0.5 + index % 100 / 1000, "speedup": 1.5 + index % 7 / 10, "wished_speedup": 2.0}
         record |= {"seconds": {"denoising": 2.5}, "timeline": "##" + "#ss" * 16}
         path.write_text(json.dumps(record))
         if index < 4:
@@ -51,7 +51,7 @@ def test_a_row_for_each_clip_and_each_failure(tmp_path: Path) -> None:
     assert len(rows) == 20
     assert rows[9]["error"] == "RuntimeError: no"
     assert rows[9]["saving"] is None
-    assert (rows[11]["saving"], rows[11]["foretold"], rows[11]["psnr"]) == (0.511, 44.0, None)
+    assert (rows[11]["saving"], rows[11]["speedup"], rows[11]["wished"], rows[11]["psnr"]) == (0.511, 1.9, 2.0, None)
     assert (rows[0]["psnr"], rows[1]["psnr"]) == ("identical", 30.0)
     assert [path.name for path in folder.path.iterdir() if "writing" in path.name] == []
 
@@ -100,10 +100,11 @@ def test_ten_thousand_clips_open_and_filter_in_a_second(tmp_path: Path) -> None:
         chrome.ask("{" + pick.replace("ID", "'show'").replace("VALUE", "'failed'") + "}")
         assert chrome.ask("document.getElementById('place').textContent") == "1 to 60 of 1000"
         chrome.ask("{" + pick.replace("ID", "'show'").replace("VALUE", "'verified'") + "}")
-        chrome.ask("{" + pick.replace("ID", "'sort'").replace("VALUE", "'psnr 1'") + "}")
-        assert [
-            seed.split()[1] for seed in chrome.ask("[...document.querySelectorAll('p.facts')].map(p => p.textContent)")
-        ] == ["1", "2", "3", "0"]
+        for order, seeds in {"psnr 1": "1230", "speedup 1": "0123", "speedup -1": "3210", "saving -1": "3210"}.items():
+            chrome.ask("{" + pick.replace("ID", "'sort'").replace("VALUE", f"'{order}'") + "}")
+            facts = chrome.ask("[...document.querySelectorAll('p.facts')].map(p => p.textContent)")
+            assert [fact.split()[1] for fact in facts] == list(seeds), order
+        assert "· 1.80x of 2x ·" in facts[0]
         assert "9000 clips · 1000 failed" in chrome.ask("document.getElementById('totals').textContent")
         assert "lowest 30.0 dB, median 45.5 dB" in chrome.ask("document.getElementById('totals').textContent")
         assert chrome.errors == []

@@ -46,21 +46,24 @@ def stages(studio: Studio, asked: Wish) -> tuple[Comparison, list[str]]:
     return found, list(seen)
 
 
+@pytest.mark.usefixtures("steady_times")
 def test_the_plain_clip_is_kept_for_its_seed(studio: Studio) -> None:
-    first, made = stages(studio, wish(speedup=1.5))
+    first, made = stages(studio, wish(num_steps=20, speedup=2.0))
     assert made == ["warm-up", "plain", "cached"]
-    second, made = stages(studio, wish(quality=30.0))
+    second, made = stages(studio, wish(num_steps=20, quality="fast"))
     assert made == ["cached"]
     assert second.plain == first.plain
     assert second.plain_seconds == first.plain_seconds
-    _, made = stages(studio, wish(seed=2))
+    _, made = stages(studio, wish(seed=2, num_steps=20))
     assert made == ["plain", "cached"]
     assert first.plain != first.cached
     assert first.saving > 0
-    assert first.foretold_db is not None
+    assert first.loop_speedup is not None
+    assert f"{first.loop_speedup:.2f}x by the times of the cached clip's own steps, 2x wished" in page.told(first)
+    assert [page.row(one)[3] for one in (first, second)] == ["2x", "fast"]
     assert all(film.read_bytes()[4:8] == b"ftyp" for film in (first.plain, first.cached, first.difference))
-    assert len(first.trace) == 8
-    assert page.timeline(first).count("<span title=") == 8
+    assert len(first.trace) == 20
+    assert page.timeline(first).count("<span title=") == 20
     assert f"**{first.speedup:.2f}x** faster" in page.told(first)
 
 
@@ -125,11 +128,23 @@ def test_a_wrong_wish(values: dict[str, Any], message: str) -> None:
         wish(**values)
 
 
+def test_a_wish_that_so_few_steps_do_not_allow(studio: Studio) -> None:
+    with pytest.raises(ValueError, match=r"speedup=2 with 8 steps would only break the clip"):
+        stages(studio, wish(speedup=2.0))
+    assert stages(studio, wish(num_steps=2))[1][-1] == "cached"  # and the next one is served
+
+
+def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none.json cannot be read"):
+        Studio("shapes-wan", tmp_path, profile=str(tmp_path / "none.json"))
+
+
 def test_fields_become_a_wish() -> None:
-    words = next(iter(page.WORDS))
-    assert page.wish_of(CAPTION, 3, 20, page.DEFAULT, 2.0, words).settings == {}
-    assert page.wish_of(CAPTION, 3, 20, page.SPEED, 2.0, words).settings == {"speedup": 2.0}
-    assert page.wish_of(CAPTION, 3, 20, page.QUALITY, 2.0, words).settings == {"quality": 60.0}
+    assert page.wish_of(CAPTION, 3, 20, page.DEFAULT, 2.0, "high").settings == {}
+    assert page.wish_of(CAPTION, 3, 20, page.SPEED, 2.0, "high").settings == {"speedup": 2.0}
+    assert page.wish_of(CAPTION, 3, 20, page.QUALITY, 2.0, "fast").settings == {"quality": "fast"}
+    with pytest.raises(ValueError, match=r"unknown quality 'fasst'; did you mean 'fast'"):
+        page.wish_of(CAPTION, 3, 20, page.QUALITY, 2.0, "fasst")
 
 
 def test_a_port_that_is_taken() -> None:
@@ -240,8 +255,9 @@ def test_through_its_client(address: str) -> None:
     from gradio_client import Client
 
     client = Client(address, verbose=False)
-    words = next(iter(page.WORDS))
-    found = client.predict(CAPTION, 1, 8, page.SPEED, 1.5, words, api_name="/generate")
+    found = client.predict(CAPTION, 1, 12, page.SPEED, 1.5, "high", api_name="/generate")
     assert any("faster" in str(value) for value in found)
+    with pytest.raises(Exception, match="with 8 steps would only break the clip"):
+        client.predict(CAPTION, 1, 8, page.SPEED, 1.5, "high", api_name="/generate")
     with pytest.raises(Exception, match="the prompt is empty"):
-        client.predict(" ", 1, 8, page.DEFAULT, 1.5, words, api_name="/generate")
+        client.predict(" ", 1, 8, page.DEFAULT, 1.5, "high", api_name="/generate")

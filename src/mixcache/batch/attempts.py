@@ -9,9 +9,11 @@ given up.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -26,6 +28,8 @@ MAX_ATTEMPTS = 3
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """After so long without a touch an owner on another machine is taken for dead."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links answer."""
 
 
 class Standing(Enum):
@@ -123,22 +127,31 @@ def begin(folder: Folder, name: str) -> Attempt | Standing:
     folder.file(name, "").parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, MAX_ATTEMPTS + 1):
         path = _path(folder, name, number)
-        try:
-            with path.open("x") as file:
-                try:
-                    json.dump(this_process(), file)
-                except OSError:
-                    path.unlink()
-                    raise
-        except FileExistsError:
-            if _is_alive(folder, path):
-                return Standing.BUSY
-            continue
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        return _looked_at(Attempt(folder=folder, name=name, number=number))
+        if _is_claimed(path):
+            return _looked_at(Attempt(folder=folder, name=name, number=number))
+        if _is_alive(folder, path):
+            return Standing.BUSY
     return Standing.DONE if folder.has(name) else Standing.GIVEN_UP
+
+
+def _is_claimed(path: Path) -> bool:
+    """Makes the attempt, or says that there is one. It comes whole: one that did not yet name its owner, and never will
+    where that was killed, could only be waited for."""
+    beside = scratch(path, secrets.token_hex(6))
+    try:
+        beside.write_text(json.dumps(this_process()))
+        try:
+            os.link(beside, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            path.open("x").close()
+            beside.replace(path)
+    except FileExistsError:
+        return beside.stat().st_nlink == 2  # NFS may also say so of a link that it has just made
+    finally:
+        beside.unlink(missing_ok=True)
+    return True
 
 
 def _looked_at(attempt: Attempt) -> Attempt | Standing:
@@ -193,7 +206,7 @@ def _is_alive(folder: Folder, path: Path) -> bool:
 
 
 def _owner(path: Path) -> dict[str, Any] | None:
-    """Who made the attempt; None where that is not written, or not yet."""
+    """Who made the attempt; None where that is not written."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):

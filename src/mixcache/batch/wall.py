@@ -15,7 +15,7 @@ from mixcache.report import figures
 from mixcache.report.template import rendered
 
 TEMPLATE = "wall.html.j2"
-COLUMNS = ("id", "prompt", "seed", "saving", "foretold", "seconds", "timeline", "psnr", "error")
+COLUMNS = ("id", "prompt", "seed", "saving", "speedup", "wished", "seconds", "timeline", "psnr", "error")
 
 
 def write_wall(folder: Folder) -> None:
@@ -41,17 +41,18 @@ def write_wall(folder: Folder) -> None:
 def _row(folder: Folder, record: dict[str, Any]) -> list[Any]:
     job, error = record["job"], record.get("error")
     if error is not None:
-        return [record["id"], job["prompt"], job["seed"], None, None, None, "", None, error]
+        return [record["id"], job["prompt"], job["seed"], None, None, None, None, "", None, error]
     verified = folder.verified(record["id"])
     psnr = None if verified is None else ("identical" if verified["psnr_db"] is None else verified["psnr_db"])
-    foretold = (record["foretold"] or {}).get("psnr_db")
+    speedup = record["speedup"]
     seconds = round(record["seconds"]["denoising"], 3)
     return [
         record["id"],
         job["prompt"],
         job["seed"],
         round(record["saving"], 4),
-        None if foretold is None else round(foretold, 2),
+        None if speedup is None else round(speedup, 2),
+        record["wished_speedup"],
         seconds,
         record["timeline"],
         round(psnr, 2) if isinstance(psnr, float) else psnr,

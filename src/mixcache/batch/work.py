@@ -168,14 +168,15 @@ class Worker:
         num_before = self.handle.summary().num_calls_in_full
         made = self._generated(job)
         self.handle.trace.keep_generations(1)  # so that the summary is of this clip
-        summary, plan = self.handle.summary(), getattr(self.handle, "plan", None)
+        summary = self.handle.summary()
         start = time.perf_counter()
         write_film(made.clip, film)
         film_seconds = time.perf_counter() - start
         return {
             "saving": 1 - summary.computed_share,
             "timeline": "".join(LETTERS[entry.granularity] for entry in self.handle.trace),
-            "foretold": None if plan is None else {"speedup": _finite(plan.speedup), "psnr_db": _finite(plan.psnr_db)},
+            "speedup": summary.speedup,
+            "wished_speedup": summary.wished_speedup,
             "seconds": {n: getattr(made, f"{n}_seconds") for n in ("encoding", "denoising", "decoding", "total")},
             "film_seconds": film_seconds,
             "pixels": _pixels(made.clip),

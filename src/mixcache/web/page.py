@@ -7,18 +7,13 @@ import socket
 from typing import Any
 
 from mixcache.names import unknown_name
+from mixcache.policies.hold import QUALITIES
 from mixcache.report import figures
 from mixcache.report.template import rendered
 from mixcache.report.timeline import GRANULARITIES, cells
 from mixcache.web.studio import Comparison, Stopped, Studio, Wish, as_json
 
 DEFAULT, SPEED, QUALITY = "as it comes", "a speed-up", "a quality"
-WORDS = {
-    "cannot be told from the plain clip (60 dB)": 60.0,
-    "hardly any difference (45 dB)": 45.0,
-    "near (35 dB)": 35.0,
-    "rough, to look at an idea (28 dB)": 28.0,
-}
 COLOURS = {"compute": "#c8553d", "cfg": "#e0a13a", "block": "#8b6fc0", "step": "#2f9c95"}
 HEIGHTS = {"compute": "100%", "cfg": "50%", "block": "50%", "step": "16%"}
 NUM_OUTPUTS = 8
@@ -54,16 +49,16 @@ def is_private(host: str) -> bool:
     return all(str(found[4][0]) in ("127.0.0.1", "::1") for found in socket.getaddrinfo(host, None))
 
 
-def wish_of(prompt: str, seed: float, num_steps: float, how: str, speedup: float, words: str) -> Wish:
+def wish_of(prompt: str, seed: float, num_steps: float, how: str, speedup: float, quality: str) -> Wish:
     """What the fields say; ValueError for what is out of range."""
-    if words not in WORDS:
-        raise ValueError(unknown_name("quality", words, WORDS))
+    if quality not in QUALITIES:
+        raise ValueError(unknown_name("quality", quality, QUALITIES))
     return Wish(
         prompt=prompt,
         seed=int(seed or 0),
         num_steps=int(num_steps or 0),
         speedup=float(speedup) if how == SPEED else None,
-        quality=WORDS[words] if how == QUALITY else None,
+        quality=quality if how == QUALITY else None,
     )
 
 
@@ -74,8 +69,9 @@ def told(found: Comparison) -> str:
         f"PSNR **{figures.psnr(found.psnr_db)}**, SSIM {figures.ssim(found.ssim)} against the plain clip",
         f"{found.saving:.0%} of the work left out",
     ]
-    if found.foretold_db is not None:
-        lines.append(f"the plan foretold {found.foretold_db:.1f} dB")
+    if found.loop_speedup is not None:
+        wished = "" if found.wish.speedup is None else f", {found.wish.speedup:g}x wished"
+        lines.append(f"{found.loop_speedup:.2f}x by the times of the cached clip's own steps{wished}")
     if found.why_not is not None:
         lines.append(f"not faster, or not by as much, because {found.why_not}")
     return "\n".join(f"- {line}" for line in lines)
@@ -94,7 +90,7 @@ def shown(found: Comparison) -> tuple[Any, ...]:
 
 def row(found: Comparison) -> list[str]:
     wish = found.wish
-    wanted = f"{wish.speedup:g}x" if wish.speedup else f"{wish.quality:g} dB" if wish.quality else DEFAULT
+    wanted = f"{wish.speedup:g}x" if wish.speedup else wish.quality or DEFAULT
     psnr = figures.psnr(found.psnr_db)
     return [wish.prompt, str(wish.seed), str(wish.num_steps), wanted, f"{found.speedup:.2f}x", psnr]
 
@@ -110,7 +106,7 @@ def build(studio: Studio) -> Any:
         steps: float,
         how: str,
         speedup: float,
-        words: str,
+        quality: str,
         request: Any,
         progress: Any = gr.Progress(),  # noqa: B008 - by this default Gradio knows it
     ) -> tuple[Any, ...]:
@@ -118,7 +114,7 @@ def build(studio: Studio) -> Any:
             progress((done, total), desc=f"{stage} clip")
 
         try:
-            wish = wish_of(prompt, seed, steps, how, speedup, words)
+            wish = wish_of(prompt, seed, steps, how, speedup, quality)
             found = studio.compare(wish, request.session_hash, on_stage)
         except Stopped:
             gr.Info("stopped")
@@ -145,12 +141,11 @@ def build(studio: Studio) -> Any:
             seed = gr.Number(label="Seed", value=0, precision=0)
             steps = gr.Number(label="Steps", value=studio.num_steps, precision=0, elem_id="steps")
         with gr.Row():
-            ways = [DEFAULT, SPEED, QUALITY] if studio.has_profile else [DEFAULT]
-            how = gr.Radio(ways, value=DEFAULT, label="Wanted")
+            how = gr.Radio([DEFAULT, SPEED, QUALITY], value=DEFAULT, label="Wanted")
             speedup = gr.Slider(1.0, 4.0, value=2.0, step=0.1, label="Speed-up", visible=False)
-            words = gr.Dropdown(list(WORDS), value=list(WORDS)[1], label="Quality", visible=False)
+            quality = gr.Radio(list(QUALITIES), value="high", label="Quality", visible=False)
         how.change(
-            lambda way: (gr.update(visible=way == SPEED), gr.update(visible=way == QUALITY)), how, [speedup, words]
+            lambda way: (gr.update(visible=way == SPEED), gr.update(visible=way == QUALITY)), how, [speedup, quality]
         )
         with gr.Row():
             go = gr.Button("Generate", variant="primary", elem_id="go")
@@ -168,7 +163,7 @@ def build(studio: Studio) -> Any:
         outputs = [*films, figures_box, timeline_box, all_box]
         event = go.click(
             generate,
-            [past, prompt, seed, steps, how, speedup, words],
+            [past, prompt, seed, steps, how, speedup, quality],
             [past, history, *outputs],
             concurrency_limit=1,
             concurrency_id="device",

@@ -37,13 +37,13 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
-    """What somebody asked for; at most one of the last two."""
+    """What somebody asked for; at most one of the last two, which are those of `mixcache.enable`."""
 
     prompt: str
     seed: int
     num_steps: int
     speedup: float | None = None
-    quality: float | None = None
+    quality: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -75,7 +75,8 @@ class Comparison:
     ssim: float
     saving: float
     """Share of the block work that was left out."""
-    foretold_db: float | None
+    loop_speedup: float | None
+    """Of the cached clip alone, as the times of its own steps tell."""
     why_not: str | None
 
     @property
@@ -98,14 +99,7 @@ class Studio:
         self.pipeline, self.defaults = generation.open_model(model, dtype=dtype, device=device)
         self.model, self.folder = model, folder
         self.profile = {} if profile is None else {"profile": profile}
-        enable(self.pipeline).disable()
-        try:
-            enable(self.pipeline, speedup=1.0, **self.profile).disable()
-            self.has_profile = True
-        except ValueError:
-            if profile is not None:
-                raise
-            self.has_profile = False
+        enable(self.pipeline, **self.profile).disable()
         self._lock = threading.Lock()
         self._plain: OrderedDict[str, Generated] = OrderedDict()
         self._ends: dict[str, threading.Event] = {}
@@ -140,11 +134,10 @@ class Studio:
                 self._generated(replace(wish, num_steps=2), watch("warm-up"))
                 self._is_warm = True
             plain = self._plain_clip(wish, watch("plain"))
-            with enable(self.pipeline, **wish.settings, **(self.profile if wish.settings else {})) as handle:
+            with enable(self.pipeline, **wish.settings, **self.profile) as handle:
                 cached = self._generated(wish, watch("cached"))
-                summary, plan = handle.summary(), getattr(handle, "plan", None)
+                summary = handle.summary()
         psnr = video_psnr(cached.clip, plain.clip)
-        foretold = math.nan if plan is None else plan.psnr_db
         return Comparison(
             wish=wish,
             plain=self._film(plain.clip),
@@ -156,7 +149,7 @@ class Studio:
             psnr_db=psnr if math.isfinite(psnr) else None,
             ssim=video_ssim(cached.clip, plain.clip),
             saving=1 - summary.computed_share,
-            foretold_db=foretold if math.isfinite(foretold) else None,
+            loop_speedup=summary.speedup,
             why_not=summary.why_not,
         )
 
