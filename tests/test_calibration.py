@@ -208,7 +208,7 @@ def test_built_in_prompts_are_not_those_of_the_benchmarks() -> None:
 @pytest.fixture(scope="module")
 def measured(make_pipeline: Callable[..., Any]) -> Measured:
     """The tiny pipeline with Euler's scheduler, its impacts measured."""
-    measured = Measured(make_pipeline(scheduler="euler"), config_of(PROMPTS[:1], impacts=True), None)
+    measured = Measured(make_pipeline(scheduler="euler"), config_of(PROMPTS[:1], impacts=True), None, (8,))
     for name, _, task in measured.tasks():
         measured.once(name, task)
     return measured

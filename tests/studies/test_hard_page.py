@@ -26,7 +26,7 @@ def test_clips_between_two_settings_lie_on_a_line_in_the_log() -> None:
     two = setting(("ours", 0.98, [50.0, 40.0]), ("ours", 0.25, [30.0, 20.0]))
     share = math.log(2.0 * 0.98) / math.log(0.98 / 0.25)
     assert at(two, "ours", 2.0) == pytest.approx([50.0 - 20 * share, 40.0 - 20 * share])
-    assert at(two, "ours", 3.9) == [30.0, 20.0]
+    assert at(two, "ours", 3.95) == [30.0, 20.0]
     assert at(two, "ours", 5.0) is None
     assert at(two, "theirs", 2.0) is None
 
