@@ -31,8 +31,9 @@ PARALLEL := --numprocesses auto --dist worksteal
 
 test test-all test-ranks test-batch test-comfyui support batch-bars: export OMP_NUM_THREADS = 1
 
+# the batch and its page have a target of their own, with Ray and Gradio
 test: .venv/installed-test
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/batch
 
 test-all: .venv/installed-test
 	$(BIN)/python -m pytest $(PARALLEL) -m ""

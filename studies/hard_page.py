@@ -153,7 +153,7 @@ def picture(found: Mapping[str, Any]) -> bytes:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=family)
         axes.axhline(min(setting["bfloat16"] for setting in own.values()), linestyle=":", color="grey", label="floor")
         axes.axhline(BROKEN, linewidth=0.7, color="firebrick")
-        axes.set_title(f"{model}, {len(own)} hard settings")
+        axes.set_title(f"{model}, {len(own)} hard setting{'s' * (len(own) > 1)}")
         axes.set_xlabel("speed-up by work")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
