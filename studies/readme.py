@@ -55,8 +55,8 @@ def measured(results: Path) -> str:
     settings = [f"{name} (half {own['half']:.0f}, floor {own['bfloat16']:.0f})" for name, own in found.items()]
     lines = [
         paragraph(
-            f"Measured by `studies.hard_page`, as `make bench-hard` does for more settings: {num_prompts} held-out captions in",
-            f"each of {len(found)} settings in which",
+            f"Measured by `studies.hard_page`, as `make bench-hard` does for more settings: {num_prompts} held-out",
+            f"captions in each of {len(found)} settings in which",
             "an error grows as far as these models let it; PSNR in dB of each clip against the plain one of its seed,",
             "lowest / tenth percentile / median of a model's settings together, at an ideal speed-up, by work.",
             "*Half* is the median with half the steps, *floor* that of the plain clip in bfloat16, above which nothing",
