@@ -108,15 +108,19 @@ def judging(num_prompts: int) -> tuple[str, ...]:
     return tuple([caption for caption in captions if caption not in seen][:num_prompts])
 
 
+def speedup_of(values: Sequence[tuple[float, float]]) -> float:
+    """Ideal: of the work, of all captions together; `values` are share of the plain work and PSNR of each."""
+    return 1 / fmean(share for share, _ in values)
+
+
 def row(setting: str, method: str, values: Sequence[tuple[float, float]]) -> str:
     """What is told of a method: ideal speed-up; lowest, tenth percentile and median in dB; share of broken clips."""
     decibels = [psnr for _, psnr in values]
-    speedup = 1 / fmean(share for share, _ in values)
     tenth, median = np.quantile(decibels, (0.1, 0.5))
     broken = fmean(psnr < BROKEN for psnr in decibels)
     return (
-        f"{setting:17} {method:44} {speedup:.2f}x lowest {min(decibels):.1f} tenth {tenth:.1f} median {median:.1f} "
-        f"broken {broken:.0%}"
+        f"{setting:17} {method:44} {speedup_of(values):.2f}x lowest {min(decibels):.1f} tenth {tenth:.1f} "
+        f"median {median:.1f} broken {broken:.0%}"
     )
 
 

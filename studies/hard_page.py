@@ -27,7 +27,7 @@ from mixcache.policies.budget import check_reach
 from mixcache.report.markdown import table
 from mixcache.report.plot import image
 from mixcache.store import write_json, write_whole
-from studies.hard import BROKEN, SETTINGS, Trials
+from studies.hard import BROKEN, SETTINGS, Trials, speedup_of
 
 METHODS = ("hold:speedup=1.5", "hold:speedup=2.0", "hold:speedup=2.5", "hold:speedup=3.0", "teacache", "mag-cache")
 METHODS += ("hold", "every_nth:period=2", "hindsight", "fewer-steps")
@@ -37,8 +37,6 @@ CACHES = 1.01
 """Speed-up of a method that caches at all."""
 NEAR = 0.02
 """Difference in the log of the speed-up within which a method is taken to be at it."""
-Values = Sequence[tuple[float, float]]
-"""Share of the plain work and PSNR (dB) of each caption."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,11 +84,6 @@ def family_of(method: Method) -> str:
     return "hold, wished" if method.family == "hold" and "speedup" in method.settings else method.family
 
 
-def speedup_of(values: Values) -> float:
-    """Ideal: of the work, of all captions together."""
-    return 1 / fmean(share for share, _ in values)
-
-
 def figures(decibels: Sequence[float]) -> dict[str, str]:
     """What is told of clips; of those that are the plain ones nothing."""
     if not all(map(math.isfinite, decibels)):
@@ -105,11 +98,17 @@ def figures(decibels: Sequence[float]) -> dict[str, str]:
     }
 
 
+def command(found: Mapping[str, Any]) -> str:
+    """What measures these settings."""
+    return f"python -m studies.hard_page --settings {' '.join(found)} --out docs/results/hard"
+
+
 def page(found: Mapping[str, Any], num_prompts: int) -> str:
     """All of it as Markdown."""
     parts = [
         "# Hard settings\n",
-        f"Written by `make bench-hard`: {num_prompts} held-out captions in each setting, a clip of each; PSNR (dB) of "
+        f"Written by `{command(found)}`, of the methods shown, which `make bench-hard` does for every setting: "
+        f"{num_prompts} held-out captions in each setting, a clip of each; PSNR (dB) of "
         "the decoded clips against the plain ones; speed-ups are ideal ones, by work. *Half* is the median with half "
         "the steps, *floor* that of the plain clip in bfloat16: above it nothing is seen. The peers are at settings "
         "of `mixcache bench`, which were searched on training captions at easy settings.\n",

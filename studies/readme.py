@@ -21,7 +21,8 @@ from mixcache.bench.records import pareto_front
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 from mixcache.store import write_whole
-from studies.hard_page import FIGURES, pooled_rows
+from studies.hard_page import FIGURES, command, pooled_rows
+from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
 from studies.targets import tally, targets
 
 PAGE, TARGETS = "README.md", "targets.md"
@@ -36,7 +37,6 @@ RUNS = (
     "shapes-hunyuan-20",
 )
 """Folders of docs/results that `make bench` and `make bench-few-steps` fill."""
-README_SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 ABSENT = "–"
 WIDTH = 120
 KINDS = {
@@ -55,8 +55,8 @@ def measured(results: Path) -> str:
     settings = [f"{name} (half {own['half']:.0f}, floor {own['bfloat16']:.0f})" for name, own in found.items()]
     lines = [
         paragraph(
-            f"Measured by `studies.hard_page`, as `make bench-hard` does for more settings: {num_prompts} held-out",
-            f"captions in each of {len(found)} settings in which",
+            f"Measured by `{command(found)}`, of the methods shown: {num_prompts} held-out captions in",
+            f"each of {len(found)} settings in which",
             "an error grows as far as these models let it; PSNR in dB of each clip against the plain one of its seed,",
             "lowest / tenth percentile / median of a model's settings together, at an ideal speed-up, by work.",
             "*Half* is the median with half the steps, *floor* that of the plain clip in bfloat16, above which nothing",
@@ -101,7 +101,7 @@ def rows_of_readme(found: Mapping[str, Any]) -> list[dict[str, str]]:
         told = model
         for family in dict.fromkeys(row["method"] for row in pooled):
             row = {"model": told, "method": family}
-            for speedup in README_SPEEDUPS:
+            for speedup in HARD_SPEEDUPS:
                 at = [r for r in pooled if r["method"] == family and r["at"] == f"{speedup:g}x"]
                 row[f"{speedup:g}x"] = (
                     " / ".join(at[0][name] for name in ("lowest", "tenth", "median")) if at else ABSENT

@@ -184,21 +184,24 @@ class Hold(Policy):
             state.is_within_reach = True  # a loop is not broken off later, for a time that was measured in it
         if Granularity.STEP not in step.ages or not state.rates:
             return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
-        limit = self._limit(step.num_steps)
-        if self.speedup is not None:
-            num_left = self._num_computed(step) - (step.index - state.num_cached)
+        if self.speedup is None:
+            limit, longest = self._limit(step.num_steps), NO_END
+        else:
+            num_computed = num_computed_for(self.speedup, step.num_steps, self.learnt.cached_share)
+            longest = longest_run(num_computed, step.num_steps)
+            num_left = num_computed - (step.index - state.num_cached)
             if num_left >= step.num_steps - step.index:
                 return Decision(granularity=Granularity.COMPUTE, reason="all that is left may be computed")
-            if num_left <= 0 and step.num_cached < self._longest(step.num_steps):  # the last step is left
+            if num_left <= 0 and step.num_cached < longest:
                 return Decision(granularity=Granularity.STEP, reason=f"the rest of {self.speedup:g}x")
             state.num_left = num_left
             if state.limit is None:
                 usual = DEFAULT_ERROR * (self.speedup - 1)
-                found = self._limit_for(max(1, num_left), step, state)
+                found = self._limit_for(max(1, num_left), longest, step, state)
                 state.limit = state.last_limit = min(max(found, usual / BAND), usual * BAND)
             limit = state.limit
         if state.run is None:
-            state.run = Run(state.sigma, state.rates[-1], grown(*state.rates), self._longest(step.num_steps))
+            state.run = Run(state.sigma, state.rates[-1], grown(*state.rates), longest)
         reason = state.run.exceeded(limit, step.sigma, step.distance, step.num_steps)
         if reason:
             return Decision(granularity=Granularity.COMPUTE, reason=reason)
@@ -229,26 +232,13 @@ class Hold(Policy):
             return float(self.profile.error_for(self.quality, num_steps))
         return DEFAULT_ERROR if self.error is None else self.error
 
-    def _num_computed(self, step: Step) -> int:
-        """Steps that the wish leaves to compute, of the loop's."""
-        return num_computed_for(self.speedup or 1.0, step.num_steps, self.learnt.cached_share)
-
-    def _longest(self, num_steps: int) -> int:
-        """Cached steps that a run may have: under a wish some times as many as it leaves for each computed one."""
-        if self.speedup is None:
-            return NO_END
-        computed = num_computed_for(self.speedup, num_steps, self.learnt.cached_share)
-        return max(1, math.ceil(LONGEST * (num_steps - computed) / computed))
-
-    def _limit_for(self, num_left: int, step: Step, state: Held) -> float:
+    def _limit_for(self, num_left: int, longest: int, step: Step, state: Held) -> float:
         """The `error` with which so many of the steps from here on would be computed."""
         way, rate = self.learnt.way, state.rates[-1]
         scale = math.exp(fmean(state.log_ratios)) if state.log_ratios else 1.0
         sigmas = step.sigmas[step.index :] if step.sigmas else [step.sigma - k * step.distance for k in range(99)]
         sigmas = sigmas[: step.num_steps - step.index + 1]
         rates = [scale * math.exp(way.log_rate(sigma)) for sigma in sigmas]
-
-        longest = self._longest(step.num_steps)
 
         def num_computed(limit: float) -> int:
             run = Run(state.sigma, rate, grown(*state.rates), longest)
@@ -261,6 +251,11 @@ class Hold(Policy):
             return count
 
         return solved(num_computed, num_left, state.last_limit)
+
+
+def longest_run(num_computed: int, num_steps: int) -> int:
+    """Cached steps that a run may have under a wish that leaves so many to compute."""
+    return max(1, math.ceil(LONGEST * (num_steps - num_computed) / num_computed))
 
 
 def grown(before: float, rate: float | None = None) -> float:
