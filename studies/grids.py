@@ -69,5 +69,7 @@ GRIDS: dict[str, list[Options]] = {
     "teacache": every(threshold=(0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3)),
     # the paper's ret_steps are 10 of 50
     "easycache": every(threshold=(0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2), share_first=(0.1, 0.2)),
+    # the authors recommend w of 0.5 to 1
+    "spectrum": every(window=(2, 3), flex=(0.0, 0.25, 0.75, 1.5, 3.0), weight=(0.5, 1.0), num_first_steps=(3, 5)),
 }
 """By the name of the family."""

@@ -131,8 +131,8 @@ class Search:
         return [1 / fmean(shares), fmean(decibels)]
 
 
-def best_of(tried: Sequence[Tried]) -> list[tuple[Options, list[float]]]:
-    """Of the settings that none is faster and better than, the nearest to each speed-up of `WANTED`, slowest first; of
+def best_of(tried: Sequence[Tried], speedups_wanted: Sequence[float] = WANTED) -> list[tuple[Options, list[float]]]:
+    """Of the settings that none is faster and better than, the nearest to each of some speed-ups, slowest first; of
     a family that reaches hardly any of them, evenly spread ones."""
     sound = [(options, value) for options, value in tried if value is not None]
     best = pareto_front([(speedup, quality) for _, (speedup, quality) in sound])
@@ -140,8 +140,8 @@ def best_of(tried: Sequence[Tried]) -> list[tuple[Options, list[float]]]:
     if not front:
         return []
     speedups = [value[0] for _, value in front]
-    wanted: Sequence[float] = WANTED
-    if sum(speedup <= max(speedups) for speedup in WANTED) < FEWEST:
+    wanted = speedups_wanted
+    if sum(speedup <= max(speedups) for speedup in wanted) < FEWEST:
         wanted = np.geomspace(min(speedups), max(speedups), FEWEST).tolist()
     chosen: list[tuple[Options, list[float]]] = []
     for speedup in wanted:
@@ -158,15 +158,15 @@ def keep(transformer: str, length: str, family: str, chosen: Sequence[Options], 
     write_whole(path, written(settings) + "\n")
 
 
-def written(value: Any, depth: int = 0) -> str:
+def written(value: Any, options_depth: int = OPTIONS_DEPTH, depth: int = 0) -> str:
     """JSON with one setting on a line."""
-    if depth == OPTIONS_DEPTH:
+    if depth == options_depth:
         return json.dumps(value)
     opened, closed = "{}" if isinstance(value, dict) else "[]"
     names = [f"{json.dumps(name)}: " for name in value] if isinstance(value, dict) else [""] * len(value)
     items = value.values() if isinstance(value, dict) else value
     pad = " " * depth
-    lines = [f"{pad} {name}{written(item, depth + 1)}" for name, item in zip(names, items, strict=True)]
+    lines = [f"{pad} {name}{written(item, options_depth, depth + 1)}" for name, item in zip(names, items, strict=True)]
     return f"{opened}\n" + ",\n".join(lines) + f"\n{pad}{closed}"
 
 

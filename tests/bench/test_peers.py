@@ -8,13 +8,14 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 
 from mixcache.bench.meter import WorkMeter
 from mixcache.bench.methods import Case, Method
-from mixcache.bench.peers import PEERS, MissingExtraError, teacache
+from mixcache.bench.peers import PEERS, MissingExtraError, spectrum, stack, teacache
 from mixcache.bench.peers.easycache import RootHook
 from mixcache.bench.peers.leftovers import quiet, restored
 from mixcache.bench.peers.peer import SETTINGS
@@ -243,7 +244,7 @@ def test_restored_takes_away_what_was_added() -> None:
     assert not hasattr(model, "_diffusers_hook")
 
 
-@pytest.mark.parametrize("name", ["teacache", "easycache"])
+@pytest.mark.parametrize("name", ["teacache", "easycache", "spectrum"])
 def test_our_versions_of_papers_run_on_the_other_architectures(
     name: str, other_case: Case, other_plain: tuple[torch.Tensor, int]
 ) -> None:
@@ -260,8 +261,8 @@ def test_our_versions_of_papers_run_on_the_other_architectures(
 
 
 def test_a_context_that_tells_the_step_is_believed() -> None:
-    assert teacache.position(CacheContext("cond"), 3, 12) == (3, 12)
-    assert teacache.position(CacheContext("cond", step_index=1, num_inference_steps=4), 3, 12) == (1, 4)
+    assert stack.position(CacheContext("cond"), 3, 12) == (3, 12)
+    assert stack.position(CacheContext("cond", step_index=1, num_inference_steps=4), 3, 12) == (1, 4)
 
 
 class Denoiser(torch.nn.Module):
@@ -322,3 +323,36 @@ def test_teacache_rule(has_text: bool) -> None:
     assert texts == ([3, 0, 0, 3, 3] if has_text else [0] * 5)
     assert [block.num_calls for block in blocks] == [3, 3, 3]
     assert not hasattr(blocks[0], "_diffusers_hook")
+
+
+def test_spectrum_schedule_and_forecast() -> None:
+    # the authors' setting for 3.5x of 50 steps: 14 are computed, the first five among them, in windows that grow
+    computed = sorted(spectrum.computed_steps(50, 5, 2.0, 0.75))
+    assert computed == [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
+    # a line is forecast as it goes on, by either part alone, but for what the ridge takes
+    known = [0, 1, 2, 3, 4]
+    for weight in (0.0, 0.5, 1.0):
+        weights = spectrum.forecast_weights(known, 6, 50, weight, degree=4, ridge=1e-9)
+        assert weights @ np.array(known) == pytest.approx(6.0, abs=1e-3)
+        assert weights.sum() == pytest.approx(1.0, abs=1e-3)
+    shrunk = spectrum.forecast_weights(known, 6, 50, 1.0, degree=4, ridge=0.1)
+    assert 0.8 < shrunk.sum() < 1.0
+
+
+def test_spectrum_rule() -> None:
+    model = torch.nn.Sequential(*(Block() for _ in range(2)))
+    blocks, outputs = list(model), []
+    rule = spectrum.SpectrumRule(5, frozenset({0, 1, 3}), weight=0.0, degree=1, ridge=0.1)
+    with stack.ruled(model, blocks, rule, "spectrum"):
+        for _ in range(2):
+            _set_cache_context(model, CacheContext("cond"))
+            for step, value in enumerate([1.0, 2.0, 9.0, 3.0, 9.0]):
+                context = CacheContext("cond", step_index=step, num_inference_steps=5)
+                _set_cache_context(model, context)
+                hidden = torch.zeros(1)
+                for block in blocks:
+                    hidden = block(hidden, None, torch.tensor([value]))
+                outputs.append(round(hidden.item(), 4))
+    # outputs 2 and 4 go on as 6; 4 at step 1 and 6 at step 3 as 7 at step 4; a second trajectory begins anew
+    assert outputs == [2.0, 4.0, 6.0, 6.0, 7.0] * 2
+    assert [block.num_calls for block in blocks] == [6, 6]

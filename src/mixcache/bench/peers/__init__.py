@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mixcache.bench.methods import Method
-from mixcache.bench.peers import attention_caches, cache_dit, diffusers_caches, easycache, mag_cache, teacache
+from mixcache.bench.peers import attention_caches, cache_dit, diffusers_caches, easycache, mag_cache, spectrum, teacache
 from mixcache.bench.peers.cache_dit import MissingExtraError
 from mixcache.bench.peers.peer import Peer
 
@@ -30,6 +30,7 @@ MAKE: dict[str, Callable[..., Method]] = {
     "db-cache-mask": cache_dit.db_cache_mask,
     "teacache": teacache.teacache,
     "easycache": easycache.easycache,
+    "spectrum": spectrum.spectrum,
 }
 PEERS = {family: Peer(family=family, make=make) for family, make in MAKE.items()}
 """By the name of the family."""

@@ -26,7 +26,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.leftovers import restored
-from mixcache.bench.peers.teacache import position
+from mixcache.bench.peers.stack import position
 from mixcache.hosts.diffusers.denoisers import experts_of
 
 FAMILY = "easycache"
