@@ -28,9 +28,9 @@ from studies.search import best_of, written
 
 CHOSEN = Path(__file__).with_name("hard_peers.json")
 """By hard setting and family."""
-FAMILIES = ("teacache", "mag-cache", "easycache", "first-block-cache", "taylorseer", "spectrum")
+FAMILIES = ("teacache", "mag-cache", "easycache", "first-block-cache", "spectrum")
 WANTED = (1.5, 2.0, 2.5, 3.0)
-NUM_PROMPTS = 3
+NUM_PROMPTS = 2
 OPTIONS_BELOW = 3
 """Depth of a setting in that file."""
 
