@@ -274,7 +274,7 @@ class Hold(Policy):
         if isinstance(self.quality, str):
             return QUALITIES[self.quality]
         if self.quality is not None:
-            return float(self.profile.error_for(self.quality, num_steps))
+            return float(self.profile.estimate(self.quality, num_steps).error)
         return DEFAULT_ERROR if self.error is None else self.error
 
     def _limit_for(self, num_left: int, longest: int, step: Step, state: Held) -> float:
