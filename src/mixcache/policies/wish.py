@@ -50,7 +50,7 @@ class Wish:
     """Noise levels of all steps, and of the end; empty where the host does not say."""
     num_cached: int = 0
     """Steps so far."""
-    last_cached: int = -1
+    last_cached: int | None = None
     """Index of the last step that was cached."""
     num_computed: int = 0
     """Steps that the wish leaves to compute, of all."""
