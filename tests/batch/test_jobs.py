@@ -75,7 +75,7 @@ def test_every_field_is_in_the_name() -> None:
         ({"prompt": "a cat", "seed": 1.5}, "seed=1.5 must be a whole number"),
         ({"prompt": "a cat", "seed": True}, "seed=True must be a whole number"),
         ({"prompt": "a cat", "size": "wide"}, "size='wide' is not WIDTHxHEIGHT, such as 832x480"),
-        ({"prompt": "a cat", "size": "0x480"}, "width=0 must be a whole number from 1 to 16384"),
+        ({"prompt": "a cat", "size": "0x480"}, "size='0x480' is not WIDTHxHEIGHT, such as 832x480"),
         ({"prompt": "a cat", "size": "832x99999"}, "height=99999 must be a whole number from 1 to 16384"),
         ({"prompt": "a cat", "frames": 0}, "num_frames=0 must be a whole number from 1"),
         ({"prompt": "a cat", "steps": 0}, "num_inference_steps=0 must be a whole number from 1"),

@@ -20,10 +20,10 @@ from drive import drive
 from faults import FakeWorker
 
 from mixcache.batch import attempts
-from mixcache.batch.attempts import Attempt, Standing, begin
+from mixcache.batch.attempts import Attempt, begin
 from mixcache.batch.crew import Crew, NoWorkersError
 from mixcache.batch.driver import StoppedError, run_batch
-from mixcache.batch.folder import Folder
+from mixcache.batch.folder import Folder, Standing
 from mixcache.batch.jobs import Batch, Job, read_jobs
 from mixcache.batch.local import LocalPool
 from mixcache.batch.work import _is_whole, write_film
@@ -215,7 +215,7 @@ def crew_of(out: Path, jobs: Path, *devices: str) -> tuple[Crew, Folder]:
 
 
 def test_a_worker_that_cannot_load_is_left_out_and_said(tmp_path: Path) -> None:
-    jobs = write_jobs(tmp_path, "clip 1", "clip 2")
+    jobs = write_jobs(tmp_path, "wait 3", "clip")  # until the others have told
     crew, folder = crew_of(tmp_path / "out", jobs, "none", "cpu", "deadly")
     result = run_batch(lambda: read_jobs(jobs, Job(batch="")), crew, folder)
     assert result.num_done == 2
@@ -276,40 +276,26 @@ def test_an_attempt_of_a_process_that_is_gone_is_over_at_once(tmp_path: Path) ->
     assert begin(folder, "ab") is Standing.GIVEN_UP
 
 
-def test_an_attempt_that_was_cut_off_as_it_began_keeps_nobody_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class KilledError(BaseException):
-        pass
+def test_an_attempt_that_was_cut_off_as_it_began_is_over_in_a_minute(tmp_path: Path) -> None:
+    folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
+    nameless = folder.file("ab", ".attempt-1")
+    nameless.parent.mkdir(parents=True)
+    nameless.touch()
+    assert begin(folder, "ab") is Standing.BUSY
+    long_ago = time.time() - attempts.STALE_SECONDS - 5
+    os.utime(nameless, (long_ago, long_ago))
+    attempt = begin(folder, "ab")
+    assert isinstance(attempt, Attempt)
+    assert attempt.number == 2
 
-    def killed() -> None:
-        raise KilledError
+
+def test_an_attempt_that_finds_the_disk_full_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
     with monkeypatch.context() as patch:
-        patch.setattr(attempts, "this_process", killed)
-        with pytest.raises(KilledError):
+        patch.setattr(json, "dump", full)
+        with pytest.raises(OSError, match="No space left"):
             begin(folder, "ab")
-    attempt = begin(folder, "ab")
-    assert isinstance(attempt, Attempt)
-    assert attempt.number == 1
-
-
-@pytest.mark.parametrize("answer", [errno.EPERM, errno.EOPNOTSUPP, errno.EEXIST])
-def test_disks_without_links_and_disks_that_say_so_of_those_they_made(
-    answer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = os.link
-
-    def answered(source: Path, target: Path) -> None:
-        if answer == errno.EEXIST:
-            link(source, target)
-        raise OSError(answer, os.strerror(answer))
-
-    monkeypatch.setattr(os, "link", answered)
-    folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
-    attempt = begin(folder, "ab")
-    assert isinstance(attempt, Attempt)
-    assert json.loads(attempt.path.read_text()) == attempts.this_process()
-    assert begin(folder, "ab") is Standing.BUSY
-    assert set(left_over(tmp_path / "out")) == {folder.run, attempt.path.name}
+    assert left_over(tmp_path / "out") == [folder.run]

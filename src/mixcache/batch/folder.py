@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from mixcache.batch.jobs import Batch, Job
 
 CLIP, VERIFY = "clip", "verify"
 SCRATCH = "writing"
+
+
+class Standing(Enum):
+    """Why a task is not begun."""
+
+    DONE = "done"
+    FAILED = "failed"
+    GIVEN_UP = "given_up"
+    BUSY = "busy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +56,7 @@ class Folder:
     batch: Batch
     run: str
     """Name of the file by which workers see that this is the driver's folder."""
-    began_ns: int
+    began: float
     """When the run began, by the clock of the file system."""
 
     @classmethod
@@ -59,22 +69,20 @@ class Folder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             marker.touch()
-            began_ns = marker.stat().st_mtime_ns
-            folder = cls(path=marker.parent, batch=batch, run=marker.name, began_ns=began_ns)
-            strangers = [
-                p.name for p in marker.parent.iterdir() if not p.name.startswith(".") and SCRATCH not in p.name
-            ]
+            folder = cls(path=marker.parent, batch=batch, run=marker.name, began=marker.stat().st_mtime)
+            names = [found.name for found in folder.path.iterdir()]
+            strangers = [name for name in names if not name.startswith(".") and SCRATCH not in name]
             if not note.exists():  # asked last: another driver may just have begun
                 if strangers:
                     raise ValueError(f"{path} is no batch's folder: {strangers[0]} is in it; --out names another")
-                folder.write(note, _text(case | {"model_name": batch.model}), secrets.token_hex(4))
+                folder.write(note, [_text(case | {"model_name": batch.model})], marker.name)
             found = json.loads(note.read_text())
-            different = [name for name in case if found.get(name) != case[name]]
-            if different:
-                a, b = (json.dumps(of.get(different[0])) for of in (found, case))
-                raise ValueError(
-                    f"{path} is of a batch with another {different[0]} ({a}, not {b}); --out names another folder"
-                )
+            for name, value in case.items():
+                if found.get(name) != value:
+                    a, b = json.dumps(found.get(name)), json.dumps(value)
+                    raise ValueError(
+                        f"{path} is of a batch with another {name} ({a}, not {b}); --out names another folder"
+                    )
         except OSError as error:
             raise ValueError(f"the folder {path} cannot be written: {error.strerror}") from error
         except json.JSONDecodeError:
@@ -84,15 +92,15 @@ class Folder:
             raise
         return folder
 
-    def __enter__(self) -> Folder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """The run is over."""
         (self.path / self.run).unlink(missing_ok=True)
+
+    def now(self) -> float:
+        """By the clock of the file system, which may not be ours."""
+        marker = self.path / self.run
+        marker.touch()
+        return marker.stat().st_mtime
 
     @property
     def is_shared(self) -> bool:
@@ -113,23 +121,31 @@ class Folder:
         path = self.file(name, ".failed.json")
         try:
             record = json.loads(path.read_text())
-            is_new = path.stat().st_mtime_ns >= self.began_ns
+            is_new = path.stat().st_mtime >= self.began
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         return record if is_new or record["given_up"] else None
 
+    def standing(self, name: str) -> Standing | None:
+        """How it ended; None where it is still to be done."""
+        if self.has(name):
+            return Standing.DONE
+        if (failure := self.failure(name)) is None:
+            return None
+        return Standing.GIVEN_UP if failure["given_up"] else Standing.FAILED
+
     def keep(self, name: str, record: Mapping[str, Any], mark: str, ending: str = ".json") -> None:
-        """Writes a record, whole; `mark` is of the writer alone."""
-        self.write(self.file(name, ending), _text(record), mark)
+        """Writes a record, whole."""
+        self.write(self.file(name, ending), [_text(record)], mark)
         if ending == ".json":
             self.file(name, ".failed.json").unlink(missing_ok=True)
 
-    def write(self, path: Path, content: str, mark: str) -> None:
-        """Beside its place, onto the disk, and renamed."""
+    def write(self, path: Path, parts: Iterable[str], mark: str) -> None:
+        """Beside its place, onto the disk, and renamed; `mark` is of the writer alone."""
         beside = scratch(path, mark)
         try:
             with beside.open("w", encoding="utf-8") as file:
-                file.write(content)
+                file.writelines(parts)
             settle(beside, path)
         finally:
             beside.unlink(missing_ok=True)
