@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixcache.batch.folder import Folder, Standing, scratch
+from mixcache.batch.folder import Folder, Standing, read, scratch
 
 MAX_ATTEMPTS = 3
 BEAT_SECONDS = 10.0
@@ -121,7 +121,7 @@ def take_back(folder: Folder, name: str, owner: dict[str, Any], *, counts: bool)
     task where that is not what it died of."""
     for number in range(1, MAX_ATTEMPTS + 1):
         path = _path(folder, name, number)
-        if _owner(path) == owner:
+        if read(path) == owner:
             if counts:
                 os.utime(path, (0, 0))
             else:
@@ -129,7 +129,7 @@ def take_back(folder: Folder, name: str, owner: dict[str, Any], *, counts: bool)
 
 
 def _is_alive(folder: Folder, path: Path) -> bool:
-    owner = _owner(path)
+    owner = read(path)
     try:
         touched = path.stat().st_mtime
     except FileNotFoundError:
@@ -137,14 +137,6 @@ def _is_alive(folder: Folder, path: Path) -> bool:
     if touched and owner and owner["started"] and owner["place"] == this_place():
         return started(owner["pid"]) == owner["started"]
     return folder.now() - touched < STALE_SECONDS
-
-
-def _owner(path: Path) -> dict[str, Any] | None:
-    """Who made the attempt; None where that is not written, or not yet."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None
 
 
 def _path(folder: Folder, name: str, number: int) -> Path:

@@ -63,26 +63,25 @@ class Folder:
     def open(cls, path: Path, batch: Batch, shared: Mapping[str, Any]) -> Folder:
         """Makes the folder, or enters it; ValueError where it is of another batch, or cannot be written. `shared` is
         what jobs have where their line leaves it open."""
-        case = {"mixcache_batch": 1, **batch.case, **shared}
+        case = {"mixcache_batch": 1, **batch.case, **shared, "model_name": batch.model}
         marker = path.resolve() / f".run-{secrets.token_hex(6)}"
         note = marker.with_name("batch.json")
         try:
             path.mkdir(parents=True, exist_ok=True)
             marker.touch()
             folder = cls(path=marker.parent, batch=batch, run=marker.name, began=marker.stat().st_mtime)
-            names = [found.name for found in folder.path.iterdir()]
-            strangers = [name for name in names if not name.startswith(".") and SCRATCH not in name]
+            strangers = [found.name for found in folder.path.iterdir() if not found.name.startswith(".")]
             if not note.exists():  # asked last: another driver may just have begun
                 if strangers:
                     raise ValueError(f"{path} is no batch's folder: {strangers[0]} is in it; --out names another")
-                folder.write(note, [_text(case | {"model_name": batch.model})], marker.name)
+                folder.write(note, [_text(case)], marker.name)
             found = json.loads(note.read_text())
-            for name, value in case.items():
-                if found.get(name) != value:
-                    a, b = json.dumps(found.get(name)), json.dumps(value)
-                    raise ValueError(
-                        f"{path} is of a batch with another {name} ({a}, not {b}); --out names another folder"
-                    )
+            different = [name for name in case if name != "model_name" and found.get(name) != case[name]]
+            if different:
+                name = different[0]
+                by_name = name == "model" and found.get("model_name") != batch.model  # it says more than a hash
+                a, b = (json.dumps(of.get("model_name" if by_name else name)) for of in (found, case))
+                raise ValueError(f"{path} is of a batch with another {name} ({a}, not {b}); --out names another folder")
         except OSError as error:
             raise ValueError(f"the folder {path} cannot be written: {error.strerror}") from error
         except json.JSONDecodeError:
@@ -119,12 +118,9 @@ class Folder:
         """The record of a failure that stands: from this run or one beside it, or of a task that was given up. Others
         are tried again."""
         path = self.file(name, ".failed.json")
-        try:
-            record = json.loads(path.read_text())
-            is_new = path.stat().st_mtime >= self.began
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-        return record if is_new or record["given_up"] else None
+        if (record := read(path)) is None or record["given_up"]:
+            return record
+        return record if path.stat().st_mtime >= self.began else None
 
     def standing(self, name: str) -> Standing | None:
         """How it ended; None where it is still to be done."""
@@ -156,18 +152,21 @@ class Folder:
             for path in sorted(shard.glob("*.json")):
                 if ".verify." in path.name or SCRATCH in path.name:
                     continue
-                try:
-                    record = json.loads(path.read_text())
-                except (OSError, json.JSONDecodeError):
-                    continue  # it has just been taken away, or is none of ours
-                if path.name.endswith(".failed.json") and self.has(record["id"]):
-                    continue
-                yield record
+                record = read(path)
+                if record is not None and not (path.name.endswith(".failed.json") and self.has(record["id"])):
+                    yield record
 
     def verified(self, name: str) -> dict[str, Any] | None:
         """What was found where the clip of that name was held against the plain one."""
-        path = self.file(f"{name}.{VERIFY}", ".json")
-        return json.loads(path.read_text()) if path.exists() else None
+        return read(self.file(f"{name}.{VERIFY}", ".json"))
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A record; None where there is none, or none that is whole."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return None
 
 
 def scratch(path: Path, mark: str) -> Path:

@@ -164,7 +164,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _object(line: bytes) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(row, Mapping):
