@@ -276,17 +276,43 @@ def test_an_attempt_of_a_process_that_is_gone_is_over_at_once(tmp_path: Path) ->
     assert begin(folder, "ab") is Standing.GIVEN_UP
 
 
-def test_an_attempt_that_was_cut_off_as_it_began_is_over_in_a_minute(tmp_path: Path) -> None:
+def test_an_attempt_that_was_cut_off_as_it_began_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed() -> None:
+        raise KilledError
+
     folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
-    nameless = folder.file("ab", ".attempt-1")
-    nameless.parent.mkdir(parents=True)
-    nameless.touch()
-    assert begin(folder, "ab") is Standing.BUSY
-    long_ago = time.time() - attempts.STALE_SECONDS - 5
-    os.utime(nameless, (long_ago, long_ago))
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts, "this_process", killed)
+        with pytest.raises(KilledError):
+            begin(folder, "ab")
     attempt = begin(folder, "ab")
     assert isinstance(attempt, Attempt)
-    assert attempt.number == 2
+    assert attempt.number == 1
+
+
+@pytest.mark.parametrize("answer", [errno.EPERM, errno.EOPNOTSUPP, errno.EEXIST])
+def test_disks_without_links_and_disks_that_say_so_of_those_they_made(
+    answer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def answered(source: Path, target: Path) -> None:
+        if answer == errno.EEXIST:
+            link(source, target)
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(os, "link", answered)
+    folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
+    attempt = begin(folder, "ab")
+    assert isinstance(attempt, Attempt)
+    assert json.loads(attempt.path.read_text()) == attempts.this_process()
+    assert begin(folder, "ab") is Standing.BUSY
+    assert set(left_over(tmp_path / "out")) == {folder.run, attempt.path.name}
 
 
 def test_an_attempt_that_finds_the_disk_full_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +321,7 @@ def test_an_attempt_that_finds_the_disk_full_is_none(tmp_path: Path, monkeypatch
 
     folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
     with monkeypatch.context() as patch:
-        patch.setattr(json, "dump", full)
+        patch.setattr(os, "link", full)
         with pytest.raises(OSError, match="No space left"):
             begin(folder, "ab")
     assert left_over(tmp_path / "out") == [folder.run]

@@ -9,9 +9,11 @@ given up.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ MAX_ATTEMPTS = 3
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """After so long without a touch an owner on another machine is taken for dead."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links answer."""
 
 
 @functools.cache
@@ -96,17 +100,22 @@ def begin(folder: Folder, name: str) -> Attempt | Standing:
 
 
 def _is_claimed(path: Path) -> bool:
-    """Makes the attempt, or says that there is one."""
+    """Makes the attempt, or says that there is one. It comes whole: one that did not yet name its owner, and never will
+    where that was killed, could only be waited for."""
+    beside = scratch(path, secrets.token_hex(6))
     try:
-        file = path.open("x")
+        beside.write_text(json.dumps(this_process()))
+        try:
+            os.link(beside, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            path.open("x").close()
+            beside.replace(path)
     except FileExistsError:
-        return False
-    try:
-        with file:
-            json.dump(this_process(), file)
-    except BaseException:
-        path.unlink()
-        raise
+        return beside.stat().st_nlink == 2  # NFS may also say so of a link that it has just made
+    finally:
+        beside.unlink(missing_ok=True)
     return True
 
 
