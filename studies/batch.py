@@ -20,9 +20,9 @@ from mixcache.batch.crew import Crew, Pool, Ready
 from mixcache.batch.driver import Progress, run_batch
 from mixcache.batch.folder import Folder
 from mixcache.batch.jobs import Batch, Job, read_jobs
-from mixcache.batch.local import LocalPool, OpenWorker
+from mixcache.batch.local import LocalPool
 from mixcache.batch.wall import write_wall
-from mixcache.batch.work import Worker, still_of
+from mixcache.batch.work import OpenWorker, Worker, still_of
 from mixcache.generation import machine, versions
 from mixcache.store import write_json
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import re
+import reprlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +93,14 @@ def _takes_no(pipeline: Any, argument: str) -> str:
 
 def _with_article(argument: str) -> str:
     return {"image": "an image", "video": "a video"}.get(argument, f"the argument {argument}")
+
+
+def parse_size(size: Any, name: str = "size=") -> tuple[int, int]:
+    """`"832x480"` as (832, 480); ValueError for anything else, which begins with the name."""
+    found = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", size) if isinstance(size, str) else None
+    if found is None or not (int(found[1]) and int(found[2])):
+        raise ValueError(f"{name}{reprlib.repr(size)} is not WIDTHxHEIGHT, such as 832x480")
+    return int(found[1]), int(found[2])
 
 
 def read_image(path: Path, size: tuple[int | None, int | None] = (None, None)) -> Image:

@@ -14,9 +14,9 @@ from test_runs import films, left_over, write_jobs
 from typer.testing import CliRunner
 
 from mixcache import cli
-from mixcache.batch.folder import Folder
-from mixcache.batch.jobs import Batch
-from mixcache.batch.work import Worker
+from mixcache.batch.folder import Folder, Standing, Task
+from mixcache.batch.jobs import Batch, Job
+from mixcache.batch.work import Worker, run
 
 CAPTION = "a large red circle moving left on a plain white background"
 TINY = ["--size", "32x32", "--frames", "5", "--devices", "cpu"]
@@ -122,6 +122,29 @@ def test_a_batch_from_beginning_to_end(tmp_path: Path) -> None:
     other = invoked(*command, "--seed", 3, "--steps", 9)
     assert other.exit_code == 2
     assert "is of a batch with another num_inference_steps (8, not 9)" in other.stderr
+
+
+@pytest.mark.slow
+def test_verifying_goes_by_the_trace_of_the_clip_and_not_by_the_clock(tmp_path: Path) -> None:
+    batch = Batch.of("shapes-wan", "hold", {"speedup": 2.0})
+    folder = Folder.open(tmp_path / "out", batch, {})
+    worker = Worker(folder, "cpu")
+    size = {"width": 32, "height": 32, "num_frames": 5, "num_inference_steps": 20}
+    job, other = (Job(batch=batch.key, prompt=CAPTION, seed=seed, **size) for seed in (1, 2))
+    for each in (job, other):
+        assert run(Task(job=each), folder, worker).standing is Standing.DONE
+    found = worker.verify(job)
+    assert found["is_same"]
+    assert found["psnr_db"] < 90
+    record = folder.file(job.id, ".json")
+    facts = json.loads(record.read_text())
+    assert found["cached_seconds"] == facts["seconds"]["denoising"]
+    for entry in facts["trace"]:
+        entry["granularity"] = "compute"
+    record.write_text(json.dumps(facts))
+    found = worker.verify(job)
+    assert not found["is_same"]
+    assert found["psnr_db"] is None  # this trace leaves nothing out
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_every_field_is_in_the_name() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "is not JSON: "),
+        ("{", "is not JSON: Expecting property name enclosed in double quotes at character 2"),
         ("[" * 100_000, "is not JSON: "),
         ("17", "is no JSON object"),
         ({"promt": "a cat"}, "unknown key 'promt'; did you mean 'prompt'?"),
@@ -75,7 +75,7 @@ def test_every_field_is_in_the_name() -> None:
         ({"prompt": "a cat", "seed": 1.5}, "seed=1.5 must be a whole number"),
         ({"prompt": "a cat", "seed": True}, "seed=True must be a whole number"),
         ({"prompt": "a cat", "size": "wide"}, "size='wide' is not WIDTHxHEIGHT, such as 832x480"),
-        ({"prompt": "a cat", "size": "0x480"}, "width=0 must be a whole number from 1 to 16384"),
+        ({"prompt": "a cat", "size": "0x480"}, "size='0x480' is not WIDTHxHEIGHT, such as 832x480"),
         ({"prompt": "a cat", "size": "832x99999"}, "height=99999 must be a whole number from 1 to 16384"),
         ({"prompt": "a cat", "frames": 0}, "num_frames=0 must be a whole number from 1"),
         ({"prompt": "a cat", "steps": 0}, "num_inference_steps=0 must be a whole number from 1"),
@@ -153,6 +153,8 @@ def test_a_folder_of_another_batch_or_of_none(tmp_path: Path) -> None:
         Folder.open(tmp_path / "out", batch, {"num_inference_steps": 30})
     with pytest.raises(ValueError, match=r'is of a batch with another policy \("hindsight", not "mixcache"\)'):
         Folder.open(tmp_path / "out", Batch.of("shapes-wan", "mixcache", {}), {"num_inference_steps": 20})
+    with pytest.raises(ValueError, match=r'with another model \("shapes-wan", not "shapes-hunyuan"\)'):
+        Folder.open(tmp_path / "out", Batch.of("shapes-hunyuan", "hindsight", {}), {"num_inference_steps": 20})
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(ValueError, match=r"photos is no batch's folder: cat.jpg is in it; --out names another"):

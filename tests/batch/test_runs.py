@@ -20,10 +20,10 @@ from drive import drive
 from faults import FakeWorker
 
 from mixcache.batch import attempts
-from mixcache.batch.attempts import Attempt, Standing, begin
+from mixcache.batch.attempts import Attempt, begin
 from mixcache.batch.crew import Crew, NoWorkersError
 from mixcache.batch.driver import StoppedError, run_batch
-from mixcache.batch.folder import Folder
+from mixcache.batch.folder import Folder, Standing
 from mixcache.batch.jobs import Batch, Job, read_jobs
 from mixcache.batch.local import LocalPool
 from mixcache.batch.work import _is_whole, write_film
@@ -215,7 +215,7 @@ def crew_of(out: Path, jobs: Path, *devices: str) -> tuple[Crew, Folder]:
 
 
 def test_a_worker_that_cannot_load_is_left_out_and_said(tmp_path: Path) -> None:
-    jobs = write_jobs(tmp_path, "clip 1", "clip 2")
+    jobs = write_jobs(tmp_path, "wait 3", "clip")  # until the others have told
     crew, folder = crew_of(tmp_path / "out", jobs, "none", "cpu", "deadly")
     result = run_batch(lambda: read_jobs(jobs, Job(batch="")), crew, folder)
     assert result.num_done == 2
@@ -313,3 +313,15 @@ def test_disks_without_links_and_disks_that_say_so_of_those_they_made(
     assert json.loads(attempt.path.read_text()) == attempts.this_process()
     assert begin(folder, "ab") is Standing.BUSY
     assert set(left_over(tmp_path / "out")) == {folder.run, attempt.path.name}
+
+
+def test_an_attempt_that_finds_the_disk_full_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = Folder.open(tmp_path / "out", Batch.of("shapes-wan", "hindsight", {}), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", full)
+        with pytest.raises(OSError, match="No space left"):
+            begin(folder, "ab")
+    assert left_over(tmp_path / "out") == [folder.run]

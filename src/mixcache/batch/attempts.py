@@ -16,13 +16,12 @@ import os
 import secrets
 import socket
 import threading
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mixcache.batch.folder import Folder, scratch
+from mixcache.batch.folder import Folder, Standing, read, scratch
 
 MAX_ATTEMPTS = 3
 BEAT_SECONDS = 10.0
@@ -32,94 +31,56 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What file systems without hard links answer."""
 
 
-class Standing(Enum):
-    """Why a task is not begun."""
-
-    DONE = "done"
-    FAILED = "failed"
-    GIVEN_UP = "given_up"
-    BUSY = "busy"
-
-
 @functools.cache
 def this_place() -> str:
     """Where process numbers mean what they mean here: the machine, since it was started, and its container."""
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            parts.append(os.readlink(path) if "ns" in path else Path(path).read_text().strip())
-        except OSError:
-            parts.append("")
-    return " ".join(parts)
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(facts)
 
 
 def started(pid: int) -> str | None:
-    """When that process began, in ticks since the machine did; None where none of that number lives, and "" where the
-    system does not tell."""
+    """When that process began, in ticks since the machine did; None where it is dead, or the system does not tell."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
     except OSError:
-        pass
-    if Path("/proc/self/stat").exists():
         return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return ""
+    return None if fields[0] in "ZX" else fields[19]
 
 
 def this_process() -> dict[str, Any]:
     return {"place": this_place(), "pid": os.getpid(), "started": started(os.getpid())}
 
 
-_under_way: set[Path] = set()
-
-
-@functools.cache
-def _heart() -> threading.Thread:
-    """Touches the attempts of this process that are under way."""
-
-    def beat() -> None:
-        while True:
-            time.sleep(BEAT_SECONDS)
-            for path in list(_under_way):
-                with contextlib.suppress(OSError):  # the folder may come back
-                    os.utime(path)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    return thread
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One, by this process. As a context manager it is touched until its end, and then taken away."""
+    """One, by this process."""
 
     folder: Folder
     name: str
     number: int
 
     @property
-    def mark(self) -> str:
-        """For names of files that only this attempt writes."""
-        return str(self.number)
-
-    @property
     def path(self) -> Path:
         return _path(self.folder, self.name, self.number)
 
-    def __enter__(self) -> Attempt:
-        _heart()
-        _under_way.add(self.path)
-        return self
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Touched meanwhile, and taken away at the end."""
+        over = threading.Event()
 
-    def __exit__(self, *error: object) -> None:
-        _under_way.discard(self.path)
-        _forget(self.folder, self.name, self.number)
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                with contextlib.suppress(OSError):  # the folder may come back
+                    os.utime(self.path)
+
+        threading.Thread(target=beat, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            _forget(self.folder, self.name, self.number)
 
 
 def begin(folder: Folder, name: str) -> Attempt | Standing:
@@ -128,7 +89,11 @@ def begin(folder: Folder, name: str) -> Attempt | Standing:
     for number in range(1, MAX_ATTEMPTS + 1):
         path = _path(folder, name, number)
         if _is_claimed(path):
-            return _looked_at(Attempt(folder=folder, name=name, number=number))
+            standing = folder.standing(name)  # another may have ended it in the meantime
+            if standing is None:
+                return Attempt(folder=folder, name=name, number=number)
+            _forget(folder, name, number)
+            return standing
         if _is_alive(folder, path):
             return Standing.BUSY
     return Standing.DONE if folder.has(name) else Standing.GIVEN_UP
@@ -154,22 +119,6 @@ def _is_claimed(path: Path) -> bool:
     return True
 
 
-def _looked_at(attempt: Attempt) -> Attempt | Standing:
-    """The attempt, unless another was done in the meantime."""
-    folder, name = attempt.folder, attempt.name
-    standing = None
-    if folder.has(name):
-        standing = Standing.DONE
-    elif (failure := folder.failure(name)) is not None:
-        standing = Standing.GIVEN_UP if failure["given_up"] else Standing.FAILED
-    if standing is None:
-        for number in range(1, attempt.number):
-            _clear(folder, name, number)  # what a dead owner left half written
-        return attempt
-    _forget(folder, name, attempt.number)
-    return standing
-
-
 def forget_all(folder: Folder, name: str, number: int = MAX_ATTEMPTS) -> None:
     """Takes away the attempts on a task that is over, up to that of the number; dead ones too."""
     for each in range(1, number + 1):
@@ -181,7 +130,7 @@ def take_back(folder: Folder, name: str, owner: dict[str, Any], *, counts: bool)
     task where that is not what it died of."""
     for number in range(1, MAX_ATTEMPTS + 1):
         path = _path(folder, name, number)
-        if _owner(path) == owner:
+        if read(path) == owner:
             if counts:
                 os.utime(path, (0, 0))
             else:
@@ -189,28 +138,14 @@ def take_back(folder: Folder, name: str, owner: dict[str, Any], *, counts: bool)
 
 
 def _is_alive(folder: Folder, path: Path) -> bool:
-    owner = _owner(path)
+    owner = read(path)
     try:
         touched = path.stat().st_mtime
     except FileNotFoundError:
         return True  # it has just been taken away: its task is looked at again
-    if not touched:
-        return False
-    if owner and owner["place"] == this_place():
+    if touched and owner and owner["started"] and owner["place"] == this_place():
         return started(owner["pid"]) == owner["started"]
-    probe = folder.path / f"{folder.run}-{os.getpid()}"
-    probe.touch()  # "now" by the clock of the file system, which may not be ours
-    now = probe.stat().st_mtime
-    probe.unlink(missing_ok=True)
-    return now - touched < STALE_SECONDS
-
-
-def _owner(path: Path) -> dict[str, Any] | None:
-    """Who made the attempt; None where that is not written."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None
+    return folder.now() - touched < STALE_SECONDS
 
 
 def _path(folder: Folder, name: str, number: int) -> Path:
@@ -218,10 +153,7 @@ def _path(folder: Folder, name: str, number: int) -> Path:
 
 
 def _forget(folder: Folder, name: str, number: int) -> None:
-    _clear(folder, name, number)
-    _path(folder, name, number).unlink(missing_ok=True)
-
-
-def _clear(folder: Folder, name: str, number: int) -> None:
+    """With what it left half written."""
     for ending in (".mp4", ".jpg", ".json", ".failed.json"):
         scratch(folder.file(name, ending), str(number)).unlink(missing_ok=True)
+    _path(folder, name, number).unlink(missing_ok=True)

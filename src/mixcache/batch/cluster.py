@@ -7,10 +7,9 @@ import socket
 from typing import Any
 
 from mixcache.batch.attempts import this_process
-from mixcache.batch.crew import Died, Ready, Report, Unusable
+from mixcache.batch.crew import Ready, Report, Unusable
 from mixcache.batch.folder import Folder, Task
-from mixcache.batch.local import OpenWorker
-from mixcache.batch.work import QUIET, Maker, Outcome, Worker, run
+from mixcache.batch.work import QUIET, OpenWorker, Outcome, Worker, run
 
 SECONDS_TO_ANSWER = 5.0
 
@@ -32,10 +31,13 @@ class RayPool:
         self._ray, self.folder, self.open_worker = ray, folder, open_worker
         try:
             new = {"include_dashboard": False} if address is None else {"address": address}
-            environment = {"env_vars": QUIET | _path_of_sources()}
+            # so that actors on this machine import what the driver does
+            path = {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
+            environment = {"env_vars": QUIET | path}
             ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=environment, **new)
         except Exception as error:  # ConnectionError, RuntimeError, and what its client makes of them
-            raise ValueError(f"no Ray cluster answers at {address or 'this machine'}: {_first_line(error)}") from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"no Ray cluster answers at {address or 'this machine'}: {reason}") from error
         has = ray.cluster_resources()
         kind, total = ("GPU", int(has["GPU"])) if has.get("GPU") else ("CPU", int(has.get("CPU", 1)))
         self.num_workers = num_workers or (total if kind == "GPU" else 1)
@@ -64,7 +66,7 @@ class RayPool:
             try:
                 reports.append((place, self._ray.get(reply)))
             except self._ray.exceptions.RayError:
-                reports.append((place, Died()))
+                reports.append((place, None))
         return reports
 
     def _end(self, place: int) -> None:
@@ -82,13 +84,13 @@ class _Actor:
     def load(self, open_worker: OpenWorker, folder: Folder, device: str) -> Report:
         self.folder = folder
         try:
-            self.maker: Maker = open_worker(folder, device)
+            self.worker = open_worker(folder, device)
         except Exception as error:  # a broken folder or device fails in many ways
             return Unusable(message=f"{socket.gethostname()}: {error}")
         return Ready(process=this_process())
 
     def run(self, task: Task) -> Outcome:
-        return run(task, self.folder, self.maker)
+        return run(task, self.folder, self.worker)
 
 
 def _check_answers(address: str) -> None:
@@ -102,12 +104,3 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host or "127.0.0.1", int(port)), timeout=SECONDS_TO_ANSWER).close()
     except (OSError, OverflowError) as error:
         raise ValueError(f"no Ray cluster answers at {address}: {error}") from error
-
-
-def _path_of_sources() -> dict[str, str]:
-    """So that actors on this machine import what the driver does."""
-    return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

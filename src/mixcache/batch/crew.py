@@ -34,12 +34,8 @@ class Unusable:
     message: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Died:
-    """A worker is dead."""
-
-
-Report = Ready | Unusable | Died | Outcome
+Report = Ready | Unusable | Outcome | None
+"""None where it is dead."""
 
 
 class Pool(Protocol):

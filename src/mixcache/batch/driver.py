@@ -5,16 +5,15 @@ What is done is asked of the disk, never remembered, so the driver's memory does
 
 from __future__ import annotations
 
-import contextlib
 import heapq
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
-from mixcache.batch.attempts import Standing
 from mixcache.batch.crew import Crew
-from mixcache.batch.folder import CLIP, VERIFY, Folder, Task
+from mixcache.batch.folder import CLIP, VERIFY, Folder, Standing, Task
 from mixcache.batch.jobs import BadLine, Job
 from mixcache.batch.wall import write_wall
 from mixcache.batch.work import Outcome
@@ -55,15 +54,24 @@ class Progress:
     def mean_saving(self) -> float | None:
         return self.saving_sum / self.num_made if self.num_made else None
 
+    def count(self, outcome: Outcome) -> None:
+        if outcome.task.kind != CLIP:
+            return
+        self.num_done += outcome.standing is Standing.DONE
+        self.num_failed += outcome.standing in (Standing.FAILED, Standing.GIVEN_UP)
+        if outcome.is_new and outcome.saving is not None:
+            self.num_made += 1
+            self.saving_sum += outcome.saving
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verified:
     """How near the clips that were made plain too came to these."""
 
     num_clips: int
-    lowest_db: float | None
-    """None where every one is the same to the last value."""
-    median_db: float | None
+    lowest_db: float
+    """Infinite where every one is the same to the last value."""
+    median_db: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,34 +108,27 @@ def run_batch(
     progress = Progress()
     bad_lines: list[BadLine] = []
     num_bad_lines = 0
-
-    def on_bad(line: BadLine) -> None:
-        nonlocal num_bad_lines
-        num_bad_lines += 1
-        if num_bad_lines <= MAX_TOLD:
-            bad_lines.append(line)
-
-    for job in _each(jobs, on_bad):
+    for line in _once(jobs()):
+        if isinstance(line, BadLine):
+            num_bad_lines += 1
+            bad_lines += [line] if num_bad_lines <= MAX_TOLD else []
+            continue
         progress.total += 1
-        progress.num_done += folder.has(job.id)
+        progress.num_done += folder.has(line.id)
         if again:
-            folder.file(job.id, ".failed.json").unlink(missing_ok=True)
+            folder.file(line.id, ".failed.json").unlink(missing_ok=True)
     on_progress(progress)
     try:
-        _work_off(crew, lambda: _missing(jobs, folder, CLIP), folder, progress, on_progress)
-        sample = heapq.nsmallest(num_verified, (job.id for job in _each(jobs) if folder.has(job.id)))
-        _work_off(crew, lambda: _missing(jobs, folder, VERIFY, set(sample)), folder, progress, on_progress)
-    except BaseException:
+        _work_off(crew, lambda: (Task(job=job) for job in _each(jobs)), folder, progress, on_progress)
+        # by their names, which is by chance
+        sample = heapq.nsmallest(
+            num_verified, (job for job in _each(jobs) if folder.has(job.id)), key=lambda job: job.id
+        )
+        _work_off(crew, lambda: (Task(job=job, kind=VERIFY) for job in sample), folder, progress, on_progress)
+    finally:
         crew.close()
-        with contextlib.suppress(OSError):  # a full disk, which has been said
-            write_wall(folder)
-        raise
-    crew.close()
-    warnings = [*crew.messages, *_verify_failures(folder, sample)]
-    try:
-        write_wall(folder)
-    except OSError as error:
-        warnings.append(f"the wall in {folder.path} cannot be written: {error.strerror}")
+        warnings = [*crew.messages, *_write_wall(folder)]
+    verified, unlike = _verified(folder, sample)
     failures: list[tuple[Job, str]] = []
     num_done = 0
     for job in _each(jobs):
@@ -141,8 +142,8 @@ def run_batch(
         num_bad_lines=num_bad_lines,
         bad_lines=bad_lines,
         failures=failures,
-        verified=_verified(folder, sample),
-        warnings=warnings,
+        verified=verified,
+        warnings=warnings + unlike,
     )
 
 
@@ -155,81 +156,67 @@ def check_some(lines: Iterator[Job | BadLine]) -> None:
         raise ValueError(f"line {first.number}: {first.message}; no line is a job")
 
 
-def _each(jobs: Jobs, on_bad: Callable[[BadLine], None] = lambda line: None) -> Iterator[Job]:
+def _once(lines: Iterator[Job | BadLine]) -> Iterator[Job | BadLine]:
     """Every job once, however often its line stands in the file."""
     seen: set[bytes] = set()
-    for job in jobs():
-        if isinstance(job, BadLine):
-            on_bad(job)
-        elif (name := bytes.fromhex(job.id)) not in seen:
+    for line in lines:
+        if isinstance(line, BadLine):
+            yield line
+        elif (name := bytes.fromhex(line.id)) not in seen:
             seen.add(name)
-            yield job
+            yield line
 
 
-def _missing(jobs: Jobs, folder: Folder, kind: str, chosen: set[str] | None = None) -> Iterator[Task]:
-    for job in _each(jobs):
-        task = Task(job=job, kind=kind)
-        is_chosen = chosen is None or job.id in chosen
-        if is_chosen and not folder.has(task.name) and folder.failure(task.name) is None:
-            yield task
+def _each(jobs: Jobs) -> Iterator[Job]:
+    return (line for line in _once(jobs()) if isinstance(line, Job))
 
 
 def _work_off(
     crew: Crew,
-    missing: Callable[[], Iterator[Task]],
+    tasks: Callable[[], Iterator[Task]],
     folder: Folder,
     progress: Progress,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Until nothing is missing, by us or by others that are at work on the same folder."""
+    """Until none of them is missing, by us or by others that are at work on the same folder."""
     wall_at = time.monotonic() + WALL_SECONDS
-    while True:
+    num_busy = 1
+    while num_busy:
         num_busy = 0
-        for outcome in crew.outcomes(missing()):
+        for outcome in crew.outcomes(task for task in tasks() if folder.standing(task.name) is None):
             if outcome.standing is None:
                 raise StoppedError(outcome.message)
             num_busy += outcome.standing is Standing.BUSY
-            _count(progress, outcome)
+            progress.count(outcome)
             on_progress(progress)
             if time.monotonic() >= wall_at:
                 start = time.monotonic()
-                write_wall(folder)
+                _write_wall(folder)
                 wall_at = time.monotonic() + max(WALL_SECONDS, WALL_SHARE * (time.monotonic() - start))
-        if not num_busy:
-            return
-        time.sleep(BUSY_SECONDS)
+        time.sleep(BUSY_SECONDS if num_busy else 0)
 
 
-def _count(progress: Progress, outcome: Outcome) -> None:
-    if outcome.task.kind != CLIP:
-        return
-    progress.num_done += outcome.standing is Standing.DONE
-    progress.num_failed += outcome.standing in (Standing.FAILED, Standing.GIVEN_UP)
-    if outcome.is_new and outcome.saving is not None:
-        progress.num_made += 1
-        progress.saving_sum += outcome.saving
+def _write_wall(folder: Folder) -> list[str]:
+    """Warns where the disk is full: the clips are there all the same."""
+    try:
+        write_wall(folder)
+    except OSError as error:
+        return [f"the wall in {folder.path} cannot be written: {error.strerror}"]
+    return []
 
 
-def _verified(folder: Folder, sample: list[str]) -> Verified | None:
-    records = [record for name in sample if (record := folder.verified(name)) is not None]
-    if not records:
-        return None
-    values = sorted(record["psnr_db"] for record in records if record["psnr_db"] is not None)
-    # identical clips stand above all others
-    middle = median([*values, *[float("inf")] * (len(records) - len(values))])
-    return Verified(
-        num_clips=len(records),
-        lowest_db=values[0] if values else None,
-        median_db=middle if middle != float("inf") else None,
-    )
-
-
-def _verify_failures(folder: Folder, sample: list[str]) -> list[str]:
-    warnings = []
-    for name in sample:
-        record, failure = folder.verified(name), folder.failure(f"{name}.{VERIFY}")
-        if record is not None and not record["is_same"]:
-            warnings.append(f"{name} made again for --verify is another clip; its PSNR is of that one")
+def _verified(folder: Folder, sample: list[Job]) -> tuple[Verified | None, list[str]]:
+    """What was found, and warnings of what it does not tell."""
+    values, warnings = [], []
+    for job in sample:
+        record = folder.verified(job.id)
         if record is None:
-            warnings.append(f"{name} could not be verified: {failure['error'] if failure else 'it is not done'}")
-    return warnings
+            failure = folder.failure(Task(job=job, kind=VERIFY).name)
+            warnings.append(f"{job.id} could not be verified: {failure['error'] if failure else 'it is not done'}")
+            continue
+        values.append(math.inf if record["psnr_db"] is None else record["psnr_db"])
+        if not record["is_same"]:
+            warnings.append(f"{job.id} made again for --verify is another clip; its PSNR is of that one")
+    if not values:
+        return None, warnings
+    return Verified(num_clips=len(values), lowest_db=min(values), median_db=median(values)), warnings

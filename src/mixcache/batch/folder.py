@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from mixcache.batch.jobs import Batch, Job
 
 CLIP, VERIFY = "clip", "verify"
 SCRATCH = "writing"
+
+
+class Standing(Enum):
+    """Why a task is not begun."""
+
+    DONE = "done"
+    FAILED = "failed"
+    GIVEN_UP = "given_up"
+    BUSY = "busy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,35 +56,32 @@ class Folder:
     batch: Batch
     run: str
     """Name of the file by which workers see that this is the driver's folder."""
-    began_ns: int
+    began: float
     """When the run began, by the clock of the file system."""
 
     @classmethod
     def open(cls, path: Path, batch: Batch, shared: Mapping[str, Any]) -> Folder:
         """Makes the folder, or enters it; ValueError where it is of another batch, or cannot be written. `shared` is
         what jobs have where their line leaves it open."""
-        case = {"mixcache_batch": 1, **batch.case, **shared}
+        case = {"mixcache_batch": 1, **batch.case, **shared, "model_name": batch.model}
         marker = path.resolve() / f".run-{secrets.token_hex(6)}"
         note = marker.with_name("batch.json")
         try:
             path.mkdir(parents=True, exist_ok=True)
             marker.touch()
-            began_ns = marker.stat().st_mtime_ns
-            folder = cls(path=marker.parent, batch=batch, run=marker.name, began_ns=began_ns)
-            strangers = [
-                p.name for p in marker.parent.iterdir() if not p.name.startswith(".") and SCRATCH not in p.name
-            ]
+            folder = cls(path=marker.parent, batch=batch, run=marker.name, began=marker.stat().st_mtime)
+            strangers = [found.name for found in folder.path.iterdir() if not found.name.startswith(".")]
             if not note.exists():  # asked last: another driver may just have begun
                 if strangers:
                     raise ValueError(f"{path} is no batch's folder: {strangers[0]} is in it; --out names another")
-                folder.write(note, _text(case | {"model_name": batch.model}), secrets.token_hex(4))
+                folder.write(note, [_text(case)], marker.name)
             found = json.loads(note.read_text())
-            different = [name for name in case if found.get(name) != case[name]]
+            different = [name for name in case if name != "model_name" and found.get(name) != case[name]]
             if different:
-                a, b = (json.dumps(of.get(different[0])) for of in (found, case))
-                raise ValueError(
-                    f"{path} is of a batch with another {different[0]} ({a}, not {b}); --out names another folder"
-                )
+                name = different[0]
+                by_name = name == "model" and found.get("model_name") != batch.model  # it says more than a hash
+                a, b = (json.dumps(of.get("model_name" if by_name else name)) for of in (found, case))
+                raise ValueError(f"{path} is of a batch with another {name} ({a}, not {b}); --out names another folder")
         except OSError as error:
             raise ValueError(f"the folder {path} cannot be written: {error.strerror}") from error
         except json.JSONDecodeError:
@@ -84,15 +91,15 @@ class Folder:
             raise
         return folder
 
-    def __enter__(self) -> Folder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """The run is over."""
         (self.path / self.run).unlink(missing_ok=True)
+
+    def now(self) -> float:
+        """By the clock of the file system, which may not be ours."""
+        marker = self.path / self.run
+        marker.touch()
+        return marker.stat().st_mtime
 
     @property
     def is_shared(self) -> bool:
@@ -111,25 +118,30 @@ class Folder:
         """The record of a failure that stands: from this run or one beside it, or of a task that was given up. Others
         are tried again."""
         path = self.file(name, ".failed.json")
-        try:
-            record = json.loads(path.read_text())
-            is_new = path.stat().st_mtime_ns >= self.began_ns
-        except (FileNotFoundError, json.JSONDecodeError):
+        if (record := read(path)) is None or record["given_up"]:
+            return record
+        return record if path.stat().st_mtime >= self.began else None
+
+    def standing(self, name: str) -> Standing | None:
+        """How it ended; None where it is still to be done."""
+        if self.has(name):
+            return Standing.DONE
+        if (failure := self.failure(name)) is None:
             return None
-        return record if is_new or record["given_up"] else None
+        return Standing.GIVEN_UP if failure["given_up"] else Standing.FAILED
 
     def keep(self, name: str, record: Mapping[str, Any], mark: str, ending: str = ".json") -> None:
-        """Writes a record, whole; `mark` is of the writer alone."""
-        self.write(self.file(name, ending), _text(record), mark)
+        """Writes a record, whole."""
+        self.write(self.file(name, ending), [_text(record)], mark)
         if ending == ".json":
             self.file(name, ".failed.json").unlink(missing_ok=True)
 
-    def write(self, path: Path, content: str, mark: str) -> None:
-        """Beside its place, onto the disk, and renamed."""
+    def write(self, path: Path, parts: Iterable[str], mark: str) -> None:
+        """Beside its place, onto the disk, and renamed; `mark` is of the writer alone."""
         beside = scratch(path, mark)
         try:
             with beside.open("w", encoding="utf-8") as file:
-                file.write(content)
+                file.writelines(parts)
             settle(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -140,18 +152,21 @@ class Folder:
             for path in sorted(shard.glob("*.json")):
                 if ".verify." in path.name or SCRATCH in path.name:
                     continue
-                try:
-                    record = json.loads(path.read_text())
-                except (OSError, json.JSONDecodeError):
-                    continue  # it has just been taken away, or is none of ours
-                if path.name.endswith(".failed.json") and self.has(record["id"]):
-                    continue
-                yield record
+                record = read(path)
+                if record is not None and not (path.name.endswith(".failed.json") and self.has(record["id"])):
+                    yield record
 
     def verified(self, name: str) -> dict[str, Any] | None:
         """What was found where the clip of that name was held against the plain one."""
-        path = self.file(f"{name}.{VERIFY}", ".json")
-        return json.loads(path.read_text()) if path.exists() else None
+        return read(self.file(f"{name}.{VERIFY}", ".json"))
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A record; None where there is none, or none that is whole."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return None
 
 
 def scratch(path: Path, mark: str) -> Path:

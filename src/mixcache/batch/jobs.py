@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mixcache import zoo
+from mixcache.arguments import parse_size
 from mixcache.names import unknown_name
 from mixcache.store import key_of
 
 MAX_SEED = 2**63 - 1
 LIMITS = {
-    "seed": (0, MAX_SEED),
-    "width": (1, 16384),
-    "height": (1, 16384),
-    "num_frames": (1, 100_000),
-    "num_inference_steps": (1, 10_000),
+    "seed": (int, 0, MAX_SEED),
+    "width": (int, 1, 16384),
+    "height": (int, 1, 16384),
+    "num_frames": (int, 1, 100_000),
+    "num_inference_steps": (int, 1, 10_000),
+    "guidance_scale": (float, 0, 1000),
 }
 KEYS = {
     "prompt": "prompt",
@@ -89,17 +90,14 @@ class Job:
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name != "prompt"):
                 raise ValueError(f"{name}={value!r} is no text")
-        for name, (low, high) in LIMITS.items():
+        for name, (kind, low, high) in LIMITS.items():
             value = getattr(self, name)
             if value is None and name != "seed":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name}={_short(value)} must be a whole number from {low} to {high}")
-        scale = self.guidance_scale
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
-            raise ValueError(f"guidance_scale={scale!r} must be a number from 0 to 1000")
-        if scale is not None and not (math.isfinite(scale) and 0 <= scale <= 1000):
-            raise ValueError(f"guidance_scale={scale} must be a number from 0 to 1000")
+            is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            if not is_number or not low <= value <= high:  # NaN is neither
+                word = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name}={reprlib.repr(value)} must be {word} from {low} to {high}")
 
     @property
     def id(self) -> str:
@@ -166,7 +164,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _object(line: bytes) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(row, Mapping):
@@ -191,22 +191,14 @@ def _job(row: Mapping[str, Any], defaults: Job) -> Job:
     return job
 
 
-def parse_size(size: Any) -> tuple[int, int]:
-    """`"832x480"` as (832, 480); ValueError for anything else."""
-    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", size) if isinstance(size, str) else None
-    if found is None:
-        raise ValueError(f"size={_short(size)} is not WIDTHxHEIGHT, such as 832x480")
-    return int(found[1]), int(found[2])
-
-
 def model_digest(model: str) -> str:
     """Of all files of a built-in model, or of a pipeline's folder; ValueError where it is not there."""
     folder = zoo.folder(model) if model in zoo.BUILT_IN else Path(model)
     if not folder.is_dir():
         raise ValueError(unknown_name("model or folder", model, zoo.BUILT_IN))
-    hidden = [path for path in folder.rglob("*") if any(p.startswith(".") for p in path.relative_to(folder).parts)]
-    files = sorted(path for path in set(folder.rglob("*")) - set(hidden) if path.is_file() and path.suffix != ".md")
-    return key_of([[path.relative_to(folder).as_posix(), digest(path)] for path in files])
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return key_of([[name.as_posix(), digest(folder / name)] for name in seen])
 
 
 def digest(path: Path) -> str:
@@ -216,8 +208,3 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

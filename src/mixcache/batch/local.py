@@ -6,17 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from mixcache.batch.attempts import this_process
-from mixcache.batch.crew import Died, Ready, Report, Unusable
+from mixcache.batch.crew import Ready, Report, Unusable
 from mixcache.batch.folder import Folder, Task
-from mixcache.batch.work import QUIET, Maker, Worker, run
-
-OpenWorker = Callable[[Folder, str | None], Maker]
+from mixcache.batch.work import QUIET, OpenWorker, Worker, run
 
 
 class LocalPool:
@@ -46,15 +43,16 @@ class LocalPool:
             self._workers[place][1].send(task)
 
     def wait(self) -> list[tuple[int, Report]]:
-        places = {pipe: place for place, (_, pipe) in self._workers.items()}
+        ready = wait([pipe for _, pipe in self._workers.values()], timeout=1.0)
         reports: list[tuple[int, Report]] = []
-        for pipe in wait(list(places), timeout=1.0):
-            place = places[pipe]  # type: ignore[index]
+        for place, (_, pipe) in list(self._workers.items()):
+            if pipe not in ready:
+                continue
             try:
-                reports.append((place, self._workers[place][1].recv()))
+                reports.append((place, pipe.recv()))
             except (EOFError, OSError):
                 self._end(place)
-                reports.append((place, Died()))
+                reports.append((place, None))
         return reports
 
     def _end(self, place: int) -> None:
@@ -77,26 +75,24 @@ def _serve(pipe: Connection, open_worker: OpenWorker, folder: Folder, device: st
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     try:
         try:
-            maker = open_worker(folder, device)
+            worker = open_worker(folder, device)
         except Exception as error:  # a broken folder or device fails in many ways
             pipe.send(Unusable(message=str(error)))
             return
         pipe.send(Ready(process=this_process()))
         while True:
-            pipe.send(run(pipe.recv(), folder, maker))
+            pipe.send(run(pipe.recv(), folder, worker))
     except (EOFError, OSError):
         return  # the driver is gone
 
 
 def _start_tracker() -> None:
     """Python's tracker of semaphores, without its warnings: those of a worker that was killed are cleaned up by it."""
-    before = os.environ.get("PYTHONWARNINGS")
+    before = {name: value for name, value in os.environ.items() if name == "PYTHONWARNINGS"}
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
     resource_tracker.ensure_running()
-    if before is None:
-        del os.environ["PYTHONWARNINGS"]
-    else:
-        os.environ["PYTHONWARNINGS"] = before
+    del os.environ["PYTHONWARNINGS"]
+    os.environ.update(before)
 
 
 def local_devices() -> tuple[str, ...]:

@@ -6,11 +6,11 @@ records are read: neither this process nor the browser holds more than a line of
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from typing import Any
 
-from mixcache.batch.folder import Folder, scratch
+from mixcache.batch.folder import Folder
 from mixcache.report import figures
 from mixcache.report.template import rendered
 
@@ -20,41 +20,21 @@ COLUMNS = ("id", "prompt", "seed", "saving", "speedup", "wished", "seconds", "ti
 
 def write_wall(folder: Folder) -> None:
     """Writes the page and its data from what is on the disk now; OSError where that is full."""
-    mark = f"{os.getpid()}{folder.run}"
-    data = folder.path / "wall.js"
-    beside = scratch(data, mark)
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(f"const COLUMNS = {json.dumps(COLUMNS)};\nconst ROWS = [\n")
-            for record in folder.records():
-                file.write(json.dumps(_row(folder, record), separators=(",", ":")) + ",\n")
-            file.write("];\n")
-        beside.replace(data)
-    finally:
-        beside.unlink(missing_ok=True)
+    rows = (json.dumps(_row(folder, record), separators=(",", ":")) + ",\n" for record in folder.records())
+    head = f"const COLUMNS = {json.dumps(COLUMNS)};\nconst ROWS = [\n"
+    folder.write(folder.path / "wall.js", itertools.chain([head], rows, ["];\n"]), folder.run)
     batch = folder.batch
     settings = ", ".join(f"{name} {figures.setting(value)}" for name, value in batch.settings.items())
     page = rendered(TEMPLATE, title=folder.path.name, model=batch.model, policy=batch.policy, settings=settings)
-    folder.write(folder.path / "index.html", page, mark)
+    folder.write(folder.path / "index.html", [page], folder.run)
 
 
 def _row(folder: Folder, record: dict[str, Any]) -> list[Any]:
-    job, error = record["job"], record.get("error")
-    if error is not None:
-        return [record["id"], job["prompt"], job["seed"], None, None, None, None, "", None, error]
-    verified = folder.verified(record["id"])
-    psnr = None if verified is None else ("identical" if verified["psnr_db"] is None else verified["psnr_db"])
-    speedup = record["speedup"]
-    seconds = round(record["seconds"]["denoising"], 3)
-    return [
-        record["id"],
-        job["prompt"],
-        job["seed"],
-        round(record["saving"], 4),
-        None if speedup is None else round(speedup, 2),
-        record["wished_speedup"],
-        seconds,
-        record["timeline"],
-        round(psnr, 2) if isinstance(psnr, float) else psnr,
-        None,
-    ]
+    row = {"id": record["id"], **record["job"], "error": record.get("error"), "timeline": ""}
+    if row["error"] is None:
+        row |= {name: record[name] for name in ("saving", "speedup", "timeline")}
+        row |= {"wished": record["wished_speedup"], "seconds": record["seconds"]["denoising"]}
+    if (verified := folder.verified(record["id"])) is not None:
+        row["psnr"] = "identical" if verified["psnr_db"] is None else verified["psnr_db"]
+    values = (row.get(name) for name in COLUMNS)
+    return [round(value, 4) if isinstance(value, float) else value for value in values]

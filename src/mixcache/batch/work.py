@@ -8,15 +8,18 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from mixcache.batch.attempts import MAX_ATTEMPTS, Attempt, Standing, begin, forget_all
-from mixcache.batch.folder import CLIP, Folder, Task, scratch, settle
+from mixcache.batch.attempts import MAX_ATTEMPTS, Attempt, begin, forget_all
+from mixcache.batch.folder import CLIP, Folder, Standing, Task, scratch, settle
 from mixcache.batch.jobs import Job, model_digest
+from mixcache.config import SPAN
 
 if TYPE_CHECKING:
     from mixcache.generation import Generated
@@ -26,6 +29,7 @@ FORMAT = 1
 MAX_STILL = 320
 """Pixels of a picture's longer side."""
 ROOM_BYTES = 1 << 20
+"""A disk with less is full."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -37,27 +41,13 @@ QUIET = {
 """Environment of workers: the terminal is the driver's."""
 
 
-class Maker(Protocol):
-    """What runs tasks; `Worker` is one."""
-
-    def clip(self, job: Job, film: Path) -> dict[str, Any]:
-        """Makes the job's clip, writes it to `film` and its middle frame to `still_of(film)`, and returns what its
-        record is to hold."""
-
-    def verify(self, job: Job) -> dict[str, Any]:
-        """Holds the job's clip against the plain one of the same seed."""
-
-    def is_sound(self) -> bool:
-        """Whether it can go on after a job that failed."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """How a task ended."""
 
     task: Task
     standing: Standing | None
-    """DONE, FAILED, GIVEN_UP or BUSY; None where the whole run must stop, for `message`."""
+    """None where the whole run must stop, for `message`."""
     message: str = ""
     is_new: bool = False
     """Whether it was done now, and not found done."""
@@ -67,67 +57,58 @@ class Outcome:
     """False where the worker must be started anew."""
 
 
-def run(task: Task, folder: Folder, maker: Maker) -> Outcome:
+def run(task: Task, folder: Folder, worker: Worker) -> Outcome:
     """Does a task, unless it is done, given up, or another is at work on it."""
     try:
         attempt = begin(folder, task.name)
         if isinstance(attempt, Attempt):
-            return _done(task, folder, maker, attempt)
+            return _done(task, folder, worker, attempt)
         if attempt is Standing.GIVEN_UP:
-            message = f"its worker died at each of {MAX_ATTEMPTS} attempts"
-            return _failed(task, folder, message, str(os.getpid()), given_up=True)
-        failure = folder.failure(task.name) if attempt is Standing.FAILED else None
-        return Outcome(task=task, standing=attempt, message=failure["error"] if failure else "")
+            _fail(task, folder, f"its worker died at each of {MAX_ATTEMPTS} attempts", str(os.getpid()), given_up=True)
+            forget_all(folder, task.name)
+        return Outcome(task=task, standing=attempt)
     except OSError as error:
-        return Outcome(
-            task=task, standing=None, message=f"the folder {folder.path} cannot be written: {error.strerror}"
-        )
+        message = f"the folder {folder.path} cannot be written: {error.strerror}"
+        return Outcome(task=task, standing=None, message=message)
 
 
-def _done(task: Task, folder: Folder, maker: Maker, attempt: Attempt) -> Outcome:
-    with attempt:
+def _done(task: Task, folder: Folder, worker: Worker, attempt: Attempt) -> Outcome:
+    mark = str(attempt.number)
+    with attempt.under_way():
         start = time.perf_counter()
         try:
             if task.kind == CLIP:
                 film = folder.file(task.name, ".mp4")
-                beside = scratch(film, attempt.mark)
-                made = maker.clip(task.job, beside)
+                beside = scratch(film, mark)
+                made = worker.clip(task.job, beside)
                 still_of(beside).replace(still_of(film))
                 settle(beside, film)
             else:
-                made = maker.verify(task.job)
-            record = {"format": FORMAT, "id": task.job.id, "job": asdict(task.job), "attempt": attempt.number}
-            record |= made | {"wall_seconds": time.perf_counter() - start, "written": _now()}
-            folder.keep(task.name, record, attempt.mark)
-        except Exception as error:  # of a pipeline, in as many ways as there are pipelines
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise
-            _check_room(folder, attempt.mark)
-            outcome = _failed(task, folder, _told(error), attempt.mark, is_sound=maker.is_sound())
-        else:
+                made = worker.verify(task.job)
+            made |= {"wall_seconds": time.perf_counter() - start, "attempt": attempt.number}
+            folder.keep(task.name, _about(task) | made, mark)
             outcome = Outcome(task=task, standing=Standing.DONE, is_new=True, saving=made.get("saving"))
+        except Exception as error:  # of a pipeline, in as many ways as there are pipelines
+            if getattr(error, "errno", None) in FULL:
+                raise
+            if shutil.disk_usage(folder.path).free < ROOM_BYTES:  # the encoder, a program of its own, does not say so
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            lines = str(error).strip().splitlines()
+            told = f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
+            _fail(task, folder, told, mark, given_up=False)
+            outcome = Outcome(task=task, standing=Standing.FAILED, is_new=True, is_sound=worker.is_sound())
     forget_all(folder, task.name, attempt.number - 1)
     return outcome
 
 
-def _failed(
-    task: Task, folder: Folder, message: str, mark: str, *, given_up: bool = False, is_sound: bool = True
-) -> Outcome:
-    record = {"format": FORMAT, "id": task.job.id, "job": asdict(task.job), "error": message, "given_up": given_up}
-    folder.keep(task.name, record | {"written": _now()}, mark, ".failed.json")
-    if given_up:
-        forget_all(folder, task.name)
-    standing = Standing.GIVEN_UP if given_up else Standing.FAILED
-    return Outcome(task=task, standing=standing, message=message, is_new=True, is_sound=is_sound)
+def _fail(task: Task, folder: Folder, message: str, mark: str, *, given_up: bool) -> None:
+    folder.keep(task.name, _about(task) | {"error": message, "given_up": given_up}, mark, ".failed.json")
 
 
-def _told(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:500]}" if text else type(error).__name__
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _about(task: Task) -> dict[str, Any]:
+    """What is in every record."""
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"format": FORMAT, "id": task.job.id, "job": asdict(task.job), "written": written}
 
 
 class Worker:
@@ -187,20 +168,28 @@ class Worker:
         }
 
     def verify(self, job: Job) -> dict[str, Any]:
+        """Holds the job's clip against the plain one. The clip is made again by its trace, for the policy might go by
+        the clock; `is_same` says whether it came out as it was."""
+        from mixcache.hosts.diffusers.attachment import enable
         from mixcache.metrics import video_psnr, video_ssim
+        from mixcache.trace import Trace, TraceEntry
 
-        cached = self._generated(job)
+        record = json.loads(self.folder.file(job.id, ".json").read_text())
+        span = {name: record["settings"][name] for name in SPAN}
         self.handle.disable()
         try:
             plain = self._generated(job)
+            with enable(self.pipeline, "replay", trace=Trace(map(TraceEntry.from_json, record["trace"])), **span):
+                cached = self._generated(job)
         finally:
             self.handle = self._enabled()
+        psnr = video_psnr(cached.clip, plain.clip)
         return {
-            "psnr_db": _finite(video_psnr(cached.clip, plain.clip)),
+            "psnr_db": psnr if math.isfinite(psnr) else None,
             "ssim": video_ssim(cached.clip, plain.clip),
             "plain_seconds": plain.denoising_seconds,
-            "cached_seconds": cached.denoising_seconds,
-            "is_same": _pixels(cached.clip) == json.loads(self.folder.file(job.id, ".json").read_text())["pixels"],
+            "cached_seconds": record["seconds"]["denoising"],
+            "is_same": _pixels(cached.clip) == record["pixels"],
         }
 
     def _generated(self, job: Job) -> Generated:
@@ -218,6 +207,10 @@ class Worker:
             return bool(torch.ones(1, device=self.pipeline._execution_device).sum().item() == 1)
         except RuntimeError:
             return False
+
+
+OpenWorker = Callable[[Folder, str | None], Worker]
+"""Makes a worker for a folder on a device; None leaves that to the machine."""
 
 
 def still_of(film: Path) -> Path:
@@ -256,24 +249,8 @@ def _is_whole(film: Path) -> bool:
     return place == size and {b"ftyp", b"moov", b"mdat"} <= kinds
 
 
-def _check_room(folder: Folder, mark: str) -> None:
-    """OSError where the disk is full: then it is no failure of a job's, and each further one would be lost."""
-    beside = scratch(folder.path / "room", f"{os.getpid()}-{mark}")
-    try:
-        with beside.open("wb") as file:
-            file.write(bytes(ROOM_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _pixels(clip: Any) -> str:
     """Hash of what was seen, before the film's encoding."""
     from mixcache.report.video import to_bytes
 
     return hashlib.sha256(to_bytes(clip).tobytes()).hexdigest()[:16]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

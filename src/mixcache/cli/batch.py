@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,13 +56,13 @@ def batch(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a cluster ends what it preempts
     with told_errors("Interrupted; the same command goes on."):
         config = options.parse_config(policy, settings, speedup=speedup, quality=quality, profile=profile)
-        width, height = options.parse_size(size)
+        width, height = options.size_of(size)
         shared: dict[str, Any] = {"width": width, "height": height, "num_frames": frames, "num_inference_steps": steps}
         shared |= {"guidance_scale": guidance, "negative_prompt": negative_prompt}
         about = Batch.of(model, config.policy_name, config.settings, dtype)
         defaults = Job(batch=about.key, seed=seed, **shared)
         check_some(read_jobs(jobs, defaults))
-        with Folder.open(out, about, shared) as folder:
+        with closing(Folder.open(out, about, shared)) as folder:
             pool = _pool(runner, folder, workers, devices, address)
             with progress_display() as display:
                 try:
@@ -124,19 +125,19 @@ class _Shown:
 
 
 def _tell(result: Result, out: Path) -> None:
-    for line in result.bad_lines:
-        typer.echo(f"line {line.number}    {line.message}", err=True)
-    for job, message in result.failures:
-        typer.echo(f"failed    {job.id} {job.prompt[:60]!r}: {message}", err=True)
-    if result.num_bad_lines > len(result.bad_lines):
-        typer.echo(f"lines     and {result.num_bad_lines - len(result.bad_lines)} more that are no jobs", err=True)
-    if result.num_failed > len(result.failures):
-        typer.echo(f"failed    and {result.num_failed - len(result.failures)} more; the wall shows all", err=True)
-    for warning in result.warnings:
-        typer.echo(f"warning   {warning}", err=True)
+    from mixcache.report.figures import psnr
+
+    lines = [f"line {bad.number:<4} {bad.message}" for bad in result.bad_lines]
+    if more := result.num_bad_lines - len(result.bad_lines):
+        lines.append(f"lines     and {more} more that are no jobs")
+    lines += [f"failed    {job.id} {job.prompt[:60]!r}: {message}" for job, message in result.failures]
+    if more := result.num_failed - len(result.failures):
+        lines.append(f"failed    and {more} more; the wall shows all")
+    for line in [*lines, *(f"warning   {warning}" for warning in result.warnings)]:
+        typer.echo(line, err=True)
     failed = f", {result.num_failed} failed" if result.num_failed else ""
     typer.echo(f"clips     {result.num_done} of {result.num_jobs} are done{failed}")
     if (found := result.verified) is not None:
-        lowest, middle = ("identical" if v is None else f"{v:.1f} dB" for v in (found.lowest_db, found.median_db))
+        lowest, middle = psnr(found.lowest_db), psnr(found.median_db)
         typer.echo(f"verified  {found.num_clips} clips: lowest PSNR {lowest}, median {middle}")
     typer.echo(f"wall      {out / 'index.html'}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixcache.arguments import parse_size
+
 if TYPE_CHECKING:
     from mixcache.config import MixCacheConfig
 
@@ -75,7 +77,7 @@ def asked_arguments(
 ) -> dict[str, Any]:
     """Arguments of the pipeline's call, those that were given; ValueError for a size that is none, and for a picture or
     film that cannot be read."""
-    width, height = parse_size(size)
+    width, height = size_of(size)
     asked: dict[str, Any] = {"height": height, "width": width, "num_frames": frames}
     asked |= {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative_prompt}
     if image or video:
@@ -86,14 +88,9 @@ def asked_arguments(
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """`"832x480"` as (832, 480); ValueError for anything else."""
-    if size is None:
-        return None, None
-    width, _, height = size.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ValueError(f"--size {size!r} is not WIDTHxHEIGHT, such as 832x480")
-    return int(width), int(height)
+def size_of(size: str | None) -> tuple[int | None, int | None]:
+    """Of `--size`, where it was given; ValueError where it is none."""
+    return (None, None) if size is None else parse_size(size, "--size ")
 
 
 def read_prompts(path: Path) -> list[str]:

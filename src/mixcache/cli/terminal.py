@@ -60,7 +60,7 @@ def progress_display() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, transient=not sys.stdout.isatty())
+    return Progress(*columns, disable=not sys.stdout.isatty())
 
 
 def watched(progress: Progress, title: str) -> Callable[[int, int], None]:
