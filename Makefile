@@ -56,6 +56,7 @@ test-batch: .venv-batch/installed
 	.venv-batch/bin/python -m pytest -m "" --numprocesses 2 --dist loadfile tests/batch
 
 batch-bars: .venv-batch/installed
+	MIXCACHE_BARS=1 .venv-batch/bin/python -m pytest -q -s tests/batch/test_wall.py -k ten_thousand
 	.venv-batch/bin/python -m studies.batch --out docs/results/batch.json
 
 test-ranks: .venv/installed-test
