@@ -1,9 +1,8 @@
-"""The wall of clips: what is in it, and that ten thousand of them open and filter; `make batch-bars` asks for a second."""
+"""The wall of clips: what is in it, and that ten thousand of them open and filter."""
 
 from __future__ import annotations
 
 import json
-import os
 import os
 from pathlib import Path
 
