@@ -16,6 +16,8 @@ import mixcache
 
 ARGUMENTS = {"height": 32, "width": 32}
 """Eight tokens."""
+NUM_STEPS = 12
+"""Of the clips that are made alone and together."""
 
 
 @dataclass
@@ -202,24 +204,36 @@ MODELS = {
         build=lambda: variant("cogvideox", "cogvideox-t2v-ddim").build(),
         call=functools.partial(run_variant, "cogvideox", "cogvideox-t2v-ddim"),
     ),
+    "hunyuan 1.5, three calls": Model(
+        build=lambda: variant("hunyuan", "hunyuan15-skip-layer").build(),
+        call=functools.partial(run_variant, "hunyuan", "hunyuan15-skip-layer"),
+    ),
 }
 
 
-def alone_and_spread(policy: Any, settings: dict[str, Any], model: str = "wan") -> tuple[Any, Any, Clip, Clip]:
-    """The clip plain and cached, on this rank alone and on all."""
+@functools.cache
+def made(model: str, is_spread: bool) -> tuple[Any, Any]:
+    """The pipeline, on this rank alone or on all, and the clip that it makes without the cache."""
     from mixcache.hosts.diffusers.denoisers import experts_of
 
     kind = MODELS[model]
     pipeline = kind.build()
-    plain = kind.call(pipeline, 16)
-    with mixcache.enable(pipeline, policy, **settings) as handle:
-        alone = run(pipeline, handle, call=kind.call)
-    for transformer in experts_of(pipeline).values():
-        spread(transformer, cp_plan=kind.plan() if kind.plan else None, **kind.spread)
-    plain_spread = kind.call(pipeline, 16)
-    with mixcache.enable(pipeline, policy, **settings) as handle:
-        together = run(pipeline, handle, call=kind.call)
-    return plain, plain_spread, alone, together
+    if is_spread:
+        for transformer in experts_of(pipeline).values():
+            spread(transformer, cp_plan=kind.plan() if kind.plan else None, **kind.spread)
+    return pipeline, kind.call(pipeline, NUM_STEPS)
+
+
+def cached(pipeline: Any, model: str, policy: str, settings: dict[str, Any], **others: Any) -> Clip:
+    with mixcache.enable(pipeline, policy, **settings, **others) as handle:
+        return run(pipeline, handle, NUM_STEPS, MODELS[model].call)
+
+
+def alone_and_spread(policy: str, settings: dict[str, Any], model: str = "wan") -> tuple[Any, Any, Clip, Clip]:
+    """The clip plain and cached, on this rank alone and on all."""
+    (pipeline, plain), (pipeline_spread, plain_spread) = made(model, False), made(model, True)
+    alone = cached(pipeline, model, policy, settings)
+    return plain, plain_spread, alone, cached(pipeline_spread, model, policy, settings)
 
 
 def steps_after(num_steps: int, fault: Any) -> Any:
@@ -364,16 +378,24 @@ def with_spread_weights() -> None:
     mixcache.enable(pipeline, "hindsight")
 
 
+def with_tensor_parallel() -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    pipeline = wan()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(pipeline.transformer.blocks[0].ffn.net[0].proj, mesh, ColwiseParallel())
+    mixcache.enable(pipeline, "hindsight")
+
+
 def on_a_group(policy: str, settings: dict[str, Any], model: str = "wan") -> tuple[Clip, Clip]:
     """The clip on this rank alone, and where every rank runs all of the transformer, and one decides."""
     import torch.distributed as dist
 
-    kind = MODELS[model]
-    pipeline = kind.build()
-    with mixcache.enable(pipeline, policy, **settings) as handle:
-        alone = run(pipeline, handle, call=kind.call)
-    with mixcache.enable(pipeline, policy, group=dist.group.WORLD, **settings) as handle:
-        return alone, run(pipeline, handle, call=kind.call)
+    pipeline, _ = made(model, False)
+    alone = cached(pipeline, model, policy, settings)
+    return alone, cached(pipeline, model, policy, settings, group=dist.group.WORLD)
 
 
 def fails_inside(error: BaseException, on: tuple[int, ...], after: int = 6, recovers: bool = False) -> Any:

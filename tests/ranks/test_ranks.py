@@ -71,7 +71,7 @@ def check_clips(answers: list[Any]) -> None:
             assert together.decisions == alone.decisions
             assert together.corrected == alone.corrected
             assert together.latents.equal(alone.latents)
-        assert together.num_steps == 16
+        assert together.num_steps == tasks.NUM_STEPS
         assert 0 < together.num_bytes <= 64 * together.num_steps + 8 * together.num_measured
         assert alone.num_bytes == 0
 
@@ -130,6 +130,13 @@ def test_a_group_that_is_given(two: Crew, model: str, policy: str, settings: dic
         assert 0 < together.num_bytes <= 64 * together.num_steps + 8 * together.num_measured
 
 
+def test_three_calls_a_step(two: Crew) -> None:
+    for alone, together in sound(two(tasks.on_a_group, "hindsight", {}, "hunyuan 1.5, three calls")):
+        assert together.latents.equal(alone.latents)
+        assert max(len(entry["calls"]) for entry in together.entries) == 3
+        assert 0 < together.num_bytes <= 64 * together.num_steps + 8 * together.num_measured
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
@@ -164,16 +171,26 @@ def test_an_error_before_the_first_call(two: Crew) -> None:
     assert first.text == "rank 1 failed: OSError: the disk is full"
 
 
-@pytest.mark.parametrize("on", [0, 1])
-def test_an_error_inside_the_transformer_of_one_rank(two_scripts: Crew, on: int) -> None:
+@pytest.mark.parametrize(("on", "error"), [(0, MemoryError("no room")), (1, KeyboardInterrupt("by the user"))])
+def test_what_ends_the_transformer_of_one_rank(two_scripts: Crew, on: int, error: BaseException) -> None:
     begun = time.monotonic()
-    answers = failures(two_scripts(tasks.fails_inside, MemoryError("no room for it"), on=(on,)))
-    assert time.monotonic() - begun < TIMEOUT_SECONDS - 5
-    assert (answers[on].kind, answers[on].text) == ("MemoryError", "no room for it")
-    assert (answers[1 - on].kind, answers[1 - on].text) == (
-        "RuntimeError",
-        f"rank {on} failed: MemoryError: no room for it",
-    )
+    answers = failures(two_scripts(tasks.fails_inside, error, on=(on,)))
+    assert time.monotonic() - begun < TIMEOUT_SECONDS
+    kind = type(error).__name__
+    assert (answers[on].kind, answers[on].text) == (kind, str(error))
+    other = answers[1 - on]
+    assert (other.kind, other.text) == ("RuntimeError", f"rank {on} failed: {kind}: {error}")
+
+
+@pytest.mark.slow  # it waits for the time-out
+def test_a_process_that_lives_on_after_an_error_inside_the_transformer() -> None:
+    crew = Crew(2)
+    try:
+        first, second = failures(crew(tasks.fails_inside, MemoryError("no room"), on=(1,)))
+    finally:
+        crew.close()
+    assert second.text == "no room"
+    assert first.text == "rank 1 failed: MemoryError: no room"
 
 
 def test_an_error_inside_the_transformer_of_all_ranks_is_each_ones_own(two: Crew) -> None:
@@ -226,6 +243,12 @@ def test_weights_that_are_spread_are_refused(two: Crew) -> None:
     for failure in failures(two(tasks.with_spread_weights)):
         assert failure.kind == "TypeError"
         assert "cannot be cached: its weights are spread by FSDP" in failure.text
+
+
+def test_tensor_parallel_weights_are_refused(two: Crew) -> None:
+    for failure in failures(two(tasks.with_tensor_parallel)):
+        assert failure.kind == "TypeError"
+        assert "cannot be cached: its weights are DTensors" in failure.text
 
 
 def test_the_span_does_not_hold_the_block_that_spreads_tokens(two: Crew) -> None:
