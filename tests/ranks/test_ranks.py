@@ -62,7 +62,7 @@ def sound(answers: list[Any]) -> list[Any]:
 def check_clips(answers: list[Any]) -> None:
     """Each rank made the clip that it makes alone, to the bit where it does so without the cache, and by the same
     decisions; with few bytes."""
-    first = answers[0][3]
+    first = sound(answers)[0][3]
     for plain, plain_spread, alone, together in sound(answers):
         assert together.decisions == first.decisions
         assert together.latents.equal(first.latents)
