@@ -146,7 +146,9 @@ class Ranks:
         numbers = [int(row) for row in self._gathered(_said(kind, value))]
         rows = [(Kind(number >> 8 * DIGEST_BYTES), number % (1 << 8 * DIGEST_BYTES)) for number in numbers]
         kinds = [kind for kind, _ in rows]
-        failure = self._others_failure() or f"rank {kinds.index(Kind.FAILED)} failed" if Kind.FAILED in kinds else ""
+        failure = ""
+        if Kind.FAILED in kinds:
+            failure = self._others_failure() or f"rank {kinds.index(Kind.FAILED)} failed"
         self._own.num_rounds += 1
         if failure:
             self._is_open = False
