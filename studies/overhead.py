@@ -40,19 +40,19 @@ class Stopwatch:
 
     covers = ("__call__",)
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock, self.seconds = clock, 0.0
 
     def call(self, module: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.around(inner)(*args, **kwargs)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = self.clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds += time.perf_counter() - start
+                self.seconds += self.clock() - start
 
         return timed
 

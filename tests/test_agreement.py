@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import mixcache
 from mixcache.core.agreement import decoded, encoded
 from mixcache.core.calls import CallInfo
 from mixcache.core.histories import Histories, StepRecord
@@ -79,6 +81,14 @@ def test_one_process_has_no_group() -> None:
     assert group_of([torch.nn.Linear(2, 2)]) is None
     with pytest.raises(ValueError, match=r"group= is given and torch.distributed is not initialised"):
         group_of([torch.nn.Linear(2, 2)], object())
+
+
+def test_one_process_imports_nothing_of_ranks(pipeline: Any, generate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mixcache.hosts.ranks", raising=False)
+    with mixcache.enable(pipeline, "hindsight") as handle:
+        generate(pipeline)
+        assert len(handle.trace) == 12
+    assert "mixcache.hosts.ranks" not in sys.modules
 
 
 def test_tensor_parallel_is_refused_in_words() -> None:

@@ -20,14 +20,15 @@ PRELOADED = [
     "mixcache.hosts.diffusers.attachment",
     "mixcache.hosts.ranks",
 ]
-DEADLINE_SECONDS = 300
+DEADLINE_SECONDS = 120
 """Of a task: a crew that is not done by then hangs somewhere else."""
 
 
 class Crew:
     """So many ranks. A task is a function of a module that they can import, and its arguments."""
 
-    def __init__(self, num_ranks: int) -> None:
+    def __init__(self, num_ranks: int, *, ends_on_error: bool = False) -> None:
+        """If it `ends_on_error`, a rank's process is over with the first exception, as that of a script is."""
         context = multiprocessing.get_context("forkserver")  # what is slow to import is imported once
         context.set_forkserver_preload(PRELOADED)
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -36,7 +37,7 @@ class Crew:
         self._processes = []
         for rank in range(num_ranks):
             mine, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, rank, num_ranks, store), daemon=True)
+            process = context.Process(target=serve, args=(theirs, rank, num_ranks, store, ends_on_error), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(mine)
@@ -61,7 +62,7 @@ class Crew:
         self._folder.cleanup()
 
 
-def serve(pipe: Connection, rank: int, num_ranks: int, store: str) -> None:
+def serve(pipe: Connection, rank: int, num_ranks: int, store: str, ends_on_error: bool) -> None:
     """A rank: carries out tasks until the pipe is closed."""
     import logging
 
@@ -91,6 +92,8 @@ def serve(pipe: Connection, rank: int, num_ranks: int, store: str) -> None:
         except BaseException as error:  # an interrupt is one of the tasks
             answer = Failure(type(error).__name__, str(error), traceback.format_exc())
         pipe.send(answer)
+        if ends_on_error and isinstance(answer, Failure):
+            return
 
 
 class Failure:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import mixcache
 
 ARGUMENTS = {"height": 32, "width": 32}
 """Eight tokens."""
+NUM_STEPS = 12
+"""Of the clips that are made alone and together."""
 
 
 @dataclass
@@ -59,14 +63,14 @@ def wan(num_heads: int = 4, scheduler: str = "euler") -> Any:
     return pipeline
 
 
-def spread(transformer: Any, **settings: Any) -> None:
+def spread(transformer: Any, cp_plan: Any = None, **settings: Any) -> None:
     """Tokens over all ranks."""
     import torch.distributed as dist
     from diffusers import ContextParallelConfig
 
     transformer.set_attention_backend("native")
     degree = {"ulysses_degree": dist.get_world_size()}
-    transformer.enable_parallelism(config=ContextParallelConfig(**degree | settings))
+    transformer.enable_parallelism(config=ContextParallelConfig(**degree | settings), cp_plan=cp_plan)
 
 
 @functools.cache
@@ -83,10 +87,14 @@ def counted(handle: Any) -> tuple[int, int]:
     return (0, 0) if ranks is None else (ranks.num_bytes, ranks.num_measured)
 
 
-def run(pipeline: Any, handle: Any, num_steps: int = 16, **arguments: Any) -> Clip:
+def tiny_run(pipeline: Any, num_steps: int, **arguments: Any) -> Any:
+    return tiny().run_pipeline(pipeline, num_steps=num_steps, **ARGUMENTS | arguments)
+
+
+def run(pipeline: Any, handle: Any, num_steps: int = 16, call: Callable[..., Any] = tiny_run, **arguments: Any) -> Clip:
     before, begun = len(handle.trace), time.perf_counter()
     counts = counted(handle)
-    latents = tiny().run_pipeline(pipeline, num_steps=num_steps, **ARGUMENTS | arguments)
+    latents = call(pipeline, num_steps, **arguments)
     entries = list(handle.trace)[before:]
     return Clip(
         latents=latents,
@@ -101,19 +109,129 @@ def run(pipeline: Any, handle: Any, num_steps: int = 16, **arguments: Any) -> Cl
     )
 
 
-def alone_and_spread(
-    policy: Any, settings: dict[str, Any], *, num_heads: int = 4, anything: bool = False, scheduler: str = "euler"
-) -> tuple[Any, Any, Clip, Clip]:
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A pipeline that is made tiny, and how its tokens are spread over ranks."""
+
+    build: Callable[[], Any]
+    call: Callable[..., Any] = tiny_run
+    """Latents of a clip, from pipeline and number of steps."""
+    spread: dict[str, Any] = field(default_factory=dict)
+    plan: Callable[[], dict[str, Any]] | None = None
+    """For a class to which diffusers gives none."""
+    is_compiled: bool = False
+
+
+def two_experts() -> Any:
+    from conformance.wan import build_pipeline
+
+    return build_pipeline("WanPipeline", {"num_attention_heads": 4, "attention_head_dim": 6}, experts=True)
+
+
+def shapes_wan() -> Any:
+    from mixcache import zoo
+
+    pipeline = zoo.load()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def run_shapes_wan(pipeline: Any, num_steps: int, **_: Any) -> Any:
+    import torch
+
+    from mixcache import zoo
+
+    sizes = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": num_steps, "output_type": "latent"}
+    seed = torch.Generator().manual_seed(0)
+    return pipeline("a large red circle", generator=seed, **zoo.call_defaults() | sizes).frames
+
+
+def variant(family: str, name: str) -> Any:
+    """Of the conformance suite."""
+    variants = importlib.import_module(f"conformance.{family}").VARIANTS
+    return next(one for one in variants if one.name == name)
+
+
+def run_variant(family: str, name: str, pipeline: Any, num_steps: int, **_: Any) -> Any:
+    import torch
+
+    one = variant(family, name)
+    arguments = one.arguments() | {"num_inference_steps": num_steps}
+    return one.output(pipeline(generator=torch.Generator().manual_seed(0), **arguments))
+
+
+def hunyuan() -> Any:
+    """Its text is as long as it can be: a mask has no place where tokens are in another order on each rank."""
+    import torch
+
+    pipeline = variant("hunyuan", "hunyuan-video").build()
+    encode = pipeline.encode_prompt
+
+    def encode_fully(*args: Any, **kwargs: Any) -> Any:
+        embeds, pooled, mask = encode(*args, **kwargs)
+        return embeds, pooled, torch.ones_like(mask)
+
+    pipeline.encode_prompt = encode_fully
+    return pipeline
+
+
+def hunyuan_plan() -> dict[str, Any]:
+    """Tokens of the film and of the text are spread before the first block; those of the film come together again."""
+    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+
+    tokens = ContextParallelInput(split_dim=1, expected_dims=3)
+    angles = ContextParallelInput(split_dim=0, expected_dims=2, split_output=True)
+    return {
+        "rope": {0: angles, 1: angles},
+        "transformer_blocks.0": {"hidden_states": tokens, "encoder_hidden_states": tokens},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+
+
+MODELS = {
+    "wan": Model(build=wan),
+    "wan, 3 heads": Model(build=functools.partial(wan, 3, "unipc"), spread={"ulysses_anything": True}),
+    "wan, two experts": Model(build=two_experts),
+    "wan, compiled": Model(build=wan, is_compiled=True),
+    "shapes-wan": Model(build=shapes_wan, call=run_shapes_wan, spread={"ulysses_anything": True}),
+    "hunyuan": Model(build=hunyuan, call=functools.partial(run_variant, "hunyuan", "hunyuan-video"), plan=hunyuan_plan),
+    "cogvideox": Model(
+        build=lambda: variant("cogvideox", "cogvideox-t2v-ddim").build(),
+        call=functools.partial(run_variant, "cogvideox", "cogvideox-t2v-ddim"),
+    ),
+    "hunyuan 1.5, three calls": Model(
+        build=lambda: variant("hunyuan", "hunyuan15-skip-layer").build(),
+        call=functools.partial(run_variant, "hunyuan", "hunyuan15-skip-layer"),
+    ),
+}
+
+
+@functools.cache
+def made(model: str, is_spread: bool) -> tuple[Any, Any]:
+    """The pipeline, on this rank alone or on all, and the clip that it makes without the cache."""
+    from mixcache.hosts.diffusers.denoisers import experts_of
+
+    kind = MODELS[model]
+    pipeline = kind.build()
+    if is_spread:
+        for transformer in experts_of(pipeline).values():
+            spread(transformer, cp_plan=kind.plan() if kind.plan else None, **kind.spread)
+    if kind.is_compiled:
+        kind.call(pipeline, 1)  # at its first call diffusers' hook asks for a signature, which is not traced
+        pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    return pipeline, kind.call(pipeline, NUM_STEPS)
+
+
+def cached(pipeline: Any, model: str, policy: str, settings: dict[str, Any], **others: Any) -> Clip:
+    with mixcache.enable(pipeline, policy, **settings, **others) as handle:
+        return run(pipeline, handle, NUM_STEPS, MODELS[model].call)
+
+
+def alone_and_spread(policy: str, settings: dict[str, Any], model: str = "wan") -> tuple[Any, Any, Clip, Clip]:
     """The clip plain and cached, on this rank alone and on all."""
-    pipeline = wan(num_heads, scheduler)
-    plain = tiny().run_pipeline(pipeline, num_steps=16, **ARGUMENTS)
-    with mixcache.enable(pipeline, policy, **settings) as handle:
-        alone = run(pipeline, handle)
-    spread(pipeline.transformer, **({"ulysses_anything": True} if anything else {}))
-    plain_spread = tiny().run_pipeline(pipeline, num_steps=16, **ARGUMENTS)
-    with mixcache.enable(pipeline, policy, **settings) as handle:
-        together = run(pipeline, handle)
-    return plain, plain_spread, alone, together
+    (pipeline, plain), (pipeline_spread, plain_spread) = made(model, False), made(model, True)
+    alone = cached(pipeline, model, policy, settings)
+    return plain, plain_spread, alone, cached(pipeline_spread, model, policy, settings)
 
 
 def steps_after(num_steps: int, fault: Any) -> Any:
@@ -258,10 +376,46 @@ def with_spread_weights() -> None:
     mixcache.enable(pipeline, "hindsight")
 
 
-def on_a_group(policy: str, settings: dict[str, Any]) -> Clip:
-    """Every rank runs all of the transformer, and one decides."""
+def with_tensor_parallel() -> None:
     import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
     pipeline = wan()
-    with mixcache.enable(pipeline, policy, group=dist.group.WORLD, **settings) as handle:
-        return run(pipeline, handle)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(pipeline.transformer.blocks[0].ffn.net[0].proj, mesh, ColwiseParallel())
+    mixcache.enable(pipeline, "hindsight")
+
+
+def on_a_group(policy: str, settings: dict[str, Any], model: str = "wan") -> tuple[Clip, Clip]:
+    """The clip on this rank alone, and where every rank runs all of the transformer, and one decides."""
+    import torch.distributed as dist
+
+    pipeline, _ = made(model, False)
+    alone = cached(pipeline, model, policy, settings)
+    return alone, cached(pipeline, model, policy, settings, group=dist.group.WORLD)
+
+
+def fails_inside(error: BaseException, on: tuple[int, ...], after: int = 6, recovers: bool = False) -> Any:
+    """The clip with an error in the third block of these ranks, at one call of the transformer; if it `recovers`, the
+    next clip, made by all."""
+    pipeline = wan()
+    spread(pipeline.transformer)
+    num_calls = 0
+
+    def fail(*_: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == after:
+            raise error
+
+    if rank() in on:
+        pipeline.transformer.blocks[2].register_forward_pre_hook(fail)
+    with mixcache.enable(pipeline, "hindsight") as handle:
+        if not recovers:
+            return run(pipeline, handle, num_steps=12)
+        try:
+            run(pipeline, handle, num_steps=12)
+        except type(error):
+            return run(pipeline, handle, num_steps=12)
+        raise AssertionError("the run did not fail")

@@ -46,6 +46,11 @@ def drawn(seed: int) -> dict[str, Any]:
     }
 
 
+def non_finite(clip: Any) -> list[int]:
+    """Calls of each step whose output was not finite on some rank."""
+    return [entry["non_finite"] for entry in clip.entries]
+
+
 def check(two: Crew, seed: int) -> None:
     case = drawn(seed)
     answers = two(tasks.with_fault, **case)
@@ -56,8 +61,12 @@ def check(two: Crew, seed: int) -> None:
         assert not isinstance(first, Failure), (case, answers)
         assert not isinstance(second, Failure), (case, answers)
         assert first.decisions == second.decisions, case
-        assert first.latents.isfinite().all() == second.latents.isfinite().all(), case
-        if fault != "NaN":
+        if fault == "NaN":  # it stays in the latents of its rank, where its token is another rank's
+            # the last step is finished after the last round
+            assert non_finite(first)[:-1] == non_finite(second)[:-1], case
+            assert first.latents.isfinite().all() or any(non_finite(first)), case
+            assert second.latents.isfinite().all() or any(non_finite(second)), case
+        else:
             assert first.latents.equal(second.latents), case
         return
     assert isinstance(first, Failure), (case, answers)

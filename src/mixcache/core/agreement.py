@@ -48,7 +48,8 @@ class Agreement(Protocol):
         """The run is done; RuntimeError where it failed on another rank."""
 
     def fail(self, error: BaseException) -> None:
-        """The run failed here: the others raise this at their next question."""
+        """The run failed here: the others raise this at their next question. RuntimeError with what another rank failed
+        with, where it is that which ended a wait here."""
 
 
 def encoded(decision: Decision, predictors: Sequence[Predictor]) -> tuple[int, float]:

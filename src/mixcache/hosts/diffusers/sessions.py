@@ -130,7 +130,7 @@ class Session:
             self.agreement.end()
 
     def fail(self, error: BaseException) -> None:
-        """The run failed here, which the other ranks are to know."""
+        """The run failed here, which the other ranks are to know; RuntimeError where it failed on another one first."""
         if self.agreement is not None:
             self.agreement.fail(error)
 
