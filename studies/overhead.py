@@ -40,8 +40,9 @@ class Stopwatch:
 
     covers = ("__call__",)
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock, self.seconds = clock, 0.0
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        """`time.perf_counter` unless another clock is given."""
+        self.clock, self.seconds = clock or time.perf_counter, 0.0
 
     def call(self, module: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.around(inner)(*args, **kwargs)
