@@ -215,7 +215,6 @@ class FullSize:
             ideal_speedup=1 / work_share(survey["work"], plain_survey["work"]),
             psnr_db=None,
             ssim=None,
-            adherence=None,
             cache_peak_bytes=survey.get("cache_bytes"),
             peak_memory_bytes=run["peak_bytes"],
             work=work_digits(survey["work"], plain_survey["work"]),

@@ -139,7 +139,7 @@ def test_the_autoencoder_brings_held_out_clips_back(model: str, num_clips: int) 
 def test_a_built_in_model_shows_what_the_caption_says(model: str, num_clips: int) -> None:
     """A few held-out captions in few steps; the model cards have the figures for 64 captions in 50 steps."""
     from mixcache.generation import generate
-    from mixcache.metrics import adherence
+    from studies.captions import adherence
 
     pipeline, arguments = zoo.load(model), zoo.call_defaults(model) | {"num_inference_steps": 20}
     captions = world.held_out_captions(num_clips, seed=2)

@@ -18,9 +18,9 @@ A, B = Method(family="a"), Method(family="b")
 def test_summarise_takes_medians_of_times_and_means_of_qualities(make_record: Callable[..., Record]) -> None:
     (row,) = summarise(
         [
-            make_record(A, 3.0, 30.0, ideal_speedup=4.0, ssim=0.7, adherence=0.5, cache_peak_bytes=1024),
-            make_record(A, 2.0, 34.0, ideal_speedup=2.0, ssim=0.8, adherence=1.0, lpips=0.25),
-            make_record(A, 1.5, None, ideal_speedup=1.5, ssim=0.9, adherence=None, cache_peak_bytes=None),
+            make_record(A, 3.0, 30.0, ideal_speedup=4.0, ssim=0.7, cache_peak_bytes=1024),
+            make_record(A, 2.0, 34.0, ideal_speedup=2.0, ssim=0.8, lpips=0.25),
+            make_record(A, 1.5, None, ideal_speedup=1.5, ssim=0.9, cache_peak_bytes=None),
         ]
     )
     assert row["seconds"] == 6  # of 4, 6, 8
@@ -29,16 +29,15 @@ def test_summarise_takes_medians_of_times_and_means_of_qualities(make_record: Ca
     assert row["psnr_db"] == 32.0  # the identical clip has none
     assert row["psnr_spread"] == 2.0
     assert row["ssim"] == pytest.approx(0.8)
-    assert row["adherence"] == 0.75
     assert row["lpips"] == 0.25
     assert row["cache_kib"] == 2.0
     assert row["steps"] == {"compute": 25, "step": 25}
 
 
 def test_what_was_never_measured_is_none(make_record: Callable[..., Record]) -> None:
-    nothing = {"ssim": None, "adherence": None, "cache_peak_bytes": None, "granularity_counts": {}}
+    nothing = {"ssim": None, "cache_peak_bytes": None, "granularity_counts": {}}
     (row,) = summarise([make_record(A, 1.0, None, **nothing)])
-    for name in ("psnr_db", "psnr_spread", "ssim", "adherence", "lpips", "cache_kib"):
+    for name in ("psnr_db", "psnr_spread", "ssim", "lpips", "cache_kib"):
         assert row[name] is None
     assert row["steps"] == {}
     assert row["speedup_spread"] == 0.0

@@ -57,6 +57,18 @@ def test_a_result_goes_through_its_file(make_result: Make, make_record: Make, ma
     assert result["format"] == FORMAT
 
 
+def test_a_file_of_before_is_read(make_result: Make, make_record: Make, made_up: Any, tmp_path: Path) -> None:
+    result = make_result([made_up["ours"]], [make_record(made_up["ours"])])
+    for record in result["records"]:
+        record["adherence"] = 1.0
+    (tmp_path / "results.json").write_text(json.dumps(result))
+    assert load(tmp_path / "results.json") == result
+    result["records"][0]["adherance"] = 1.0
+    (tmp_path / "results.json").write_text(json.dumps(result))
+    with pytest.raises(ResultsError, match=r"holds a record that cannot be read: .*'adherance'"):
+        load(tmp_path / "results.json")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

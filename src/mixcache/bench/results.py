@@ -16,6 +16,8 @@ SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 FACTS = ("family", "setting", "origin", "is_peer", "is_calibrated", "when_idle")
 """What is written down of a method."""
 FEWER = "fewer steps"
+GONE = ("adherence",)
+"""Of a record, what files of before hold beside the rest."""
 
 
 class ResultsError(ValueError):
@@ -76,7 +78,7 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} has format {found['format']}, and this mixcache knows {FORMAT} at most; use a newer mixcache"
         )
     try:
-        [Record(**record) for record in found["records"]]
+        [Record(**{name: record[name] for name in record if name not in GONE}) for record in found["records"]]
     except TypeError as error:
         raise ResultsError(f"{path} holds a record that cannot be read: {error}") from None
     return found

@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.90, 0.12, 0.12),
@@ -145,22 +144,3 @@ def held_out_captions(num_captions: int, seed: int = 0) -> list[str]:
         if is_held_out(caption):
             captions.setdefault(caption)
     return list(captions)
-
-
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Distance to the outline of an upright shape at the origin, negative inside; all shapes have about the area of
-    the circle."""
-    if shape == "circle":
-        return torch.hypot(x, y) - radius
-    if shape == "square":
-        return torch.maximum(x.abs(), y.abs()) - 0.886 * radius
-    if shape == "triangle":
-        inner = 0.74 * radius
-        slanted = 0.8660254 * x.abs() - 0.5 * y
-        return torch.maximum(slanted, y) - inner
-    if shape == "cross":
-        length, width = 1.2 * radius, 0.42 * radius
-        return torch.minimum(
-            torch.maximum(x.abs() - length, y.abs() - width), torch.maximum(x.abs() - width, y.abs() - length)
-        )
-    raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")
