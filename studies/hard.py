@@ -4,7 +4,8 @@
 
 A setting is hard by what half the steps and rounding to bfloat16 cost in it, which `--difficulty` measures; no method
 is looked at for that. Every method makes the same clips as the plain pipeline, one caption in a call, and what is told
-of it are the lowest clips, beside the median: PSNR of the decoded clips against the plain ones. Captions are training
+of it are the lowest clips, beside the median: PSNR of the decoded clips against the plain ones, and how much of its
+caption a clip shows. Captions are training
 ones unless `--held-out` asks for those that judge. What was measured is kept in `--work`, and a run cut off goes on
 from there.
 """
@@ -12,6 +13,7 @@ from there.
 from __future__ import annotations
 
 import argparse
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +35,7 @@ from mixcache.bench.meter import WorkMeter, work_share
 from mixcache.bench.methods import PLAIN, Case, Method, fewer_steps
 from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
-from mixcache.metrics import video_psnr
+from mixcache.metrics import adherence, video_psnr
 from mixcache.store import Store
 from mixcache.zoo import world
 
@@ -108,14 +110,22 @@ def judging(num_prompts: int) -> tuple[str, ...]:
     return tuple([caption for caption in captions if caption not in seen][:num_prompts])
 
 
-def speedup_of(values: Sequence[tuple[float, float]]) -> float:
-    """Ideal: of the work, of all captions together; `values` are share of the plain work and PSNR of each."""
-    return 1 / fmean(share for share, _ in values)
+Value = tuple[float, float, float]
+"""Of a clip: share of the plain work, PSNR (dB) against the plain clip, share of its caption that it shows."""
 
 
-def row(setting: str, method: str, values: Sequence[tuple[float, float]]) -> str:
+def speedup_of(values: Sequence[Value]) -> float:
+    """Ideal: of the work, of all captions together."""
+    return 1 / fmean(value[0] for value in values)
+
+
+def decibels_of(values: Sequence[Value]) -> list[float]:
+    return [value[1] for value in values]
+
+
+def row(setting: str, method: str, values: Sequence[Value]) -> str:
     """What is told of a method: ideal speed-up; lowest, tenth percentile and median in dB; share of broken clips."""
-    decibels = [psnr for _, psnr in values]
+    decibels = decibels_of(values)
     tenth, median = np.quantile(decibels, (0.1, 0.5))
     broken = fmean(psnr < BROKEN for psnr in decibels)
     return (
@@ -147,41 +157,63 @@ class Trials:
         self._clips.mkdir(parents=True, exist_ok=True)
         self._setting = asdict(setting)
 
-    def values(self, method: Method) -> list[tuple[float, float]]:
-        """Share of the plain work and PSNR of each caption."""
+    def values(self, method: Method) -> list[Value]:
+        """Of each caption."""
         return [self._value(method, index) for index in range(len(self._prompts))]
 
-    def rounded(self) -> list[tuple[float, float]]:
+    def rounded(self) -> list[Value]:
         """The plain pipeline under bfloat16 autocast, on the first captions: that is slow on a CPU."""
 
-        def measure(index: int) -> tuple[float, float]:
+        def measure(index: int) -> Value:
             plain, _ = self._plain(index)
             with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of layers that autocast leaves in float32
                 clip, _ = self._made(index, self._arguments)
-            return 1.0, video_psnr(clip, plain)
+            return 1.0, video_psnr(clip, plain), self._adherence(clip, index)
 
         count = min(NUM_ROUNDED, len(self._prompts))
         return [self._kept("autocast", index, partial(measure, index)) for index in range(count)]
 
-    def _value(self, method: Method, index: int) -> tuple[float, float]:
-        def measure() -> tuple[float, float]:
+    def plain_adherence(self) -> float:
+        """Mean share of their captions that the plain clips show."""
+        return fmean(self._adherence(self._plain(index)[0], index) for index in range(len(self._prompts)))
+
+    def step_change(self) -> float:
+        """Mean over a plain clip's steps of the relative L1 change of the first output of a step to that of the step
+        before."""
+
+        def measure() -> float:
+            outputs: list[torch.Tensor] = []
+            hook = self._pipeline.transformer.register_forward_hook(lambda *told: outputs.append(told[-1][0]))
+            with hook:
+                self._made(0, self._arguments)
+            firsts = outputs[:: len(outputs) // self._setting["num_steps"]]
+            return fmean(
+                float((now - before).abs().sum() / before.abs().sum()) for before, now in itertools.pairwise(firsts)
+            )
+
+        change: float = self._store.get(["change", self._setting, self._prompts[0]], measure)
+        return change
+
+    def _adherence(self, clip: np.ndarray, index: int) -> float:
+        return adherence(clip, self._prompts[index]).mean
+
+    def _value(self, method: Method, index: int) -> Value:
+        def measure() -> Value:
             plain, plain_work = self._plain(index)
             own = {"num_inference_steps": method.num_inference_steps} if method.num_inference_steps else {}
             with method.attached(self._case):
                 clip, work = self._made(index, self._arguments | own)
-            return work_share(work, plain_work), video_psnr(clip, plain)
+            return work_share(work, plain_work), video_psnr(clip, plain), self._adherence(clip, index)
 
         return self._kept(method.name, index, measure, own=method.policy is not None)
 
-    def _kept(
-        self, name: str, index: int, measure: Callable[[], tuple[float, float]], *, own: bool = False
-    ) -> tuple[float, float]:
+    def _kept(self, name: str, index: int, measure: Callable[[], Value], *, own: bool = False) -> Value:
         """Measured before, or now; what our policies give hangs on all of our code."""
         code = [code_hash()] if own else []
         identity = ["clip", self._setting, name, self._prompts[index], SEED + index, *code]
-        share, psnr = self._store.get(identity, measure)
-        return share, psnr
+        share, psnr, shown = self._store.get(identity, measure)
+        return share, psnr, shown
 
     def _plain(self, index: int) -> tuple[np.ndarray, list[int]]:
         file = self._clips / f"{index}.npz"

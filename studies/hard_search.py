@@ -23,7 +23,7 @@ from mixcache.bench.methods import Method
 from mixcache.bench.peers import PEERS
 from mixcache.store import write_whole
 from studies.grids import GRIDS
-from studies.hard import SETTINGS, Trials, speedup_of
+from studies.hard import SETTINGS, Trials, decibels_of, speedup_of
 from studies.search import best_of, written
 
 CHOSEN = Path(__file__).with_name("hard_peers.json")
@@ -64,7 +64,7 @@ def found(trials: Trials, method: Method) -> list[float] | None:
     except Exception as error:  # a peer may fail on a model in any way
         Console(soft_wrap=True).print(f"{method.name}: {type(error).__name__}: {error}")
         return None
-    quality = fmean(psnr for _, psnr in values)
+    quality = fmean(decibels_of(values))
     return [speedup_of(values), quality] if math.isfinite(quality) else None
 
 

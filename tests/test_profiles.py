@@ -85,7 +85,7 @@ def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
         (b'{"format": 3,\n "model": "sma', r"broken off or damaged JSON \(line 2\)"),
         (b"[1, 2]", "is no profile of mixcache"),
         (b'{"name": "small"}', "is no profile of mixcache"),
-        (b'{"format": 10, "model": "small"}', f"has format 10, newer than this mixcache, which reads {FORMAT}"),
+        (b'{"format": 11, "model": "small"}', f"has format 11, newer than this mixcache, which reads {FORMAT}"),
         (b'{"format": 8, "model": "small"}', f"has format 8, not of this mixcache, which reads {FORMAT}"),
         (b'{"format": "two"}', "has format two, not of this mixcache"),
     ],

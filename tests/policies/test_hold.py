@@ -10,7 +10,7 @@ from mixcache.decision import Granularity, Measurement, Step, Trial
 from mixcache.policies import Hold
 from mixcache.policies.budget import speedup_of
 from mixcache.policies.hold import QUALITIES, Held, weight
-from mixcache.policies.way import PRIOR, Learnt, Way, log_snr
+from mixcache.policies.way import MOST_WISHES, PRIOR, Learnt, Way, log_snr
 from mixcache.predictors import REUSE
 from mixcache.report.frontier import foretold
 
@@ -204,3 +204,67 @@ def test_wrong_wishes(settings: dict[str, Any], message: str) -> None:
 def test_wrong_settings(error: Any) -> None:
     with pytest.raises(ValueError, match=r"error=.* must be a finite number over 0, such as 0\.4; more is faster"):
         Hold(error=error)
+
+
+@pytest.mark.parametrize("factor", [0.3, 8.0])
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 2.5])
+def test_later_generations_keep_the_wish_on_a_model_that_is_not_as_usual(speedup: float, factor: float) -> None:
+    """Where outputs change much faster the first clip comes out slower rather than broken."""
+    policy, way = Hold(speedup=speedup), faster(factor)
+    first, *later = (speedup_of(foretold(policy, shifted(50, 5.0), way).count("#"), 50, None) for _ in range(8))
+    if factor > 1:
+        assert first < 0.95 * speedup
+    assert all(reached == pytest.approx(speedup, rel=0.03) for reached in later)
+    ((wish, (_, count)),) = policy.learnt.limits.items()
+    assert (wish, count) == (f"{speedup:g} of 50 from 0", 8)
+
+
+def test_a_generation_that_was_broken_off_teaches_no_limit() -> None:
+    policy = Hold(speedup=2.0)
+    state = policy.init()
+    for index in range(12):
+        observed(policy, state, index, 0.1 if index else None)
+        policy.decide(step_at(index + 1), state)
+    assert not policy.learnt.limits
+
+
+def test_what_is_learnt_of_wishes_does_not_grow() -> None:
+    learnt = Learnt()
+    for wish in range(100):
+        learnt.see_limit(str(wish % 40), math.log(0.5))
+    assert len(learnt.limits) == MOST_WISHES
+    learnt.see_limit("19", math.log(0.7))
+    assert learnt.limits["19"][1] == 2
+
+
+def test_two_experts_share_what_a_wish_leaves() -> None:
+    """The first one changes so fast that it caches little; the second one makes up for it as far as it may."""
+    policy, levels = Hold(speedup=2.0), shifted(40, 5.0)
+
+    def computed(first: int, num_steps: int, offset: int, error: float) -> int:
+        state, done = policy.init(), ""
+        sigmas = levels[first : first + num_steps + 1]
+        for index, sigma in enumerate(sigmas[:-1]):
+            num_cached = len(done) - len(done.rstrip("s"))
+            usable = {STEP: num_cached + 1} if index else {}
+            step = Step(
+                index=index,
+                num_steps=num_steps,
+                offset=offset,
+                sigma=sigma,
+                ages=usable,
+                history_lengths=usable,
+                num_cached=num_cached,
+                sigmas=sigmas,
+            )
+            done += "#" if index < 2 or policy.decide(step, state).granularity is COMPUTE else "s"
+            if done[-1] == "#":
+                trials = {(STEP, REUSE): Trial(missed=error**2)} if index else {}
+                policy.observe(Measurement(step=index, sigma=sigma, deviation=None, trials=trials), state)
+        return done.count("#")
+
+    calm = computed(0, 20, 0, 0.02), computed(20, 20, 20, 0.02)
+    policy = Hold(speedup=2.0)
+    wild = computed(0, 20, 0, 3.0), computed(20, 20, 20, 0.02)
+    assert wild[0] > calm[0]
+    assert wild[1] < calm[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from studies.hard_page import at, page, pooled_rows
+from studies.hard_page import OURS, at, bars, page, pooled_rows
 
 
 def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
@@ -15,8 +15,10 @@ def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
         "model": "small",
         "half": 25.0,
         "bfloat16": 40.0,
+        "change": 0.05,
+        "plain_adherence": 0.9,
         "methods": [
-            {"family": family, "name": f"{family} {share}", "values": [(share, psnr) for psnr in decibels]}
+            {"family": family, "name": f"{family} {share}", "values": [(share, psnr, 0.8) for psnr in decibels]}
             for family, share, decibels in methods
         ],
     }
@@ -32,10 +34,34 @@ def test_clips_between_two_settings_lie_on_a_line_in_the_log() -> None:
 
 
 def test_settings_of_a_model_are_taken_together() -> None:
-    found = {"a": setting(("ours", 0.5, [50.0, 29.0])), "b": setting(("ours", 0.5, [40.0, 42.0]))}
+    found = {"a": setting((OURS, 0.5, [50.0, 29.0])), "b": setting((OURS, 0.5, [40.0, 42.0]))}
     (row,) = pooled_rows(found)
-    assert (row["at"], row["lowest"], row["median"], row["under 30 dB"]) == ("2x", "29.0", "41.0", "25%")
-    assert list(pooled_rows({**found, "c": setting(("ours", 1.0, [50.0, 50.0]))})) == []
+    assert (row["at"], row["settings"], row["lowest"], row["median"]) == ("2x", "2 of 2", "29.0", "41.0")
+    assert row["under 30 dB"] == "25%"
+    # where ours does not reach a speed-up, a setting is left out, and said to be
+    (row,) = pooled_rows({**found, "c": setting((OURS, 1.0, [50.0, 50.0]))})
+    assert row["settings"] == "2 of 3"
     text = page(found, 2)
     assert "### a: half 25.0, floor 40.0" in text
-    assert "| ours 0.5 | 2.00x | 29.0 |" in text
+    assert f"| {OURS} 0.5 | 2.00x | 29.0 |" in text
+    assert "| a | 25.0 | 40.0 | 0.050 | 90% |" in text
+
+
+def test_the_best_peer_is_taken_for_each_figure_alone() -> None:
+    found = {
+        "a": setting(
+            (OURS, 0.5, [45.0, 35.0, 34.0]),
+            ("teacache", 0.5, [50.0, 25.0, 20.0]),
+            ("mag-cache", 0.5, [36.0, 33.0, 32.0]),
+            ("every_nth", 0.5, [60.0, 60.0, 60.0]),
+        )
+    }
+    (row,) = bars(found)
+    assert row["under 30 dB"] == "0%, best peer 0%: met"
+    assert row["tenth percentile"] == "+2.0 dB: met"
+    assert row["median"] == "+2.0 dB: met"
+    found["a"]["methods"][0]["values"] = [(0.5, psnr, 0.8) for psnr in (45.0, 34.9, 29.0)]
+    (row,) = bars(found)
+    assert row["under 30 dB"] == "33%, best peer 0%: missed"
+    assert row["tenth percentile"] == "-2.0 dB: missed"
+    assert row["median"] == "+1.9 dB: missed"

@@ -16,13 +16,17 @@ tried, is in docs/experiments/2026-11-hard-default.md.
 Where a `speedup` is wished, `error` follows from it: it is the one at which the rest of the way, as far as it is known
 (`way.py`), needs just the computed steps that the wish leaves (`budget.py`); it is looked at anew when some computed
 steps have shown more. But it stays near the one that is usual for the wish: a clip whose outputs change much faster
-comes out slower rather than broken.
+comes out slower rather than broken. What the first generations came to says which limit that is on this model, and
+the more of them there were the less a single clip may move it: one limit for all clips is worth more, at the same mean
+speed-up, than one for each.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -44,7 +48,9 @@ PART_ENDS_OVER = 0.1
 NUM_RATIOS = 4
 """Rates by which what is foretold of the rest is scaled."""
 BAND = 1.5
-"""Factor by which a wish may move the limit from the one that is usual for it."""
+"""Factor by which a wish may move the limit from the one that is usual for it, in the first generation."""
+LIMIT_POWER = 2.5
+"""A model whose limit is larger by this power of a factor is faster by the factor, about."""
 FEW_LEFT = 5
 """Computed steps left from which on it is looked anew after each."""
 LONGEST = 3.0
@@ -117,6 +123,15 @@ class Held:
     """Computed steps that the wish leaves, as of the last step."""
     num_seen: int = 0
     """Computed steps since it was looked for."""
+    log_limits: tuple[float, ...] = ()
+    """Logs of the limits that were in force under a wish."""
+    last_cached: int = -1
+    """Index of the last step that was cached."""
+    num_steps: int = 0
+    offset: int = 0
+    sigmas: tuple[float, ...] = ()
+    wish: str = ""
+    """What the limit that is learnt is filed under."""
     is_within_reach: bool = False
     """True once the wish was held against what so many steps allow."""
 
@@ -187,27 +202,39 @@ class Hold(Policy):
         if self.speedup is None:
             limit, longest = self._limit(step.num_steps), NO_END
         else:
-            num_computed = num_computed_for(self.speedup, step.num_steps, self.learnt.cached_share)
+            num_computed = self._num_computed(self.speedup, step.num_steps, step.offset)
             longest = longest_run(num_computed, step.num_steps)
+            state.num_steps, state.offset, state.sigmas = step.num_steps, step.offset, step.sigmas
+            state.wish = f"{self.speedup:g} of {step.num_steps} from {step.offset}"
+            usual, count = self.learnt.limits.get(state.wish, (math.log(DEFAULT_ERROR * (self.speedup - 1) or 1e-9), 0))
             num_left = num_computed - (step.index - state.num_cached)
-            if num_left >= step.num_steps - step.index:
+            if not count and num_left >= step.num_steps - step.index:
                 return Decision(granularity=Granularity.COMPUTE, reason="all that is left may be computed")
-            if num_left <= 0 and step.num_cached < longest:
+            if not count and num_left <= 0 and step.num_cached < longest:
+                state.last_cached = step.index
                 return Decision(granularity=Granularity.STEP, reason=f"the rest of {self.speedup:g}x")
             state.num_left = num_left
             if state.limit is None:
-                usual = DEFAULT_ERROR * (self.speedup - 1)
-                found = self._limit_for(max(1, num_left), longest, step, state)
-                state.limit = state.last_limit = min(max(found, usual / BAND), usual * BAND)
+                found = math.log(self._limit_for(max(1, num_left), longest, step, state))
+                band = math.log(BAND) / (1 + count)
+                state.limit = state.last_limit = math.exp(min(max(found, usual - band), usual + band))
             limit = state.limit
+            state.log_limits += (math.log(limit),)
         if state.run is None:
             state.run = Run(state.sigma, state.rates[-1], grown(*state.rates), longest)
         reason = state.run.exceeded(limit, step.sigma, step.distance, step.num_steps)
         if reason:
             return Decision(granularity=Granularity.COMPUTE, reason=reason)
+        state.last_cached = step.index
         return Decision(granularity=Granularity.STEP, reason=f"cost {state.run.spent:.2g}, error up to {limit:.2g}")
 
     def observe(self, measurement: Measurement, state: Held) -> None:
+        if self.speedup is not None and state.log_limits:
+            num_computed = measurement.step + 1 - state.num_cached - (state.last_cached == measurement.step - 1)
+            if not state.offset:
+                self.learnt.num_computed_before = num_computed
+            if measurement.step == state.num_steps - 1:
+                self._learn_limit(num_computed, self._num_computed(self.speedup, state.num_steps, state.offset), state)
         before, state.sigma = state.sigma, measurement.sigma
         distance = abs(before - state.sigma)
         trial = measurement.trials.get((Granularity.STEP, REUSE))
@@ -224,6 +251,24 @@ class Hold(Policy):
         if state.num_seen >= LOOK_ANEW or state.num_left <= FEW_LEFT:
             state.limit, state.num_seen = None, 0
 
+    def _learn_limit(self, num_computed: int, wanted: int, state: Held) -> None:
+        """What a whole loop says of the limit. In the first generation steps were computed or cached to keep the wish,
+        whatever the limit said: there it is what all that was seen would give."""
+        if state.wish in self.learnt.limits or len(state.sigmas) != state.num_steps + 1:
+            log_limit = fmean(state.log_limits) + LIMIT_POWER * math.log(num_computed / wanted)
+        else:
+            log_limit = math.log(self._limit_of_all(wanted, state))
+        self.learnt.see_limit(state.wish, log_limit)
+
+    def _num_computed(self, speedup: float, num_steps: int, offset: int) -> int:
+        """What the wish leaves to compute of a denoiser's steps: of those of a second expert, what the first one left
+        of both."""
+        share = self.learnt.cached_share
+        if not offset:
+            return num_computed_for(speedup, num_steps, share)
+        of_both = num_computed_for(speedup, offset + num_steps, share)
+        return min(max(of_both - self.learnt.num_computed_before, 1), num_steps)
+
     def _limit(self, num_steps: int) -> float:
         """The `error` in force where no speed-up is wished."""
         if isinstance(self.quality, str):
@@ -234,23 +279,40 @@ class Hold(Policy):
 
     def _limit_for(self, num_left: int, longest: int, step: Step, state: Held) -> float:
         """The `error` with which so many of the steps from here on would be computed."""
-        way, rate = self.learnt.way, state.rates[-1]
+        way = self.learnt.way
         scale = math.exp(fmean(state.log_ratios)) if state.log_ratios else 1.0
         sigmas = step.sigmas[step.index :] if step.sigmas else [step.sigma - k * step.distance for k in range(99)]
         sigmas = sigmas[: step.num_steps - step.index + 1]
         rates = [scale * math.exp(way.log_rate(sigma)) for sigma in sigmas]
+        run = partial(Run, state.sigma, state.rates[-1], grown(*state.rates), longest)
 
         def num_computed(limit: float) -> int:
-            run = Run(state.sigma, rate, grown(*state.rates), longest)
-            count, last = 1, rate  # the last step is computed
-            for k in range(len(sigmas) - 2):
-                if run.exceeded(limit, sigmas[k], sigmas[k] - sigmas[k + 1], step.num_steps):
-                    count += 1
-                    run = Run(sigmas[k], rates[k], grown(last, rates[k]), longest)
-                    last = rates[k]
-            return count
+            return computed_on(sigmas, rates, limit, run(), step.num_steps)
 
         return solved(num_computed, num_left, state.last_limit)
+
+    def _limit_of_all(self, num_computed: int, state: Held) -> float:
+        """The `error` with which so many steps of the whole loop would be computed, as it is known at its end."""
+        way, num_steps = self.learnt.way, len(state.sigmas) - 1
+        rates = [math.exp(way.log_rate(sigma)) for sigma in state.sigmas]
+        run = partial(Run, state.sigmas[1], rates[1], grown(*rates[:2]), longest_run(num_computed, num_steps))
+
+        def found(limit: float) -> int:
+            return 2 + computed_on(state.sigmas[2:], rates[2:], limit, run(), num_steps)
+
+        return solved(found, num_computed, state.last_limit)
+
+
+def computed_on(sigmas: Sequence[float], rates: Sequence[float], limit: float, run: Run, num_steps: int) -> int:
+    """Steps that would be computed of those at the noise levels `sigmas`, but for the last one of these, at which the
+    last step arrives; errors grow at the `rates`, and `run` is the one that is under way."""
+    count, last, longest = 1, run.rate, run.max_steps  # the last step is computed
+    for k in range(len(sigmas) - 2):
+        if run.exceeded(limit, sigmas[k], sigmas[k] - sigmas[k + 1], num_steps):
+            count += 1
+            run = Run(sigmas[k], rates[k], grown(last, rates[k]), longest)
+            last = rates[k]
+    return count
 
 
 def longest_run(num_computed: int, num_steps: int) -> int:

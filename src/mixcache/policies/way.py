@@ -22,6 +22,10 @@ CLEAR = 1e-4
 MEMORY = 0.5
 """Share of what was known of a place that stays when it is seen again."""
 
+MOST_WISHES = 16
+LEAST_SHARE = 0.1
+"""Of the last generation in what is learnt of a wish."""
+
 
 def log_snr(level: float) -> float:
     """Log of signal over noise at a noise level, 0 to 1, on the straight path."""
@@ -72,7 +76,11 @@ class Learnt:
     """By the index of the place."""
     cached_share: float | None = None
     """Time of a cached step over that of a computed one."""
+    limits: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """For each wish the log of the limit that gave it, and of how many generations; the last `MOST_WISHES`."""
     num_generations: int = 0
+    num_computed_before: int = 0
+    """Steps that the first of two experts has computed in the loop that is under way."""
 
     def see(self, level: float, rate: float) -> None:
         """A rate was measured around a noise level."""
@@ -89,6 +97,14 @@ class Learnt:
         """Median seconds of steps."""
         if seconds.get(Granularity.COMPUTE) and Granularity.STEP in seconds:
             self.cached_share = seconds[Granularity.STEP] / seconds[Granularity.COMPUTE]
+
+    def see_limit(self, wish: str, log_limit: float) -> None:
+        """A generation says that this limit would have given the wish."""
+        mean, count = self.limits.pop(wish, (0.0, 0))
+        share = max(1 / (count + 1), LEAST_SHARE)
+        self.limits[wish] = ((1 - share) * mean + share * log_limit, count + 1)
+        while len(self.limits) > MOST_WISHES:
+            del self.limits[next(iter(self.limits))]
 
     @property
     def way(self) -> Way:

@@ -21,7 +21,7 @@ from typing import Any
 from mixcache.policies.way import PRIOR, Learnt
 from mixcache.store import write_json
 
-FORMAT = 9
+FORMAT = 10
 
 
 class ProfileError(ValueError):
@@ -77,6 +77,8 @@ class Profile:
     """Time of a cached step over that of a computed one, on the machine that it was measured on."""
     num_generations: int
     """That taught it."""
+    limits: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """For each wish the `error` that gave it, and in how many generations."""
     impacts: Mapping[str, float] = field(default_factory=dict)
     """Change of the final latents by a relative Gaussian disturbance in one step, by granularity (policy `mixcache`);
     empty where they were not measured."""
@@ -93,6 +95,9 @@ class Profile:
         _must(all(_is_positive(impact) for impact in self.impacts.values()), "an impact is no number over 0")
         share = self.cached_share
         _must(share is None or (_is_positive(share) and share < 1), "cached_share is not between 0 and 1")
+        _must(
+            all(len(known) == 2 and all(map(_is_positive, known)) for known in self.limits.values()), "a limit is none"
+        )
         _must(all(len(row) == 3 and all(map(_is_positive, row)) for row in self.psnrs), "psnrs has rows that are none")
 
     @property
@@ -100,7 +105,12 @@ class Profile:
         """What a policy begins with."""
         places = {str(place): index for index, place in enumerate(PRIOR.places)}
         log_rates = {places[place]: math.log(rate) for place, rate in self.rates.items()}
-        return Learnt(log_rates=log_rates, cached_share=self.cached_share, num_generations=self.num_generations)
+        return Learnt(
+            log_rates=log_rates,
+            cached_share=self.cached_share,
+            limits={wish: (math.log(error), int(count)) for wish, (error, count) in self.limits.items()},
+            num_generations=self.num_generations,
+        )
 
     @property
     def digest(self) -> str:
@@ -130,7 +140,9 @@ class Profile:
         rates = {str(PRIOR.places[k]): round(math.exp(rate), 4) for k, rate in sorted(learnt.log_rates.items())}
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         share = None if learnt.cached_share is None else min(0.99, round(learnt.cached_share, 4))
-        return Profile(**values | {"rates": rates, "cached_share": share, "num_generations": learnt.num_generations})
+        limits = {wish: [round(math.exp(log), 4), count] for wish, (log, count) in learnt.limits.items()}
+        known = {"rates": rates, "cached_share": share, "limits": limits, "num_generations": learnt.num_generations}
+        return Profile(**values | known)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes JSON, whole or not at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 
 from mixcache.decision import Choice, Granularity, Measurement, Step, Trial
 from mixcache.policies import Bounded, Hold
@@ -53,7 +54,7 @@ def frontier_rows(sigmas: Sequence[float], policy: Hold) -> list[str]:
     way, rows = policy.learnt.way, []
     for speedup in SPEEDUPS if len(sigmas) > LEAST_STEPS else ():
         try:
-            done = foretold(Hold(speedup=speedup, learnt=policy.learnt), sigmas, way)
+            done = foretold(Hold(speedup=speedup, learnt=deepcopy(policy.learnt)), sigmas, way)
         except ValueError:  # out of reach
             break
         rows.append(f"{speedup:5.2f}x  {done.count('#'):3d} computed  {done}")

@@ -93,7 +93,7 @@ class SpectrumRule:
 
     def __init__(self, num_steps: int, computed: frozenset[int], weight: float, degree: int, ridge: float) -> None:
         self.num_steps, self.computed = num_steps, computed
-        self.forecast = {"num_steps": num_steps, "weight": weight, "degree": degree, "ridge": ridge}
+        self.forecast: dict[str, Any] = {"num_steps": num_steps, "weight": weight, "degree": degree, "ridge": ridge}
         self.branches = StateManager(SpectrumBranch)
 
     def begin(
