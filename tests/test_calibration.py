@@ -427,9 +427,7 @@ def test_a_damaged_unfinished_file(pipeline: Any, tmp_path: Path, kept: int) -> 
     assert str(unfinished) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [{"header": "0"}, {"done": {}}, [1, 2], {"header": "0", "done": 3, "learnt": {}, "log_rates": {}}]
-)
+@pytest.mark.parametrize("content", [{"header": "0"}, {"done": {}}, [1, 2], {"header": "0", "done": 3, "known": {}}])
 def test_an_unfinished_file_of_something_else(pipeline: Any, tmp_path: Path, content: Any) -> None:
     (tmp_path / "tiny.json.partial").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="is no calibration to go on from"):

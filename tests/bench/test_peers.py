@@ -307,7 +307,7 @@ def test_teacache_rule(has_text: bool) -> None:
     model = torch.nn.Sequential(*(Block() for _ in range(3)))
     blocks = list(model)
     outputs, texts = [], []
-    with teacache.hooked(model, blocks, num_steps=5, threshold=0.5, rescale=lambda change: 2 * change):
+    with stack.ruled(model, blocks, teacache.TeaRule(5, 0.5, rescale=lambda change: 2 * change), "teacache"):
         _set_cache_context(model, CacheContext("cond"))
         for step, value in enumerate([1.0, 1.1, 1.2, 2.4, 2.5]):
             hidden_states, temb, text = torch.full((1,), 10.0 * step), torch.tensor([value]), torch.zeros(1)

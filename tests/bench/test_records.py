@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixcache.bench.methods import PLAIN, Method
-from mixcache.bench.records import Record, as_json, best_at, margin, on_line, pareto_front, summarise
+from mixcache.bench.records import Record, best_at, on_line, pareto_front, summarise
 
 A, B = Method(family="a"), Method(family="b")
 
@@ -50,7 +51,7 @@ def test_rows_come_in_order_of_appearance(make_record: Callable[..., Record]) ->
 
 def test_a_record_goes_through_plain_data(make_record: Callable[..., Record]) -> None:
     record = make_record(A, peak_memory_bytes=3, repeat=1)
-    (data,) = as_json([record])
+    data = asdict(record)
     assert data["granularity_counts"] == {"compute": 25, "step": 25}
     assert Record(**data) == record
 
@@ -63,14 +64,6 @@ def test_a_line_is_read_between_its_points() -> None:
     assert on_line(points, 1.4) is None
     assert on_line([(2.0, 40.0), (2.0, 30.0)], 2.0) == 30.0  # no division by zero
     assert on_line([(2.0, 40.0)], 2.0) is None
-
-
-def test_the_margin_is_over_fewer_steps_of_the_same_time() -> None:
-    fewer = [(1.5, 40.0), (2.5, 30.0)]
-    assert margin(2.0, 38.0, fewer) == 3.0
-    assert margin(2.25, 30.5, fewer) == -2.0
-    assert margin(3.0, 38.0, fewer) is None
-    assert margin(2.0, 38.0, []) is None
 
 
 def test_the_front_holds_what_no_other_beats_in_both() -> None:

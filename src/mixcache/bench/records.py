@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import fmean, median, pstdev
 from typing import Any
 
@@ -76,20 +76,6 @@ def _row(name: str, records: Sequence[Record]) -> dict[str, Any]:
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The records as plain data."""
-    return [asdict(record) for record in records]
-
-
-def margin(speedup: float, psnr: float, fewer: Points) -> float | None:
-    """PSNR over that of fewer plain steps taking the same time: `fewer` holds (speed-up, PSNR), joined by lines.
-
-    None outside them.
-    """
-    level = on_line(fewer, speedup)
-    return None if level is None else psnr - level
 
 
 def on_line(points: Points, speedup: float) -> float | None:

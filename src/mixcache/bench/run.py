@@ -30,6 +30,8 @@ from mixcache.bench.records import Progress, Record
 from mixcache.core.signals import relative_l1
 from mixcache.generation import Generated
 from mixcache.metrics import video_lpips, video_psnr, video_ssim
+from mixcache.report.filmstrip import spread
+from mixcache.report.video import to_bytes
 from mixcache.store import Store, write_whole
 
 WARM_UP_STEPS = 4
@@ -292,9 +294,8 @@ class Benchmark:
 
     def _keep_frames(self, method: Method, made: Generated) -> None:
         """A few frames of the first prompt's clip, for the page."""
-        shown = np.linspace(0, len(made.clip) - 1, min(6, len(made.clip))).round().astype(int)
         frames = io.BytesIO()
-        np.save(frames, (made.clip[shown] * 255).round().clip(0, 255).astype(np.uint8))
+        np.save(frames, to_bytes(made.clip[list(spread(len(made.clip)))]))
         write_whole(self.frames_path(method.name), frames.getvalue())
 
     def frames_path(self, name: str) -> Path:
