@@ -9,8 +9,9 @@ import torch
 from mixcache import zoo
 from mixcache.profiles import profile_for
 from mixcache.zoo import world
-from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
+from mixcache.zoo.world import MAX_SEQUENCE_LENGTH
 from training import drawing
+from training.tokenizer import build_tokenizer
 
 
 def test_a_scene_is_drawn_the_same_from_the_same_seed_at_any_size() -> None:

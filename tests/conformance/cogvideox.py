@@ -32,7 +32,7 @@ def _build(pipeline_class: str, scheduler: str, **changes: Any) -> Any:
     from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

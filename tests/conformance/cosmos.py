@@ -61,7 +61,7 @@ def build_transformer(in_channels: int, **settings: Any) -> Any:
 def build_t5_parts() -> dict[str, Any]:
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     config = T5Config(vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2)

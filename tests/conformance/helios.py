@@ -20,7 +20,7 @@ def build_components() -> dict[str, Any]:
     from diffusers import AutoencoderKLWan, HeliosTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()

@@ -48,7 +48,7 @@ def build_text_encoders() -> dict[str, Any]:
     """Llama and CLIP, both read by the tokenizer of the drawn world."""
     from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     sizes = {
@@ -275,7 +275,7 @@ def hunyuan15_parts(guider: str, image: bool, use_meanflow: bool) -> dict[str, A
     )
     from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()

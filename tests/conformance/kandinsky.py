@@ -19,7 +19,7 @@ def build_encoders() -> dict[str, Any]:
     from diffusers import AutoencoderKLHunyuanVideo
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer, tokenizer_2 = build_chat_tokenizer(), build_tokenizer()
     clip_config = CLIPTextConfig(

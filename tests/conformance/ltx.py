@@ -26,7 +26,7 @@ def _parts(scheduler: str, shifts: bool) -> dict[str, Any]:
     import torch
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

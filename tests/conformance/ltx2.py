@@ -69,7 +69,7 @@ def _build(pipeline_class: str, shifts: bool = True, **changes: Any) -> Any:
     import torch
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ def _build() -> Any:
     from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -90,7 +90,7 @@ def build_pipeline(guider: str, image: bool = False, scheduler: str = "euler", n
     )
     from transformers import SiglipImageProcessor
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()

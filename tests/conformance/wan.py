@@ -33,7 +33,7 @@ def text_parts() -> dict[str, Any]:
     """Tokenizer and text encoder of width 16."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     config = UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)

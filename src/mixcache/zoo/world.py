@@ -40,6 +40,8 @@ CHEQUER_CELL = 0.25
 HELD_OUT_SHARE = 10
 NUM_FRAMES, SIDE = 17, 96
 """Frames of a clip, and height and width in pixels, that the built-in models are made for."""
+MAX_SEQUENCE_LENGTH = 24
+"""Longest caption: two objects, 18 words and the end mark; the pipeline is called with this `max_sequence_length`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
