@@ -300,6 +300,7 @@ def test_calibrate_takes_a_picture_and_goes_on_where_it_was_cut_off(
     out = str(tmp_path / "profile.json")
     begin = ["calibrate", "--model", str(folders["image"]), "--prompts", str(tmp_path / "prompts.txt"), "--out", out]
     small = ["--image", str(folders["picture"]), "--size", "32x32", "--frames", "5", "--steps", "6"]
+    monkeypatch.setattr("mixcache.calibration.IMPACT_PLACES", (0.375,))
     with monkeypatch.context() as patched:
         patched.setattr(Measured, "_impact", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         stopped = runner.invoke(cli.app, [*begin, *small, "--impacts"])

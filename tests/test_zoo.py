@@ -126,7 +126,7 @@ def test_an_unknown_model_is_refused() -> None:
             ask("shapes-won")
 
 
-@first_fast(few=8, many=24)
+@first_fast(few=4, many=24)
 def test_the_autoencoder_brings_held_out_clips_back(model: str, num_clips: int) -> None:
     vae = zoo.load(model).vae
     clips = drawing.draw_batch(world.sample_scenes(num_clips, 79, held_out=True))
@@ -136,7 +136,7 @@ def test_the_autoencoder_brings_held_out_clips_back(model: str, num_clips: int) 
     assert (-10 * mse.log10()).mean() >= AUTOENCODER_PSNR[model]
 
 
-@first_fast(few=3, many=6)
+@first_fast(few=2, many=6)
 def test_a_built_in_model_shows_what_the_caption_says(model: str, num_clips: int) -> None:
     """A few held-out captions in few steps; the model cards have the figures for 64 captions in 50 steps."""
     from mixcache.generation import generate
