@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -140,16 +140,17 @@ class Trials:
 
     def __init__(self, name: str, num_prompts: int, *, is_held_out: bool, work: Path) -> None:
         setting = SETTINGS[name]
-        self._pipeline, defaults = generation.open_model(setting.model)
+        self.pipeline, defaults = generation.open_model(setting.model)
         if setting.sampler:
-            self._pipeline.scheduler = sampler_of(setting.sampler, setting.model)
+            self.pipeline.scheduler = sampler_of(setting.sampler, setting.model)
         own = {"num_inference_steps": setting.num_steps, "guidance_scale": setting.guidance_scale}
-        self._arguments = accepted_arguments(self._pipeline, defaults | own)
-        self.transformer = type(self._pipeline.transformer).__name__
+        self._arguments = accepted_arguments(self.pipeline, defaults | own)
+        self.num_steps = setting.num_steps
+        self.transformer = type(self.pipeline.transformer).__name__
         training = built_in_prompts(NUM_SKIPPED_CAPTIONS + num_prompts)[NUM_SKIPPED_CAPTIONS:]
         self._prompts = judging(num_prompts) if is_held_out else training
         self._case = Case(
-            pipeline=self._pipeline,
+            pipeline=self.pipeline,
             arguments=self._arguments,
             calibration_prompts=calibration_captions(setting.model, given=None),
         )
@@ -160,7 +161,7 @@ class Trials:
 
     def values(self, method: Method) -> list[Value]:
         """Of each caption."""
-        return [self._value(method, index) for index in range(len(self._prompts))]
+        return [self.value(method, index) for index in range(len(self._prompts))]
 
     def rounded(self) -> list[Value]:
         """The plain pipeline under bfloat16 autocast, on the first captions: that is slow on a CPU."""
@@ -169,7 +170,7 @@ class Trials:
             plain, _ = self._plain(index)
             with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of layers that autocast leaves in float32
-                clip, _ = self._made(index, self._arguments)
+                clip, _ = self.make(index)
             return 1.0, video_psnr(clip, plain), self._adherence(clip, index)
 
         count = min(NUM_ROUNDED, len(self._prompts))
@@ -185,10 +186,10 @@ class Trials:
 
         def measure() -> float:
             outputs: list[torch.Tensor] = []
-            hook = self._pipeline.transformer.register_forward_hook(lambda *told: outputs.append(told[-1][0]))
+            hook = self.pipeline.transformer.register_forward_hook(lambda *told: outputs.append(told[-1][0]))
             with hook:
-                self._made(0, self._arguments)
-            firsts = outputs[:: len(outputs) // self._setting["num_steps"]]
+                self.make(0)
+            firsts = outputs[:: len(outputs) // self.num_steps]
             return fmean(
                 float((now - before).abs().sum() / before.abs().sum()) for before, now in itertools.pairwise(firsts)
             )
@@ -199,12 +200,14 @@ class Trials:
     def _adherence(self, clip: np.ndarray, index: int) -> float:
         return adherence(clip, self._prompts[index]).mean
 
-    def _value(self, method: Method, index: int) -> Value:
+    def value(self, method: Method, index: int) -> Value:
+        """Of one caption."""
+
         def measure() -> Value:
             plain, plain_work = self._plain(index)
             own = {"num_inference_steps": method.num_inference_steps} if method.num_inference_steps else {}
             with method.attached(self._case):
-                clip, work = self._made(index, self._arguments | own)
+                clip, work = self.make(index, own)
             return work_share(work, plain_work), video_psnr(clip, plain), self._adherence(clip, index)
 
         return self._kept(method.name, index, measure, own=method.policy is not None)
@@ -220,17 +223,21 @@ class Trials:
         file = self._clips / f"{index}.npz"
         if not file.exists():
             with PLAIN.attached(self._case):
-                clip, work = self._made(index, self._arguments)
+                clip, work = self.make(index)
             np.savez(file, clip=clip, work=work)
         with np.load(file) as kept:
             return kept["clip"], kept["work"].tolist()
 
-    def _made(self, index: int, arguments: Any) -> tuple[np.ndarray, list[int]]:
-        """Clip and work of one caption."""
+    def make(self, index: int, own: Mapping[str, Any] | None = None) -> tuple[np.ndarray, list[int]]:
+        """Clip and work of one caption, by the pipeline as it is, with `own` arguments in place of the setting's."""
         meter = WorkMeter()
-        with meter.on(self._pipeline):
+        with meter.on(self.pipeline):
             made = generation.generate(
-                self._pipeline, self._prompts[index], seed=SEED + index, on_step=meter.mark, **arguments
+                self.pipeline,
+                self._prompts[index],
+                seed=SEED + index,
+                on_step=meter.mark,
+                **{**self._arguments, **(own or {})},
             )
         return made.clip, meter.steps
 

@@ -34,17 +34,8 @@ from studies.hard_search import CHOSEN
 
 WISHES = tuple(f"hold:speedup={speedup:g}" for speedup in (1.5, 2.0, 2.5, 3.0, 3.5))
 TRIGGER = "mixcache:granularities=step"
-METHODS = (
-    *WISHES,
-    "hold:quality=high",
-    "hold",
-    "hold:quality=fast",
-    "every_nth:period=2",
-    "mixcache",
-    "mixcache:corrector=true",
-    TRIGGER,
-)
-METHODS += (f"{TRIGGER}:corrector=true", "hindsight", "fewer-steps")
+METHODS = (*WISHES, "hold:quality=high", "hold", "hold:quality=fast", "every_nth:period=2")
+METHODS += ("mixcache", "mixcache:corrector=true", f"{TRIGGER}:corrector=true", "fewer-steps")
 """Ours, and fewer steps; the peers are at what `studies.hard_search` found."""
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 OURS = "hold, wished"

@@ -22,15 +22,23 @@ from rich.progress import track
 from mixcache.bench.methods import Method
 from mixcache.bench.peers import PEERS
 from mixcache.store import write_whole
-from studies.grids import GRIDS
+from studies.grids import GRIDS as ALL
+from studies.grids import every
 from studies.hard import SETTINGS, Trials, decibels_of, speedup_of
 from studies.search import best_of, written
 
 CHOSEN = Path(__file__).with_name("hard_peers.json")
 """By hard setting and family."""
-FAMILIES = ("teacache", "mag-cache", "easycache", "first-block-cache", "taylorseer", "spectrum")
+GRIDS = {
+    "teacache": ALL["teacache"],
+    "mag-cache": every(threshold=(0.02, 0.04, 0.06, 0.12, 0.24), max_skip_steps=(2, 3), retention_ratio=(0.1, 0.2)),
+    "easycache": ALL["easycache"],
+    "spectrum": every(window=(2, 3), flex=(0.0, 0.25, 0.75, 1.5, 3.0)),
+}
+"""Of the peers that came nearest in the easy settings, and of Spectrum; on coarser grids where `studies.search` chose
+alike on the finer ones."""
 WANTED = (1.5, 2.0, 2.5, 3.0)
-NUM_PROMPTS = 3
+NUM_PROMPTS = 2
 OPTIONS_BELOW = 3
 """Depth of a setting in that file."""
 
@@ -38,7 +46,7 @@ OPTIONS_BELOW = 3
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--families", nargs="+", choices=PEERS, default=list(FAMILIES))
+    parser.add_argument("--families", nargs="+", choices=GRIDS, default=list(GRIDS))
     parser.add_argument("--num-prompts", type=int, default=NUM_PROMPTS)
     parser.add_argument("--work", type=Path, default=Path("build/hard"))
     args = parser.parse_args(arguments)

@@ -23,6 +23,7 @@ from mixcache.report.markdown import table
 from mixcache.store import write_whole
 from studies.hard_page import FIGURES, command, pooled_rows
 from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
+from studies.overhead import HOOKS
 from studies.targets import tally, targets
 
 PAGE, TARGETS = "README.md", "targets.md"
@@ -234,13 +235,13 @@ def overhead_line(overhead: dict[str, Any]) -> str:
     """One sentence on what the attachment itself costs."""
     attached, noise = overhead["always_compute over plain"], overhead["plain over plain"]
     (low, high), (least, most) = attached["quartiles"], noise["quartiles"]
-    own = {policy: overhead[f"hook of {policy}"]["median"] - 1 for policy in ("always_compute", "hindsight")}
+    own = {name: overhead[f"hook of {name}"]["median"] - 1 for name in HOOKS}
+    hooks = ", ".join(f"{share:.1%} with `{name}`" for name, share in own.items())
     return (
-        f"`{overhead['command']}`: what the hook does for itself takes {own['always_compute']:.1%} of the rest of the "
-        f"loop with `always_compute` and {own['hindsight']:.1%} with `hindsight`. The whole loop attached with "
-        f"`always_compute` over the plain one: {attached['median'] - 1:+.1%} (median of {len(attached['all'])} "
-        f"interleaved pairs, quartiles {low - 1:+.1%} and {high - 1:+.1%}); the plain one over itself: "
-        f"{noise['median'] - 1:+.1%} ({least - 1:+.1%} and {most - 1:+.1%})."
+        f"`{overhead['command']}`: what the hook does for itself takes of the rest of the loop {hooks}. The whole loop "
+        f"attached with `always_compute` over the plain one: {attached['median'] - 1:+.1%} (median of "
+        f"{len(attached['all'])} interleaved pairs, quartiles {low - 1:+.1%} and {high - 1:+.1%}); the plain one over "
+        f"itself: {noise['median'] - 1:+.1%} ({least - 1:+.1%} and {most - 1:+.1%})."
     )
 
 

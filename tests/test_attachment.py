@@ -748,6 +748,7 @@ def test_summary_by_hand(pipeline: Any, generate: Generate) -> None:
         "num_non_finite": 0,
         "num_calls_in_full": 0,
         "wished_speedup": None,
+        "estimate": None,
         "speedup": None,  # the times of steps are not fixed
         "num_corrected": 0,
         "why_not": None,

@@ -448,10 +448,12 @@ def test_a_profile_says_which_error_a_psnr_takes(
     wanted = sum(row[2] for row in profile.psnrs) / len(profile.psnrs)
     with mixcache.enable(pipeline, quality=wanted, profile=given) as handle:
         latents = generate(pipeline)
-    with mixcache.enable(pipeline, error=profile.error_for(wanted, 12), profile=given) as other:
+    with mixcache.enable(pipeline, error=profile.estimate(wanted, 12).error, profile=given) as other:
         assert torch.equal(generate(pipeline), latents)
     assert [entry.granularity for entry in handle.trace] == [entry.granularity for entry in other.trace]
     assert handle.summary()["granularity_counts"]["step"] > 0
+    assert f"quality      {wanted:g} dB, give or take" in str(handle.summary())
+    assert other.summary().estimate is None
 
 
 def test_a_profile_of_another_model_is_refused(profile: Profile, make_pipeline: Callable[..., Any]) -> None:

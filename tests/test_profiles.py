@@ -180,7 +180,14 @@ def test_each_use_of_a_profile_learns_for_itself() -> None:
 def test_the_error_for_a_psnr_is_on_the_line_of_the_nearest_number_of_steps(
     psnr_db: float, num_steps: int, error: float
 ) -> None:
-    assert small_profile().error_for(psnr_db, num_steps) == pytest.approx(error)
+    assert small_profile().estimate(psnr_db, num_steps).error == pytest.approx(error)
+
+
+def test_an_estimate_says_how_far_the_clips_were_from_it() -> None:
+    rows = [[error, 50, psnr + off] for error, psnr in ((0.25, 50.0), (1.0, 40.0)) for off in (-3.0, 3.0)]
+    estimate = small_profile(psnrs=rows).estimate(45.0, 40)
+    assert (estimate.error, estimate.spread_db) == (pytest.approx(0.5), pytest.approx(3.0))
+    assert str(estimate) == "45 dB, give or take 3.0: an estimate for this model's clips, from 4 of 50 steps"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ def test_the_error_for_a_psnr_is_on_the_line_of_the_nearest_number_of_steps(
 )
 def test_a_profile_that_does_not_know_what_an_error_costs(psnrs: list[list[float]], message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        small_profile(psnrs=psnrs).error_for(40.0, 50)
+        small_profile(psnrs=psnrs).estimate(40.0, 50)
 
 
 # --------------------------------------------------------------------------------------------------------- whose it is

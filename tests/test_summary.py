@@ -20,6 +20,7 @@ SUMMARY = Summary(
     num_calls_in_full=0,
     wished_speedup=None,
     speedup=None,
+    estimate=None,
     num_corrected=0,
     why_not=None,
     held_bytes=0,
@@ -42,6 +43,7 @@ def test_a_table_with_all_that_can_happen() -> None:
         SUMMARY,
         speedup=2.034,
         wished_speedup=2.0,
+        estimate="40 dB, give or take 3.0",
         num_corrected=6,
         num_calls_in_full=3,
         num_non_finite=1,
@@ -51,6 +53,7 @@ def test_a_table_with_all_that_can_happen() -> None:
     )
     assert str(summary).splitlines()[3:] == [
         "speed-up     2.03x of the denoising loop (2x wished)",
+        "quality      40 dB, give or take 3.0",
         "corrected    6 cached steps",
         "work         75% of the blocks ran, 1.33x at best",
         "memory       6.0 GiB at most, 1.5 KiB now",

@@ -29,6 +29,8 @@ class Summary:
     speedup: float | None
     """Of the newest run's denoising loop, as its own steps tell: had all of them taken what a computed one took in the
     median. None where nothing was computed, or their times have not passed yet."""
+    estimate: str | None
+    """What the profile says of the PSNR that was asked for, with its spread; None where none was."""
     num_corrected: int
     """Cached steps taken again with what the next computed one showed."""
     why_not: str | None
@@ -55,6 +57,7 @@ class Summary:
             "generations": self.num_generations,
             "steps": f"{self.num_steps} ({counts})" if counts else self.num_steps,
             "speed-up": _speedup_text(self.speedup, self.wished_speedup),
+            "quality": self.estimate,
             "corrected": f"{self.num_corrected} cached steps" if self.num_corrected else None,
             "work": f"{self.computed_share:.0%} of the blocks ran{faster}",
             "memory": f"{_bytes_text(self.peak_bytes)} at most, {_bytes_text(self.held_bytes)} now",

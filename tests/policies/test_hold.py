@@ -9,7 +9,8 @@ import pytest
 from mixcache.decision import Granularity, Measurement, Step, Trial
 from mixcache.policies import Hold
 from mixcache.policies.budget import speedup_of
-from mixcache.policies.hold import QUALITIES, Held, weight
+from mixcache.policies.hold import QUALITIES, Held
+from mixcache.policies.runs import weight
 from mixcache.policies.way import MOST_WISHES, PRIOR, Learnt, Way, log_snr
 from mixcache.predictors import REUSE
 from mixcache.report.frontier import foretold
@@ -156,13 +157,11 @@ def faster(factor: float) -> Way:
 
 def test_what_was_learnt_is_known_from_the_first_step_on() -> None:
     learnt = Learnt()
-    before = foretold(Hold(speedup=2.0, learnt=learnt), shifted(30, 5.0), PRIOR)
-    limits = []
     policy = Hold(speedup=2.0, learnt=learnt)
-    for _ in range(3):
-        state = policy.init()
+    before = foretold(Hold(speedup=2.0), shifted(30, 5.0), PRIOR)
+    for count in range(3):
+        assert learnt.limits.get("2 of 30 from 0", (0.0, 0))[1] == count
         assert foretold(policy, shifted(30, 5.0), PRIOR).count("#") == before.count("#")
-        limits.append(state.last_limit)
     assert learnt.log_rates
 
 
@@ -171,8 +170,9 @@ def test_a_wish_of_one_computes_everything() -> None:
 
 
 def test_a_wish_that_cannot_be_reached_is_an_error_at_the_first_step() -> None:
+    policy = Hold(speedup=6.0)
     with pytest.raises(ValueError, match="speedup=6 cannot be reached with 20 steps; they allow 1 to 4"):
-        Hold(speedup=6.0).decide(step_at(2), Held())
+        policy.decide(step_at(2), policy.init())
 
 
 @pytest.mark.parametrize(("word", "error"), [("high", 0.25), ("balanced", 0.4), ("fast", 0.6)])

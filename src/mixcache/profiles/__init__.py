@@ -62,6 +62,26 @@ class Expert:
         return None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What a profile says of a wished PSNR."""
+
+    error: float
+    """Of policy `hold`."""
+    psnr_db: float
+    spread_db: float
+    """Root mean square by which the clips of the calibration missed what it says of them, in dB."""
+    num_clips: int
+    num_steps: int
+    """Of those clips."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.psnr_db:g} dB, give or take {self.spread_db:.1f}: an estimate for this model's clips, from "
+            f"{self.num_clips} of {self.num_steps} steps"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """What is known of one model."""
@@ -117,8 +137,8 @@ class Profile:
         """Names what is in it: a SHA-256."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def error_for(self, psnr_db: float, num_steps: int) -> float:
-        """The `error` at which clips of so many steps are estimated to have a PSNR; ProfileError where it is not known.
+    def estimate(self, psnr_db: float, num_steps: int) -> Estimate:
+        """The `error` at which clips of so many steps are expected to have a PSNR; ProfileError where it is not known.
 
         PSNR is taken to fall by a line in the log of `error`, whose slope and height are fitted to the clips of the
         nearest number of steps.
@@ -133,7 +153,14 @@ class Profile:
         slope = sum((x - mean_log) * (y - mean) for x, y in zip(logs, values, strict=True)) / spread if spread else 0.0
         if slope >= 0:
             raise ProfileError("this profile's clips do not tell what an error costs; calibrate on more prompts")
-        return math.exp(mean_log + (psnr_db - mean) / slope)
+        missed = [y - mean - slope * (x - mean_log) for x, y in zip(logs, values, strict=True)]
+        return Estimate(
+            error=math.exp(mean_log + (psnr_db - mean) / slope),
+            psnr_db=psnr_db,
+            spread_db=math.sqrt(sum(miss**2 for miss in missed) / len(missed)),
+            num_clips=len(missed),
+            num_steps=round(nearest),
+        )
 
     def with_learnt(self, learnt: Learnt) -> Profile:
         """This profile, with what the generations since have taught."""

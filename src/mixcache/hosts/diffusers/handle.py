@@ -341,11 +341,20 @@ class Handle:
             num_calls_in_full=self._num_calls_in_full,
             wished_speedup=getattr(self.policy.policy, "speedup", None),
             speedup=self._delivered,
+            estimate=self._estimate(),
             num_corrected=sum(entry.num_corrected for entry in self.trace),
             why_not=self.why_not,
             held_bytes=sum(engine.held_bytes for engine in self._engines),
             peak_bytes=sum(engine.peak_bytes for engine in self._engines),
         )
+
+    def _estimate(self) -> str | None:
+        """Of the PSNR that was asked for."""
+        policy = self.policy.policy
+        quality, profile = getattr(policy, "quality", None), getattr(policy, "profile", None)
+        if profile is None or quality is None or isinstance(quality, str) or not len(self.trace):
+            return None
+        return str(profile.estimate(quality, self.trace[-1].num_steps))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._own_settings.items())

@@ -1,0 +1,155 @@
+"""A wished speed-up in one trajectory of policy `hold`: what is left to compute, and the limit with which it will do.
+
+In the first generation the limit is looked for anew after some computed steps: the one at which the rest of the way, as
+far as it is known (`way.py`), needs just the computed steps that the wish leaves (`budget.py`). It stays near the one
+that is usual for the wish: a clip whose outputs change much faster comes out slower rather than broken. What a whole
+loop came to says which limit that is on this model, and the more generations have said so, the less a single clip may
+move it: one limit for all clips is worth more, at the same mean speed-up, than one for each. Pure Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+
+from mixcache.decision import Decision, Granularity, Step
+from mixcache.policies.budget import check_reach, num_computed_for, solved
+from mixcache.policies.runs import Run, computed_on, grown
+from mixcache.policies.way import Learnt
+
+USUAL_AT_2X = 0.4
+"""Limit that is usual for a wish of 2, on all built-in models; it goes with what is over 1."""
+BAND = 1.5
+"""Factor by which a clip may move the limit, in the first generation."""
+LIMIT_POWER = 2.5
+"""A model whose limit is larger by this power of a factor is faster by the factor, about."""
+LONGEST = 3.0
+"""Times the mean run that a run may have."""
+LOOK_ANEW = 3
+"""Computed steps after which it is looked anew how far the rest of the wish reaches."""
+FEW_LEFT = 5
+"""Computed steps left from which on it is looked anew after each."""
+PART_ENDS_OVER = 0.1
+"""Noise level at which the first of two experts arrives at least."""
+
+
+@dataclass(kw_only=True)
+class Wish:
+    """What a trajectory has done for its wish."""
+
+    speedup: float
+    learnt: Learnt
+    name: str = ""
+    """What the limit that is learnt is filed under; empty until a step was decided."""
+    num_steps: int = 0
+    offset: int = 0
+    sigmas: tuple[float, ...] = ()
+    """Noise levels of all steps, and of the end; empty where the host does not say."""
+    num_cached: int = 0
+    """Steps so far."""
+    last_cached: int | None = None
+    """Index of the last step that was cached."""
+    num_computed: int = 0
+    """Steps that the wish leaves to compute, of all."""
+    num_left: int = 0
+    """Of these, as of the last decision."""
+    limit: float | None = None
+    """In force; None until it is looked for anew."""
+    last_limit: float = USUAL_AT_2X
+    log_limits: tuple[float, ...] = ()
+    """Logs of those that were in force."""
+    num_seen: int = 0
+    """Computed steps since it was looked for."""
+
+    def see(self, step: Step) -> None:
+        """A step is to be decided. ValueError where so many steps do not allow the wish."""
+        if not self.name:
+            is_part = step.offset > 0 or (len(step.sigmas) > 1 and step.sigmas[-1] > PART_ENDS_OVER)
+            check_reach(self.speedup, step.num_steps, is_part=is_part)
+            self.num_steps, self.offset, self.sigmas = step.num_steps, step.offset, step.sigmas
+            self.name = f"{self.speedup:g} of {step.num_steps} from {step.offset}"
+        self.num_cached += step.num_cached > 0
+        self.num_computed = self._num_computed()
+        self.num_left = self.num_computed - (step.index - self.num_cached)
+
+    def _num_computed(self) -> int:
+        """Of the steps of a second expert, what the first one left of both."""
+        share = self.learnt.cached_share
+        if not self.offset:
+            return num_computed_for(self.speedup, self.num_steps, share)
+        of_both = num_computed_for(self.speedup, self.offset + self.num_steps, share)
+        return min(max(of_both - self.learnt.num_computed_before, 1), self.num_steps)
+
+    @property
+    def longest(self) -> int:
+        """Cached steps that a run may have."""
+        return max(1, math.ceil(LONGEST * (self.num_steps - self.num_computed) / self.num_computed))
+
+    @property
+    def _known(self) -> tuple[float, int]:
+        """Log of the limit that is usual for the wish, and how many generations say so."""
+        usual = USUAL_AT_2X * (self.speedup - 1)
+        return self.learnt.limits.get(self.name, (math.log(usual) if usual else -math.inf, 0))
+
+    def settled(self, step: Step) -> Decision | None:
+        """What the count of steps alone decides, in the first generation."""
+        if self._known[1]:
+            return None
+        if self.num_left >= self.num_steps - step.index:
+            return Decision(granularity=Granularity.COMPUTE, reason="all that is left may be computed")
+        if self.num_left <= 0 and step.num_cached < self.longest:
+            return Decision(granularity=Granularity.STEP, reason=f"the rest of {self.speedup:g}x")
+        return None
+
+    def limit_at(self, step: Step, sigma: float, rates: Sequence[float], scale: float) -> float:
+        """In force at a step; the last computed one was at `sigma`, errors there grew at the last of `rates`, and those
+        ahead are taken to be `scale` times what is known of them."""
+        if self.limit is None:
+            usual, count = self._known
+            band = math.log(BAND) / (1 + count)
+            found = math.log(self._limit_of_rest(step, sigma, rates, scale))
+            self.limit = self.last_limit = math.exp(min(max(found, usual - band), usual + band))
+        self.log_limits += (math.log(self.limit),)
+        return self.limit
+
+    def _limit_of_rest(self, step: Step, sigma: float, rates: Sequence[float], scale: float) -> float:
+        """With which so many of the steps from here on would be computed as are left."""
+        way = self.learnt.way
+        sigmas = step.sigmas[step.index :] if step.sigmas else [step.sigma - k * step.distance for k in range(99)]
+        sigmas = sigmas[: self.num_steps - step.index + 1]
+        ahead = [scale * math.exp(way.log_rate(level)) for level in sigmas]
+        run = partial(Run, sigma, rates[-1], grown(*rates), self.longest)
+
+        def num_computed(limit: float) -> int:
+            return computed_on(sigmas, ahead, limit, run(), self.num_steps)
+
+        return solved(num_computed, max(1, self.num_left), self.last_limit)
+
+    def computed(self, index: int) -> None:
+        """A step was computed."""
+        self.num_seen += 1
+        if self.num_seen >= LOOK_ANEW or self.num_left <= FEW_LEFT:
+            self.limit, self.num_seen = None, 0
+        if not self.log_limits:
+            return
+        num_computed = index + 1 - self.num_cached - (self.last_cached == index - 1)
+        if not self.offset:
+            self.learnt.num_computed_before = num_computed
+        if index == self.num_steps - 1:
+            self.learnt.see_limit(self.name, self._log_limit_taught(num_computed))
+
+    def _log_limit_taught(self, num_computed: int) -> float:
+        """What a whole loop says of the limit. In the first generation steps were computed or cached to keep the wish,
+        whatever the limit said: there it is the one that all that was seen would take."""
+        if self._known[1] or len(self.sigmas) != self.num_steps + 1:
+            return fmean(self.log_limits) + LIMIT_POWER * math.log(num_computed / self.num_computed)
+        rates = [math.exp(self.learnt.way.log_rate(sigma)) for sigma in self.sigmas]
+        run = partial(Run, self.sigmas[1], rates[1], grown(*rates[:2]), self.longest)
+
+        def found(limit: float) -> int:
+            return 2 + computed_on(self.sigmas[2:], rates[2:], limit, run(), self.num_steps)
+
+        return math.log(solved(found, self.num_computed, self.last_limit))
