@@ -1,5 +1,6 @@
 """What this project asks about itself, on `mixcache.bench`. Run from the repository's root: `python -m studies.NAME`.
 
+captions   how much of its caption a clip of the drawn world shows
 guard      what a plan is worth whose profile is of another guidance scale
 joined     what a `cfg` step costs where one call holds both branches
 overhead   what the attachment itself costs

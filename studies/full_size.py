@@ -30,7 +30,7 @@ from mixcache import generation
 from mixcache.bench.meter import WorkMeter, work_digits, work_share
 from mixcache.bench.methods import PLAIN, Case, Method, policy_method
 from mixcache.bench.peers import PEERS
-from mixcache.bench.records import Record, as_json, summarise
+from mixcache.bench.records import Record, summarise
 from mixcache.bench.run import reason_of
 from mixcache.bench.source import code_hash
 from mixcache.decision import CACHED, Granularity
@@ -197,7 +197,7 @@ class FullSize:
             if of_method:
                 records += of_method
                 rows.append(summarise(of_method)[0] | row_of(of_method[0], [*runs.values()], [*plain.values()]))
-        return {"summary": rows, "records": as_json(records)}
+        return {"summary": rows, "records": [asdict(record) for record in records]}
 
     def _runs(self, method: Method, blocks: str) -> dict[int, Run]:
         keys = [["run", blocks, method.name, repeat] for repeat in range(self.num_repeats)]
@@ -215,7 +215,6 @@ class FullSize:
             ideal_speedup=1 / work_share(survey["work"], plain_survey["work"]),
             psnr_db=None,
             ssim=None,
-            adherence=None,
             cache_peak_bytes=survey.get("cache_bytes"),
             peak_memory_bytes=run["peak_bytes"],
             work=work_digits(survey["work"], plain_survey["work"]),

@@ -35,9 +35,10 @@ from mixcache.bench.meter import WorkMeter, work_share
 from mixcache.bench.methods import PLAIN, Case, Method, fewer_steps
 from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
-from mixcache.metrics import adherence, video_psnr
+from mixcache.metrics import video_psnr
 from mixcache.store import Store
 from mixcache.zoo import world
+from studies.captions import adherence
 
 SEED = 8000
 NUM_SKIPPED_CAPTIONS = 60

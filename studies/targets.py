@@ -93,7 +93,8 @@ def _against_peers(
 
 
 def _adherence(rows: Rows, of: Mapping[str, set[str]]) -> Iterator[Target]:
-    plain = next((row["adherence"] for row in rows if row["method"] == "plain"), None)
+    """Of results of before, which say how much of its caption a clip shows."""
+    plain = next((row.get("adherence") for row in rows if row["method"] == "plain"), None)
     for kind in ("ours", "calibrated") if plain is not None else ():
         best = _best(of[kind], {family: best_at(points(rows, family), 2.0) for family in of[kind]})
         if best is not None:

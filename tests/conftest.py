@@ -39,7 +39,7 @@ def build_pipeline(scheduler: str = "unipc", dtype: str = "float32", seed: int =
     )
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)

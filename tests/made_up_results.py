@@ -41,7 +41,6 @@ def build_record(method: Method, speedup: float = 2.0, psnr_db: float | None = 3
         "denoising_seconds": 12 / speedup,
         "ideal_speedup": speedup,
         "ssim": 0.9,
-        "adherence": 1.0,
         "cache_peak_bytes": 2048,
         "granularity_counts": {"compute": 25, "step": 25},
         "encoding_seconds": 0.25,

@@ -140,7 +140,8 @@ def test_one_profile_serves_several_numbers_of_steps(pipeline: Any, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_nothing_stays_attached(pipeline: Any, generate: Callable[..., Any]) -> None:
+def test_nothing_stays_attached(pipeline: Any, generate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixcache.calibration.IMPACT_PLACES", IMPACT_PLACES[:1])
     before = generate(pipeline)
     calibrate(pipeline, config_of(PROMPTS[:1], impacts=True), step_counts=(4,))
     with pytest.raises(CutOffError):
@@ -262,7 +263,8 @@ def test_an_impact_of_nothing_is_left_out(pipeline: Any) -> None:
     assert measured.profile().impacts == {"step": 2.0, "block": 1.0}
 
 
-def test_without_guidance_there_is_no_impact_of_cfg(pipeline: Any) -> None:
+def test_without_guidance_there_is_no_impact_of_cfg(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixcache.calibration.IMPACT_PLACES", IMPACT_PLACES[:1])
     profile = calibrate(pipeline, config_of(PROMPTS[:1], impacts=True, guidance_scale=1.0), step_counts=(4,))
     assert set(profile.impacts) == {"step", "block"}
 
@@ -427,9 +429,7 @@ def test_a_damaged_unfinished_file(pipeline: Any, tmp_path: Path, kept: int) -> 
     assert str(unfinished) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [{"header": "0"}, {"done": {}}, [1, 2], {"header": "0", "done": 3, "learnt": {}, "log_rates": {}}]
-)
+@pytest.mark.parametrize("content", [{"header": "0"}, {"done": {}}, [1, 2], {"header": "0", "done": 3, "known": {}}])
 def test_an_unfinished_file_of_something_else(pipeline: Any, tmp_path: Path, content: Any) -> None:
     (tmp_path / "tiny.json.partial").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="is no calibration to go on from"):

@@ -16,6 +16,7 @@ from mixcache.policies.way import Learnt
 from mixcache.profiles import Profile, ProfileError, profile_for
 
 CAPTION = "a large red circle moving left on a plain white background"
+SMALL = {"height": 48, "width": 48, "num_frames": 5, "num_inference_steps": 12, "output_type": "latent"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "an error": ("hold", {"error": 0.6}),
     "a quality": ("hold", {"quality": "fast"}),
@@ -38,7 +39,7 @@ def bounded(policy: Policy) -> Bounded:
 
 
 def generate(pipeline: Any, *given: Any, **settings: Any) -> tuple[torch.Tensor, str, mixcache.Handle]:
-    arguments = zoo.call_defaults() | {"num_inference_steps": 12, "output_type": "latent"}
+    arguments = zoo.call_defaults() | SMALL
     with mixcache.enable(pipeline, *given, **settings) as handle:
         latents = pipeline(CAPTION, generator=torch.Generator().manual_seed(0), **arguments).frames
     return latents, letters(handle.trace), handle

@@ -28,7 +28,7 @@ from traces import letters
 import mixcache
 from mixcache.core.calls import CallInfo, End, Span
 from mixcache.core.corrector import Corrector
-from mixcache.core.engine import Engine
+from mixcache.core.engine import Engine, num_bytes
 from mixcache.core.histories import StepRecord
 from mixcache.core.velocity import v_from_velocity
 from mixcache.decision import Decision, Granularity, Step
@@ -358,10 +358,10 @@ def test_a_second_stage_of_the_same_step_ends_it() -> None:
     record = StepRecord(info=info, decision=Decision(granularity=C))
     for _ in range(3):
         assert corrector.before(record, {}, solver, torch.tensor(2.0), 0, sample) == (torch.tensor(2.0), sample)
-    assert corrector.num_bytes == 0
+    assert num_bytes(corrector.tensors()) == 0
     later = StepRecord(info=replace(info, step=1, sigma=0.9), decision=Decision(granularity=S))
     corrector.before(later, {}, solver, torch.tensor(2.0), 1, sample)
-    assert corrector.num_bytes == 0  # nothing computed is known that it could start from
+    assert num_bytes(corrector.tensors()) == 0  # nothing computed is known that it could start from
 
 
 def test_bytes() -> None:
@@ -373,7 +373,7 @@ def test_bytes() -> None:
         record = StepRecord(info=info, decision=Decision(granularity=granularity))
         _, sample = corrector.before(record, {}, solver, torch.tensor(1.0), index, sample)
         corrector.after(sample)
-        seen.append(corrector.num_bytes // 4)
+        seen.append(num_bytes(corrector.tensors()) // 4)
     assert seen == [1, 1, 1, 2, 3, 0]  # nothing after the last step
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from mixcache.core.engine import num_bytes
 from mixcache.core.history import History
 from mixcache.core.signals import relative_l1, to_floats, total
 from mixcache.predictors import LINE, PARABOLA, REUSE, Predictor, damped
@@ -78,16 +79,16 @@ def test_equal_sigmas_repeat_the_last() -> None:
 def test_only_the_last_values_are_kept() -> None:
     history = filled(lambda s: s, length=2)
     assert (len(history), history.age(step=5)) == (2, 3)
-    assert history.num_bytes == 2 * 6 * 4
+    assert num_bytes(history.values()) == 2 * 6 * 4
     assert number(history.last) == pytest.approx(0.7)
     history.clear()
-    assert (len(history), history.num_bytes, history.last) == (0, 0, None)
+    assert (len(history), num_bytes(history.values()), history.last) == (0, 0, None)
 
 
 def test_bytes_of_half_precision() -> None:
     history = History(1)
     history.push(0, 1.0, torch.ones(3, 5, dtype=torch.bfloat16))
-    assert history.num_bytes == 30
+    assert num_bytes(history.values()) == 30
 
 
 def test_what_is_repeated_is_not_copied() -> None:

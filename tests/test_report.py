@@ -48,12 +48,11 @@ def trace() -> list[dict[str, Any]]:
 
 def report(**changes: Any) -> dict[str, Any]:
     common = {"seconds_plain": 2.0, "seconds_cached": 1.0, "speedup": 2.0, "trace": trace()}
-    full = {"colour": 1.0, "shape": 1.0, "motion": 0.5, "background": 1.0}
     clips = [
         {"caption": "a <b>bold</b> circle & more", "seed": 1, "psnr_db": 40.06, "ssim": 0.98765, **common}
-        | {"adherence_plain": full, "adherence_cached": full, "side_by_side": "clip-0.mp4"},
+        | {"side_by_side": "clip-0.mp4"},
         {"caption": 'a "quoted" square', "seed": 2, "psnr_db": None, "ssim": 1.0, **common}
-        | {"adherence_plain": None, "adherence_cached": None, "side_by_side": "../secret.mp4"},
+        | {"side_by_side": "../secret.mp4"},
     ]
     return {
         "format": 1,
@@ -68,8 +67,6 @@ def report(**changes: Any) -> dict[str, Any]:
         "speedup": 1.967,
         "psnr_db": 40.06,
         "ssim": 0.98765,
-        "adherence_plain": 0.875,
-        "adherence_cached": None,
         "granularity_counts": {"compute": 8, "block": 2, "cfg": 2, "step": 4},
         "peak_memory_bytes": 3 * 2**20,
         "cache_peak_bytes": 512,
@@ -251,11 +248,10 @@ def test_page_shows_figures_and_what_is_missing(tmp_path: Path) -> None:
         "40.1\N{NO-BREAK SPACE}dB",
         "0.9877",
         "identical",
-        "88\N{NO-BREAK SPACE}%",
         "3.00\N{NO-BREAK SPACE}MiB",
     ):
         assert expected in text
-    empty = written(tmp_path, report(clips=[], speedup=None, psnr_db=None, ssim=None, adherence_plain=None))
+    empty = written(tmp_path, report(clips=[], speedup=None, psnr_db=None, ssim=None))
     assert "holds no clips" in empty.text
     assert [name for name in ("1.97×", "dB", "None") if name in empty.text] == []
     assert written(tmp_path, {"clips": []}).with_class("headline")

@@ -9,8 +9,9 @@ import torch
 from mixcache import zoo
 from mixcache.profiles import profile_for
 from mixcache.zoo import world
-from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer
+from mixcache.zoo.world import MAX_SEQUENCE_LENGTH
 from training import drawing
+from training.tokenizer import build_tokenizer
 
 
 def test_a_scene_is_drawn_the_same_from_the_same_seed_at_any_size() -> None:
@@ -125,7 +126,7 @@ def test_an_unknown_model_is_refused() -> None:
             ask("shapes-won")
 
 
-@first_fast(few=8, many=24)
+@first_fast(few=4, many=24)
 def test_the_autoencoder_brings_held_out_clips_back(model: str, num_clips: int) -> None:
     vae = zoo.load(model).vae
     clips = drawing.draw_batch(world.sample_scenes(num_clips, 79, held_out=True))
@@ -135,11 +136,11 @@ def test_the_autoencoder_brings_held_out_clips_back(model: str, num_clips: int) 
     assert (-10 * mse.log10()).mean() >= AUTOENCODER_PSNR[model]
 
 
-@first_fast(few=3, many=6)
+@first_fast(few=2, many=6)
 def test_a_built_in_model_shows_what_the_caption_says(model: str, num_clips: int) -> None:
     """A few held-out captions in few steps; the model cards have the figures for 64 captions in 50 steps."""
     from mixcache.generation import generate
-    from mixcache.metrics import adherence
+    from studies.captions import adherence
 
     pipeline, arguments = zoo.load(model), zoo.call_defaults(model) | {"num_inference_steps": 20}
     captions = world.held_out_captions(num_clips, seed=2)

@@ -23,9 +23,8 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, LlamaModel, T5EncoderModel, UMT5EncoderModel
 
-from mixcache.zoo.tokenizer import build_tokenizer
-
 from students import COGVIDEOX_SCHEDULER, HUNYUAN_SCHEDULER, STUDENTS
+from tokenizer import build_tokenizer
 
 FLOW_SHIFT = 20.0
 """Of 3, 5, 8, 12 and 20 the one at which half the steps cost most; captions are shown as well."""

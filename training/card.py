@@ -18,7 +18,7 @@ from mixcache.zoo import call_defaults
 FIGURES = """## Figures
 
 `training/evaluate.py`: {num_captions} held-out captions, 50 steps, guidance {guidance:g}, seeds not used in training,
-read from the clips by `mixcache.metrics`, which is right on at least 99 % of drawn clips (a test).
+read from the clips by `studies.captions`, which is right on at least 99 % of drawn clips (a test).
 
 | | |
 |---|---|

@@ -28,13 +28,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModel, CLIPTextModel, PreTrainedModel, T5EncoderModel, UMT5EncoderModel
 
 from mixcache.zoo import folder
-from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
 from counterparts import Words
 from hints import Forcing, missed_hints, watch, watch_teacher
 from loop import LoopConfig, avoid_fused_attention, train
 from students import COGVIDEOX_SCHEDULER, LATENT_FRAMES, LATENT_SIDE, STRETCHES, STUDENTS, load_latents
 from text_encoders import embeddings
+from tokenizer import build_tokenizer, tokenized
 from train_transformer import PAIR_WEIGHT, sampling_weight
 from warm_start import copy_teacher
 

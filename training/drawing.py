@@ -65,7 +65,7 @@ def draw(
         angle = thing.angle + (thing.turn * u if thing.motion == "spinning" else torch.zeros_like(u))
         cos, sin = torch.cos(angle), torch.sin(angle)
         radius = thing.radius * (0.55 + 0.75 * u) if thing.motion == "growing" else thing.radius * torch.ones_like(u)
-        distance = world.signed_distance(thing.shape, cos * px + sin * py, -sin * px + cos * py, radius)
+        distance = signed_distance(thing.shape, cos * px + sin * py, -sin * px + cos * py, radius)
         coverage = (0.5 - distance / pixel).clamp(0, 1)[..., None]
         clip = clip * (1 - coverage) + coverage * torch.tensor(world.COLOURS[thing.colour])
     return clip
@@ -81,3 +81,22 @@ def draw_batch(
     """Clips as a model takes them: shape (num_scenes, 3, num_frames, height, width), values in [-1, 1]."""
     clips = torch.stack([draw(s, num_frames=num_frames, height=height, width=width) for s in scenes])
     return clips.permute(0, 4, 1, 2, 3) * 2 - 1
+
+
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Distance to the outline of an upright shape at the origin, negative inside; all shapes have about the area of
+    the circle."""
+    if shape == "circle":
+        return torch.hypot(x, y) - radius
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.886 * radius
+    if shape == "triangle":
+        inner = 0.74 * radius
+        slanted = 0.8660254 * x.abs() - 0.5 * y
+        return torch.maximum(slanted, y) - inner
+    if shape == "cross":
+        length, width = 1.2 * radius, 0.42 * radius
+        return torch.minimum(
+            torch.maximum(x.abs() - length, y.abs() - width), torch.maximum(x.abs() - width, y.abs() - length)
+        )
+    raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(world.SHAPES)}")

@@ -1,7 +1,7 @@
 """Measures a model: is what the captions say in the clips, and how much do half the steps cost?
 
-    python training/evaluate.py --out training/runs/evaluation.json
-    python training/evaluate.py --model shapes-hunyuan --out training/runs/shapes-hunyuan/evaluation.json
+    python -m training.evaluate --out training/runs/evaluation.json
+    python -m training.evaluate --model shapes-hunyuan --out training/runs/shapes-hunyuan/evaluation.json
 
 64 held-out captions, seeds that training never used; the analytic reader of the drawn world looks at each clip.
 """
@@ -18,8 +18,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from mixcache.generation import generate
-from mixcache.metrics import adherence, video_psnr
+from mixcache.metrics import video_psnr
 from mixcache.zoo import CALLS, call_defaults, world
+from studies.captions import adherence
 
 SEED = 500_000
 

@@ -20,7 +20,7 @@ from diffusers import (
 )
 
 from mixcache.zoo import world
-from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
+from mixcache.zoo.world import MAX_SEQUENCE_LENGTH
 
 CHANNELS, TEXT_WIDTH, POOLED_WIDTH = 20, 64, 48
 LATENT_SIDE, LATENT_FRAMES = world.SIDE // 8, (world.NUM_FRAMES + 3) // 4

@@ -15,7 +15,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from mixcache.zoo.tokenizer import build_tokenizer
+from tokenizer import build_tokenizer
 
 T5 = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0, pad_token_id=0, eos_token_id=1)
 LLAMA = dict(

@@ -18,10 +18,11 @@ import torch
 from transformers import CLIPTextModel, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from mixcache.zoo import world
-from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH, build_tokenizer, tokenized
+from mixcache.zoo.world import MAX_SEQUENCE_LENGTH
 
 from students import STUDENTS
 from text_encoders import build_text_encoders, embeddings
+from tokenizer import build_tokenizer, tokenized
 
 OBJECT_TABLES = (tuple(world.SIZES), tuple(world.COLOURS), world.SHAPES, tuple(world.MOTIONS))
 BACKGROUND_TABLES = (world.PATTERNS, tuple(world.TONES))

@@ -17,11 +17,11 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
 from mixcache.zoo import world
-from mixcache.zoo.tokenizer import build_tokenizer, tokenized
 
 from drawing import draw_batch
 from loop import LoopConfig, avoid_fused_attention, train
 from text_encoders import build_text_encoders, embeddings
+from tokenizer import build_tokenizer, tokenized
 
 TRANSFORMER = dict(
     patch_size=(1, 2, 2),

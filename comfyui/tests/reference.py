@@ -27,7 +27,7 @@ def denoised(is_cached: Sequence[bool], *, correct: bool, cfg: float = 5.0, seed
     """The latents of the tests' caption at the size of `workflows.tiny`."""
     from tiny import pipeline
 
-    from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
+    from mixcache.zoo.world import MAX_SEQUENCE_LENGTH
 
     pipe, levels = pipeline(), sigmas(len(is_cached))
     texts = pipe.encode_prompt(CAPTION, "", max_sequence_length=MAX_SEQUENCE_LENGTH)

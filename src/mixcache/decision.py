@@ -105,11 +105,6 @@ class Trial:
         square = self.missed - 2 * damping * self.overlap + damping**2 * self.reach
         return math.sqrt(max(0.0, square)) if math.isfinite(square) else square
 
-    @property
-    def best_damping(self) -> float:
-        """The share, 0 to 1, at which the error would have been least; 1 where nothing moved."""
-        return min(1.0, max(0.0, self.overlap / self.reach)) if self.reach > 0 else 1.0
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:

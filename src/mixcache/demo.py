@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from mixcache.config import DEFAULT_POLICY
 from mixcache.generation import Generated, OnStep
 from mixcache.hosts.diffusers.attachment import enable
 from mixcache.hosts.diffusers.handle import Handle
-from mixcache.metrics import adherence, video_psnr, video_ssim
+from mixcache.metrics import video_psnr, video_ssim
 from mixcache.report.html import write_html
 from mixcache.report.video import ClipPair, film_names, side_by_side, write_mp4
 from mixcache.store import write_json
@@ -106,8 +105,6 @@ def _clip_record(
         "ideal_speedup": handle.summary().ideal_speedup,
         "psnr_db": psnr if math.isfinite(psnr) else None,
         "ssim": video_ssim(cached.clip, plain.clip),
-        "adherence_plain": dataclasses.asdict(adherence(plain.clip, caption)),
-        "adherence_cached": dataclasses.asdict(adherence(cached.clip, caption)),
         "granularity_counts": handle.trace.counts(),
         "peak_memory_bytes": max(plain.peak_memory_bytes, cached.peak_memory_bytes),
         **names,
@@ -125,9 +122,6 @@ def _report(
     def mean(values: list[float]) -> float | None:
         return fmean(values) if values else None
 
-    def mean_adherence(key: str) -> float | None:
-        return mean([fmean(clip[key].values()) for clip in clips])
-
     plain, cached = (sum(clip[f"seconds_{kind}"] for clip in clips) for kind in ("plain", "cached"))
     counts = [clip["granularity_counts"] for clip in clips]
     return {
@@ -143,8 +137,6 @@ def _report(
         "speedup": plain / cached if clips else None,
         "psnr_db": mean([clip["psnr_db"] for clip in clips if clip["psnr_db"] is not None]),
         "ssim": mean([clip["ssim"] for clip in clips]),
-        "adherence_plain": mean_adherence("adherence_plain"),
-        "adherence_cached": mean_adherence("adherence_cached"),
         "num_non_finite": sum(entry["non_finite"] for clip in clips for entry in clip["trace"]),
         "granularity_counts": {g: sum(c[g] for c in counts) for g in ("compute", "block", "cfg", "step")},
         "peak_memory_bytes": max((clip["peak_memory_bytes"] for clip in clips), default=0),

@@ -40,7 +40,6 @@ class LoopTime:
     """Wall-clock of the denoising loops seen."""
 
     seconds: float = 0.0
-    num_loops: int = 0
     began: float | None = None
     """`time.perf_counter()` at which the first of them began."""
     ended: float | None = None
@@ -81,7 +80,6 @@ class _Watch:
         synchronize(self.device)
         self.clock.ended = time.perf_counter()
         self.clock.seconds += self.clock.ended - self.start
-        self.clock.num_loops += 1
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -249,7 +249,6 @@ def test_a_bench_writes_results_that_can_be_read_again(
     assert [*rows] == ["plain", *(f"fewer steps, {count} steps" for count in (3, 2)), cfg]
     assert rows["fewer steps, 3 steps"]["ideal"] == 2.0
     assert rows[cfg]["steps"]["cfg"] > 0
-    assert rows[cfg]["adherence"] is None  # a cat is no caption of the drawn world
     for name in ("results.md", "quality.png", "report.html"):
         assert (out / name).stat().st_size > 1000
     assert "| broken |" in (out / "results.md").read_text()

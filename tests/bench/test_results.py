@@ -28,17 +28,24 @@ def test_levels_are_the_best_of_each_family(make_result: Make, make_record: Make
 def test_rows_know_their_family_memory_and_margin(make_result: Make, make_record: Make, made_up: Any) -> None:
     more, fewer, ours = made_up["more steps"], made_up["fewer steps"], made_up["ours"]
     same = dataclasses.replace(fewer, setting="50 steps", num_inference_steps=50)
+    worse, faster = (policy_method("hindsight", error=error) for error in (0.1, 0.2))
     records = [
         make_record(more, 1.5, 40.0),
         make_record(fewer, 2.5, 30.0),
         make_record(same, 1.0, None),  # all of the steps: identical, and no point of the line
         make_record(ours, 2.0, 38.0),
+        make_record(worse, 2.25, 30.5),
+        make_record(faster, 3.0, 38.0),
     ]
-    result = make_result([more, fewer, same, ours], records, added={ours.name: 4096})
+    result = make_result([more, fewer, same, ours, worse, faster], records, added={ours.name: 4096})
     rows = {row["method"]: row for row in result["summary"]}
-    assert [row["family"] for row in rows.values()] == ["plain", *["fewer steps"] * 3, "hindsight"]
+    assert [row["family"] for row in rows.values()] == ["plain", *["fewer steps"] * 3, *["hindsight"] * 3]
     assert rows[ours.name]["margin_db"] == 3.0
+    assert rows[worse.name]["margin_db"] == -2.0
     assert rows["plain"]["margin_db"] is rows[same.name]["margin_db"] is None
+    assert rows[faster.name]["margin_db"] is None  # fewer steps were not run that fast
+    alone = make_result([ours], [make_record(ours, 2.0, 38.0)])
+    assert alone["summary"][1]["margin_db"] is None
     assert rows[ours.name]["memory_added_bytes"] == 4096
 
 
@@ -55,6 +62,18 @@ def test_a_result_goes_through_its_file(make_result: Make, make_record: Make, ma
     (tmp_path / "results.json").write_text(json.dumps(result))
     assert load(tmp_path / "results.json") == result
     assert result["format"] == FORMAT
+
+
+def test_a_file_of_before_is_read(make_result: Make, make_record: Make, made_up: Any, tmp_path: Path) -> None:
+    result = make_result([made_up["ours"]], [make_record(made_up["ours"])])
+    for record in result["records"]:
+        record["adherence"] = 1.0
+    (tmp_path / "results.json").write_text(json.dumps(result))
+    assert load(tmp_path / "results.json") == result
+    result["records"][0]["adherance"] = 1.0
+    (tmp_path / "results.json").write_text(json.dumps(result))
+    with pytest.raises(ResultsError, match=r"holds a record that cannot be read: .*'adherance'"):
+        load(tmp_path / "results.json")
 
 
 @pytest.mark.parametrize(

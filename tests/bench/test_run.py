@@ -19,7 +19,7 @@ from mixcache import generation
 from mixcache.bench import meter
 from mixcache.bench import run as run_module
 from mixcache.bench.methods import PLAIN, Case, Method, cadence, fewer_steps, policy_method
-from mixcache.bench.run import Benchmark, adherence_of, same
+from mixcache.bench.run import Benchmark, same
 from mixcache.generation import Generated
 from mixcache.store import Store
 
@@ -143,8 +143,6 @@ def test_every_method_is_measured_on_every_prompt(make_benchmark: MakeBenchmark,
         assert record.psnr_db is not None
         assert record.ssim < 1
     for record in records:
-        assert record.adherence is not None
-        assert 0 <= record.adherence <= 1
         assert min(record.denoising_seconds, record.encoding_seconds, record.decoding_seconds) > 0
     assert torch.equal(  # the plain weights are still there
         benchmark.pipeline.transformer.proj_out.weight, make_benchmark().pipeline.transformer.proj_out.weight
@@ -421,6 +419,7 @@ def test_a_survey_is_not_made_again(make_benchmark: MakeBenchmark, made: list[st
 
 def test_the_noise_floor_is_the_plain_clip_against_itself(make_benchmark: MakeBenchmark, made: list[str]) -> None:
     benchmark = make_benchmark()
+    benchmark.arguments = ARGUMENTS | {"num_inference_steps": 3}  # layers in bfloat16 are slow on many CPUs
     threads = torch.get_num_threads()
     floor = benchmark.noise_floor()
     assert torch.get_num_threads() == threads == 1
@@ -432,14 +431,6 @@ def test_the_noise_floor_is_the_plain_clip_against_itself(make_benchmark: MakeBe
     assert made == PROMPTS * 3
     assert make_benchmark().noise_floor() == floor
     assert len(made) == 6
-
-
-def test_adherence_is_of_captions_of_the_drawn_world_only() -> None:
-    clip = np.zeros((5, 32, 32, 3), np.float32)
-    assert adherence_of(clip, "a cat") is None
-    found = adherence_of(clip, PROMPTS[0])
-    assert found is not None
-    assert 0 <= found <= 1
 
 
 def test_a_policy_of_ours_is_taken_off_again(make_benchmark: MakeBenchmark) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant
+from conformance.variant import SHORT, Calls, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -32,7 +32,7 @@ def _build(pipeline_class: str, scheduler: str, **changes: Any) -> Any:
     from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -91,7 +91,7 @@ def _arguments(other: bool, **changes: Any) -> dict[str, Any]:
         height=32,
         width=48 if other else 32,
         num_frames=9,
-        num_inference_steps=8,
+        num_inference_steps=SHORT,
         guidance_scale=6.0,
         max_sequence_length=24,
         output_type="latent",
@@ -128,38 +128,40 @@ def _both(arguments: Any, *names: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="cogvideox-t2v-ddim",
         build=partial(_build, "CogVideoXPipeline", "CogVideoXDDIMScheduler", use_rotary_positional_embeddings=False),
         calls=JOINED,
         **_both(_arguments),
     ),
-    Variant(
+    _variant(
         name="cogvideox-t2v-dpm",
         build=partial(_build, "CogVideoXPipeline", "CogVideoXDPMScheduler"),
         calls=JOINED,
         **_both(_arguments),
     ),
-    Variant(
+    _variant(
         name="cogvideox-t2v-dynamic-guidance",
         build=partial(_build, "CogVideoXPipeline", "CogVideoXDPMScheduler"),
         calls=JOINED,
         **_both(_arguments, use_dynamic_cfg=True),
     ),
-    Variant(
+    _variant(
         name="cogvideox-t2v-unguided",
         build=partial(_build, "CogVideoXPipeline", "CogVideoXDPMScheduler"),
         calls=ALONE,
         **_both(_arguments, guidance_scale=1.0),
     ),
-    Variant(
+    _variant(
         name="cogvideox-i2v",
         build=partial(_build, "CogVideoXImageToVideoPipeline", "CogVideoXDPMScheduler", in_channels=8),
         calls=JOINED,
         **_both(_image_arguments),
     ),
-    Variant(
+    _variant(
         name="cogvideox-1.5-i2v",
         build=partial(
             _build,
@@ -174,19 +176,19 @@ VARIANTS: tuple[Variant, ...] = (
         calls=JOINED,
         **_both(_image_arguments),
     ),
-    Variant(
+    _variant(
         name="cogvideox-v2v",
         build=partial(_build, "CogVideoXVideoToVideoPipeline", "CogVideoXDDIMScheduler"),
         calls=JOINED,
-        **_both(_video_arguments, "video", num_inference_steps=10, strength=0.8),
+        **_both(_video_arguments, "video", num_inference_steps=8, strength=0.75),
     ),
-    Variant(
+    _variant(
         name="cogvideox-fun-control",
         build=partial(_build, "CogVideoXFunControlPipeline", "CogVideoXDDIMScheduler", in_channels=8),
         calls=JOINED,
         **_both(_video_arguments, "control_video"),
     ),
-    Variant(
+    _variant(
         name="consisid",
         build=partial(
             _build,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from conformance.tiny_qwen import build_chat_tokenizer, build_qwen, build_wan_vae, draw_image, redraw_weights
-from conformance.variant import Variant
+from conformance.variant import SHORT, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -61,7 +61,7 @@ def build_transformer(in_channels: int, **settings: Any) -> Any:
 def build_t5_parts() -> dict[str, Any]:
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     config = T5Config(vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -241,7 +241,7 @@ def make_arguments(prompt: str, size: int, **settings: Any) -> dict[str, Any]:
         "negative_prompt": NEGATIVE_PROMPT,
         "height": size,
         "width": size,
-        "num_inference_steps": 8,
+        "num_inference_steps": SHORT,
         "guidance_scale": 4.0,
         "output_type": "latent",
     }
@@ -308,14 +308,16 @@ TEXT2WORLD = partial(build_cosmos1, "CosmosTextToWorldPipeline", 4)
 VIDEO2WORLD = partial(build_cosmos1, "CosmosVideoToWorldPipeline", 5)
 ONE_BRANCH = (("cond",),)
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="cosmos-text2world",
         build=TEXT2WORLD,
         arguments=partial(with_text, PROMPT, 32, num_frames=9),
         other_arguments=partial(with_text, OTHER_PROMPT, 16, num_frames=5),
     ),
-    Variant(
+    _variant(
         name="cosmos-text2world-no-guidance",
         build=TEXT2WORLD,
         arguments=partial(with_text, PROMPT, 32, num_frames=9, guidance_scale=1.0),
@@ -323,53 +325,53 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ONE_BRANCH,
     ),
     # the two branches get different latents: each has noise of its own on the given frame
-    Variant(
+    _variant(
         name="cosmos-video2world",
         build=VIDEO2WORLD,
         arguments=partial(with_image, PROMPT, 32, num_frames=9),
         other_arguments=partial(with_image, OTHER_PROMPT, 16, num_frames=5),
     ),
     # here the unconditional branch is given the frame too; without this setting only the conditional one is
-    Variant(
+    _variant(
         name="cosmos-video2world-frames-guidance",
         build=VIDEO2WORLD,
         arguments=partial(with_image, PROMPT, 32, num_frames=9, input_frames_guidance=True),
         other_arguments=partial(with_image, OTHER_PROMPT, 16, num_frames=5, input_frames_guidance=True),
     ),
-    Variant(
+    _variant(
         name="cosmos2-video2world",
         build=partial(build_cosmos2, "Cosmos2VideoToWorldPipeline", 5),
         arguments=partial(with_image, PROMPT, 32, num_frames=9),
         other_arguments=partial(with_image, OTHER_PROMPT, 16, num_frames=5),
     ),
-    Variant(
+    _variant(
         name="cosmos2-text2image",
         build=partial(build_cosmos2, "Cosmos2TextToImagePipeline", 4),
         arguments=partial(with_text, PROMPT, 32),
         other_arguments=partial(with_text, OTHER_PROMPT, 16),
         output=images,
     ),
-    Variant(
+    _variant(
         name="cosmos25-text2world",
         build=build_predict,
         arguments=partial(with_text, PROMPT, 32, num_frames=9),
         other_arguments=partial(with_text, OTHER_PROMPT, 16, num_frames=5),
     ),
-    Variant(
+    _variant(
         name="cosmos25-text2world-no-guidance",
         build=build_predict,
         arguments=partial(with_text, PROMPT, 32, num_frames=9, guidance_scale=1.0),
         other_arguments=partial(with_text, OTHER_PROMPT, 16, num_frames=5, guidance_scale=1.0),
         calls=ONE_BRANCH,
     ),
-    Variant(
+    _variant(
         name="cosmos25-video2world",
         build=build_predict,
         arguments=partial(with_video, PROMPT, 32, num_frames=13),
         other_arguments=partial(with_video, OTHER_PROMPT, 16, num_frames=5, num_latent_conditional_frames=1),
     ),
     # one timestep for the batch instead of one a frame
-    Variant(
+    _variant(
         name="cosmos25-video2world-scalar-timestep",
         build=build_predict,
         arguments=partial(with_video, PROMPT, 32, num_frames=13, conditional_frame_timestep=-1.0),
@@ -377,28 +379,28 @@ VARIANTS: tuple[Variant, ...] = (
             with_video, OTHER_PROMPT, 16, num_frames=5, num_latent_conditional_frames=1, conditional_frame_timestep=-1.0
         ),
     ),
-    Variant(
+    _variant(
         name="cosmos25-transfer",
         build=build_transfer,
         arguments=partial(with_controls, PROMPT, 32, 9, num_frames_per_chunk=9),
         other_arguments=partial(with_controls, OTHER_PROMPT, 16, 5, num_frames_per_chunk=5),
     ),
-    # two chunks, each a loop of eight steps; the second begins with the last frame of the first
-    Variant(
+    # two chunks, each a loop of its own; the second begins with the last frame of the first
+    _variant(
         name="cosmos25-transfer-two-chunks",
         build=build_transfer,
         arguments=partial(with_controls, PROMPT, 32, 9, num_frames_per_chunk=5),
         other_arguments=partial(with_controls, OTHER_PROMPT, 16, 9, num_frames_per_chunk=5),
-        num_steps=16,
+        num_steps=2 * SHORT,
     ),
-    Variant(
+    _variant(
         name="cosmos3-text2video",
         build=build_omni,
         arguments=partial(with_frames, PROMPT, 32),
         other_arguments=partial(with_frames, OTHER_PROMPT, 16),
         output=video,
     ),
-    Variant(
+    _variant(
         name="cosmos3-text2video-no-guidance",
         build=build_omni,
         arguments=partial(with_frames, PROMPT, 32, guidance_scale=1.0),
@@ -406,14 +408,14 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ONE_BRANCH,
         output=video,
     ),
-    Variant(
+    _variant(
         name="cosmos3-image2video",
         build=build_omni,
         arguments=lambda: with_frames(PROMPT, 32, image=draw_image(0)),
         other_arguments=lambda: with_frames(OTHER_PROMPT, 16, image=draw_image(1)),
         output=video,
     ),
-    Variant(
+    _variant(
         name="cosmos3-sound",
         build=partial(build_omni, sound=True),
         arguments=partial(with_frames, PROMPT, 32, enable_sound=True),
@@ -421,7 +423,7 @@ VARIANTS: tuple[Variant, ...] = (
         output=video_and_sound,
     ),
     # actions and video are denoised together
-    Variant(
+    _variant(
         name="cosmos3-policy",
         build=partial(build_omni, action=True),
         arguments=partial(with_action, PROMPT, 0, "policy"),
@@ -429,7 +431,7 @@ VARIANTS: tuple[Variant, ...] = (
         output=video_and_action,
     ),
     # actions are given and all their tokens are clean
-    Variant(
+    _variant(
         name="cosmos3-forward-dynamics",
         build=partial(build_omni, action=True),
         arguments=partial(with_action, PROMPT, 0, "forward_dynamics"),
@@ -437,7 +439,7 @@ VARIANTS: tuple[Variant, ...] = (
         output=video,
     ),
     # the whole video is given: what the transformer returns for it is zero and only the actions are denoised
-    Variant(
+    _variant(
         name="cosmos3-inverse-dynamics",
         build=partial(build_omni, action=True),
         arguments=partial(with_action, PROMPT, 0, "inverse_dynamics"),

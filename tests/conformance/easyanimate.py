@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from conformance.tiny_qwen import build_chat_tokenizer, redraw_weights
-from conformance.variant import Variant
+from conformance.variant import SHORT, Variant
 
 
 def build_text_encoder(vocabulary_size: int) -> Any:
@@ -100,7 +100,7 @@ def make_arguments(seed: int, size: int, **settings: Any) -> dict[str, Any]:
         "height": size,
         "width": size,
         "num_frames": 5,
-        "num_inference_steps": 8,
+        "num_inference_steps": SHORT,
         "guidance_scale": 4.0,
         "output_type": "latent",
     }
@@ -132,21 +132,23 @@ def from_the_middle(seed: int, size: int) -> dict[str, Any]:
     import torch
 
     torch.manual_seed(seed)
-    return with_mask(seed, size, num_inference_steps=16, strength=0.5)
+    return with_mask(seed, size, num_inference_steps=2 * SHORT, strength=0.5)
 
 
 ONE_BRANCH = (("cond",),)
 JOINED = (("uncond", "cond"),)
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="easyanimate",
         build=partial(build_pipeline, "EasyAnimatePipeline", 4),
         arguments=partial(make_arguments, 0, 32),
         other_arguments=partial(make_arguments, 1, 16),
         calls=JOINED,
     ),
-    Variant(
+    _variant(
         name="easyanimate-no-guidance",
         build=partial(build_pipeline, "EasyAnimatePipeline", 4),
         arguments=partial(make_arguments, 0, 32, guidance_scale=1.0),
@@ -154,29 +156,29 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ONE_BRANCH,
     ),
     # DDIM keeps no index of its step
-    Variant(
+    _variant(
         name="easyanimate-ddim",
         build=partial(build_pipeline, "EasyAnimatePipeline", 4, "ddim"),
         arguments=partial(make_arguments, 0, 32),
         other_arguments=partial(make_arguments, 1, 16),
         calls=JOINED,
     ),
-    Variant(
+    _variant(
         name="easyanimate-control",
         build=partial(build_pipeline, "EasyAnimateControlPipeline", 12),
         arguments=partial(with_control, 0, 32),
         other_arguments=partial(with_control, 1, 16),
         calls=JOINED,
     ),
-    Variant(
+    _variant(
         name="easyanimate-inpaint",
         build=partial(build_pipeline, "EasyAnimateInpaintPipeline", 9),
         arguments=partial(with_mask, 0, 32),
         other_arguments=partial(with_mask, 1, 16),
         calls=JOINED,
     ),
-    # eight of sixteen steps: the scheduler begins at an index of its own
-    Variant(
+    # the second half of the steps: the scheduler begins at an index of its own
+    _variant(
         name="easyanimate-inpaint-strength",
         build=partial(build_pipeline, "EasyAnimateInpaintPipeline", 9),
         arguments=partial(from_the_middle, 0, 32),

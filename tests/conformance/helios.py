@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant, draw_image
+from conformance.variant import SHORT, Calls, Variant, draw_image
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -20,7 +20,7 @@ def build_components() -> dict[str, Any]:
     from diffusers import AutoencoderKLWan, HeliosTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -87,7 +87,7 @@ def arguments(**settings: Any) -> dict[str, Any]:
     """One chunk of 2 latent frames of 4 x 4."""
     values = {"prompt": PROMPT, "negative_prompt": NEGATIVE_PROMPT, "height": 32, "width": 32, "num_frames": 5}
     values |= {"num_latent_frames_per_chunk": 2, "max_sequence_length": 24, "output_type": "latent"}
-    return values | {"num_inference_steps": 8, "guidance_scale": 5.0} | settings
+    return values | {"num_inference_steps": SHORT, "guidance_scale": 5.0} | settings
 
 
 def image_arguments(*, seed: int = 1, **settings: Any) -> dict[str, Any]:
@@ -110,12 +110,14 @@ DISTILLED: dict[str, Any] = {"guidance_scale": 1.0, "is_amplify_first_chunk": Tr
 VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="helios",
+        num_steps=SHORT,
         build=build_pipeline,
         arguments=arguments,
         other_arguments=other(arguments, width=48),
     ),
     Variant(
         name="helios-euler-no-guidance",
+        num_steps=SHORT,
         build=partial(build_pipeline, "euler"),
         arguments=partial(arguments, guidance_scale=1.0),
         other_arguments=other(arguments, guidance_scale=1.0, width=48),
@@ -126,10 +128,11 @@ VARIANTS: tuple[Variant, ...] = (
         build=build_pipeline,
         arguments=partial(arguments, num_frames=10),
         other_arguments=other(arguments, num_frames=10, width=48),
-        num_steps=16,
+        num_steps=2 * SHORT,
     ),
     Variant(
         name="helios-i2v",
+        num_steps=SHORT,
         build=build_pipeline,
         arguments=image_arguments,
         other_arguments=other(image_arguments, seed=2, width=48),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant, draw_image
+from conformance.variant import LONG, SHORT, Calls, Variant, draw_image
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -48,7 +48,7 @@ def build_text_encoders() -> dict[str, Any]:
     """Llama and CLIP, both read by the tokenizer of the drawn world."""
     from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     sizes = {
@@ -275,7 +275,7 @@ def hunyuan15_parts(guider: str, image: bool, use_meanflow: bool) -> dict[str, A
     )
     from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -359,7 +359,7 @@ def build_hunyuan15_modular(guider: str, image: bool = False, use_meanflow: bool
     return pipeline
 
 
-def arguments(*, num_steps: int = 8, **settings: Any) -> dict[str, Any]:
+def arguments(*, num_steps: int = SHORT, **settings: Any) -> dict[str, Any]:
     """5 frames of 32 x 32: latents of 2 frames of 4 x 4."""
     values = {"prompt": PROMPT, "height": 32, "width": 32, "num_frames": 5, "output_type": "latent"}
     return values | {"num_inference_steps": num_steps} | settings
@@ -410,6 +410,8 @@ NEGATIVE: dict[str, Any] = {"negative_prompt": NEGATIVE_PROMPT}
 INTERVAL = (ONE_BRANCH,) * 2 + (TWO_CALLS,) * 6
 SKIP_LAYER = (TWO_CALLS,) * 3 + (THREE_CALLS,) * 3 + (TWO_CALLS,) * 2
 
+_variant = partial(Variant, num_steps=SHORT)
+
 
 def hunyuan15_variants() -> tuple[Variant, ...]:
     """Text to video and image to video under each guider."""
@@ -421,11 +423,11 @@ def hunyuan15_variants() -> tuple[Variant, ...]:
         "off": {"calls": ONE_BRANCH},
     }
     for guider, expected in modes.items():
-        negative = {} if guider == "off" else NEGATIVE
-        call = partial(arguments, **negative)
-        image_call = partial(hunyuan15_image_arguments, **negative)
+        given = {"num_steps": LONG if "expected_steps" in expected else SHORT, **({} if guider == "off" else NEGATIVE)}
+        call = partial(arguments, **given)
+        image_call = partial(hunyuan15_image_arguments, **given)
         variants += [
-            Variant(
+            _variant(
                 name=f"hunyuan15-{guider}",
                 build=partial(build_hunyuan15, guider),
                 arguments=call,
@@ -433,7 +435,7 @@ def hunyuan15_variants() -> tuple[Variant, ...]:
                 other_arguments=partial(call, prompt='a big "blue" square moving right', width=48),
                 **expected,
             ),
-            Variant(
+            _variant(
                 name=f"hunyuan15-i2v-{guider}",
                 build=partial(build_hunyuan15, guider, image=True),
                 arguments=image_call,
@@ -450,37 +452,37 @@ def hunyuan15_modular_variants() -> tuple[Variant, ...]:
     call = partial(hunyuan15_modular_arguments, **NEGATIVE)
     image_call = partial(call, image=1)
     return (
-        Variant(
+        _variant(
             name="hunyuan15-modular",
             build=partial(build_hunyuan15_modular, "cfg"),
             arguments=call,
             other_arguments=partial(call, prompt='a big "blue" square moving right', width=48),
             output=itself,
         ),
-        Variant(
+        _variant(
             name="hunyuan15-modular-interval",
             build=partial(build_hunyuan15_modular, "interval"),
-            arguments=call,
-            other_arguments=partial(call, prompt=OTHER_PROMPT, width=48),
+            arguments=partial(call, num_steps=LONG),
+            other_arguments=partial(call, prompt=OTHER_PROMPT, width=48, num_steps=LONG),
             expected_steps=INTERVAL,
             output=itself,
         ),
-        Variant(
+        _variant(
             name="hunyuan15-modular-skip-layer",
             build=partial(build_hunyuan15_modular, "skip-layer"),
-            arguments=call,
-            other_arguments=partial(call, prompt=OTHER_PROMPT, width=48),
+            arguments=partial(call, num_steps=LONG),
+            other_arguments=partial(call, prompt=OTHER_PROMPT, width=48, num_steps=LONG),
             expected_steps=SKIP_LAYER,
             output=itself,
         ),
-        Variant(
+        _variant(
             name="hunyuan15-modular-i2v",
             build=partial(build_hunyuan15_modular, "cfg", image=True),
             arguments=image_call,
             other_arguments=partial(image_call, prompt=OTHER_PROMPT, image=2, width=48),
             output=itself,
         ),
-        Variant(
+        _variant(
             name="hunyuan15-modular-i2v-meanflow",
             build=partial(build_hunyuan15_modular, "cfg", image=True, use_meanflow=True),
             arguments=image_call,
@@ -491,59 +493,59 @@ def hunyuan15_modular_variants() -> tuple[Variant, ...]:
 
 
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="hunyuan-video",
         build=build_text_to_video,
         arguments=text_arguments,
         other_arguments=other(text_arguments),
         calls=ONE_BRANCH,
     ),
-    Variant(
+    _variant(
         name="hunyuan-video-true-cfg",
         build=build_text_to_video,
         arguments=partial(text_arguments, **TRUE_CFG),
         other_arguments=other(text_arguments, **TRUE_CFG),
     ),
-    Variant(
+    _variant(
         name="hunyuan-video-i2v-latent-concat",
         build=partial(build_image_to_video, "latent_concat"),
         arguments=partial(image_arguments, **IMAGE_PROMPT, **LATENT_CONCAT),
         other_arguments=other(image_arguments, **IMAGE_PROMPT, **LATENT_CONCAT, seed=2),
         calls=ONE_BRANCH,
     ),
-    Variant(
+    _variant(
         name="hunyuan-video-i2v-latent-concat-true-cfg",
         build=partial(build_image_to_video, "latent_concat"),
         arguments=partial(image_arguments, **IMAGE_PROMPT, **LATENT_CONCAT, **TRUE_CFG),
         other_arguments=other(image_arguments, **IMAGE_PROMPT, **LATENT_CONCAT, **TRUE_CFG, seed=2),
     ),
-    Variant(
+    _variant(
         name="hunyuan-video-i2v-token-replace",
         build=partial(build_image_to_video, "token_replace"),
         arguments=partial(image_arguments, **IMAGE_PROMPT),
         other_arguments=other(image_arguments, **IMAGE_PROMPT, seed=2),
         calls=ONE_BRANCH,
     ),
-    Variant(
+    _variant(
         name="hunyuan-video-i2v-token-replace-true-cfg",
         build=partial(build_image_to_video, "token_replace"),
         arguments=partial(image_arguments, **IMAGE_PROMPT, **TRUE_CFG, guidance_scale=1.0),
         other_arguments=other(image_arguments, **IMAGE_PROMPT, **TRUE_CFG, guidance_scale=1.0, seed=2),
     ),
-    Variant(
+    _variant(
         name="hunyuan-skyreels-i2v",
         build=build_skyreels,
         arguments=partial(image_arguments, guidance_scale=1.0, **TRUE_CFG),
         other_arguments=other(image_arguments, guidance_scale=1.0, **TRUE_CFG, seed=2),
     ),
-    Variant(
+    _variant(
         name="hunyuan-skyreels-i2v-no-negative-prompt",
         build=build_skyreels,
         arguments=partial(image_arguments, guidance_scale=1.0),
         other_arguments=other(image_arguments, guidance_scale=1.0, seed=2),
         calls=ONE_BRANCH,
     ),
-    Variant(
+    _variant(
         name="hunyuan-framepack",
         build=build_framepack,
         arguments=partial(image_arguments, **FRAMEPACK),
@@ -551,33 +553,33 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ONE_BRANCH,
         output=sections,
     ),
-    Variant(
+    _variant(
         name="hunyuan-framepack-true-cfg",
         build=build_framepack,
         arguments=partial(image_arguments, **FRAMEPACK, **TRUE_CFG),
         other_arguments=other(image_arguments, **FRAMEPACK, **TRUE_CFG, seed=2),
         output=sections,
     ),
-    Variant(
+    _variant(
         name="hunyuan-framepack-two-sections",
         build=build_framepack,
         arguments=partial(image_arguments, **FRAMEPACK, num_frames=10),
         other_arguments=other(image_arguments, **FRAMEPACK, num_frames=10, seed=2),
         calls=ONE_BRANCH,
-        num_steps=16,
+        num_steps=2 * SHORT,
         output=sections,
     ),
-    Variant(
+    _variant(
         name="hunyuan-framepack-f1-two-sections-true-cfg",
         build=build_framepack,
         arguments=partial(image_arguments, **FRAMEPACK, **TRUE_CFG, num_frames=10, sampling_type="vanilla"),
         other_arguments=other(image_arguments, **FRAMEPACK, **TRUE_CFG, num_frames=10, sampling_type="vanilla", seed=2),
-        num_steps=16,
+        num_steps=2 * SHORT,
         output=sections,
     ),
     *hunyuan15_variants(),
     *hunyuan15_modular_variants(),
-    Variant(
+    _variant(
         name="hunyuan15-i2v-meanflow",
         build=partial(build_hunyuan15, "off", image=True, use_meanflow=True),
         arguments=hunyuan15_image_arguments,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from conformance.tiny_qwen import build_chat_tokenizer, build_qwen, draw_image, redraw_weights
-from conformance.variant import Variant
+from conformance.variant import SHORT, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -19,7 +19,7 @@ def build_encoders() -> dict[str, Any]:
     from diffusers import AutoencoderKLHunyuanVideo
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer, tokenizer_2 = build_chat_tokenizer(), build_tokenizer()
     clip_config = CLIPTextConfig(
@@ -175,7 +175,7 @@ def make_arguments(prompt: str, size: int, **settings: Any) -> dict[str, Any]:
         "height": size,
         "width": size,
         "num_frames": 5,
-        "num_inference_steps": 8,
+        "num_inference_steps": SHORT,
         "guidance_scale": 4.0,
         "max_sequence_length": 16,
         "output_type": "latent",
@@ -194,14 +194,16 @@ def video_and_audio(output: Any) -> Any:
 TEXT2VIDEO = partial(build_kandinsky5, "Kandinsky5T2VPipeline", False)
 ONE_BRANCH = (("cond",),)
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="kandinsky5-t2v",
         build=TEXT2VIDEO,
         arguments=partial(make_arguments, PROMPT, 32),
         other_arguments=partial(make_arguments, OTHER_PROMPT, 16),
     ),
-    Variant(
+    _variant(
         name="kandinsky5-t2v-no-guidance",
         build=TEXT2VIDEO,
         arguments=partial(make_arguments, PROMPT, 32, guidance_scale=1.0),
@@ -209,20 +211,20 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ONE_BRANCH,
     ),
     # the tokens are sorted into tiles of eight by eight before the blocks
-    Variant(
+    _variant(
         name="kandinsky5-t2v-nabla",
         build=build_kandinsky5_nabla,
         arguments=partial(make_arguments, PROMPT, 128),
         other_arguments=partial(make_arguments, OTHER_PROMPT, 128, num_frames=9),
     ),
     # five frames of latents: the pipeline normalises the first four by those which follow
-    Variant(
+    _variant(
         name="kandinsky5-i2v",
         build=partial(build_kandinsky5, "Kandinsky5I2VPipeline", True),
         arguments=partial(with_image, PROMPT, 32, num_frames=17),
         other_arguments=partial(with_image, OTHER_PROMPT, 16, num_frames=17),
     ),
-    Variant(
+    _variant(
         name="kandinsky6-t2va",
         build=build_kandinsky6,
         arguments=partial(make_arguments, PROMPT, 32),
@@ -230,7 +232,7 @@ VARIANTS: tuple[Variant, ...] = (
         output=video_and_audio,
     ),
     # the given frame is appended to the latents as one more frame
-    Variant(
+    _variant(
         name="kandinsky6-ti2va",
         build=build_kandinsky6,
         arguments=partial(with_image, PROMPT, 32),
@@ -238,13 +240,13 @@ VARIANTS: tuple[Variant, ...] = (
         output=video_and_audio,
     ),
     # blocks return None for the sound
-    Variant(
+    _variant(
         name="kandinsky6-t2v-silent",
         build=build_kandinsky6,
         arguments=partial(make_arguments, PROMPT, 32, sample_audio=False),
         other_arguments=partial(make_arguments, OTHER_PROMPT, 16, sample_audio=False),
     ),
-    Variant(
+    _variant(
         name="kandinsky6-t2va-no-guidance",
         build=build_kandinsky6,
         arguments=partial(make_arguments, PROMPT, 32, guidance_scale=1.0),
@@ -253,7 +255,7 @@ VARIANTS: tuple[Variant, ...] = (
         output=video_and_audio,
     ),
     # the output has twice the channels of the latents
-    Variant(
+    _variant(
         name="kandinsky6-t2va-piflow",
         build=partial(build_kandinsky6, piflow_grid=2),
         arguments=partial(make_arguments, PROMPT, 32, guidance_scale=1.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant
+from conformance.variant import LONG, SHORT, Calls, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -26,7 +26,7 @@ def _parts(scheduler: str, shifts: bool) -> dict[str, Any]:
     import torch
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def _arguments(other: bool, **changes: Any) -> dict[str, Any]:
         height=32,
         width=64 if other else 32,
         num_frames=9,
-        num_inference_steps=8,
+        num_inference_steps=SHORT,
         guidance_scale=3.0,
         max_sequence_length=24,
         output_type="latent",
@@ -135,11 +135,11 @@ def _long_arguments(other: bool, **changes: Any) -> dict[str, Any]:
     return _arguments(other, **window | changes)
 
 
-def _modular_arguments(other: bool, image: bool = False) -> dict[str, Any]:
+def _modular_arguments(other: bool, image: bool = False, **changes: Any) -> dict[str, Any]:
     """Without a guidance scale, which is the guider's; the latents are asked for by name."""
     arguments = _image_arguments(other) if image else _arguments(other)
     del arguments["guidance_scale"]
-    return arguments | {"output_type": "pt", "output": "latents"}
+    return arguments | {"output_type": "pt", "output": "latents"} | changes
 
 
 def _itself(output: Any) -> Any:
@@ -154,71 +154,73 @@ def _both(arguments: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(name="ltx-t2v", build=partial(_build, "LTXPipeline", shifts=True), calls=JOINED, **_both(_arguments)),
-    Variant(
+    _variant(name="ltx-t2v", build=partial(_build, "LTXPipeline", shifts=True), calls=JOINED, **_both(_arguments)),
+    _variant(
         name="ltx-t2v-rescaled",
         build=partial(_build, "LTXPipeline", shifts=True),
         calls=JOINED,
         **_both(_arguments, guidance_rescale=0.7),
     ),
-    Variant(
+    _variant(
         name="ltx-t2v-unguided",
         build=partial(_build, "LTXPipeline", shifts=True),
         calls=ALONE,
         **_both(_arguments, guidance_scale=1.0),
     ),
-    Variant(
+    _variant(
         name="ltx-i2v",
         build=partial(_build, "LTXImageToVideoPipeline", shifts=True),
         calls=JOINED,
         **_both(_image_arguments),
     ),
-    Variant(
+    _variant(
         name="ltx-condition", build=partial(_build, "LTXConditionPipeline"), calls=JOINED, **_both(_condition_arguments)
     ),
-    Variant(
+    _variant(
         name="ltx-condition-text",
         build=partial(_build, "LTXConditionPipeline"),
         calls=JOINED,
         **_both(_arguments),
     ),
-    Variant(
+    _variant(
         name="ltx-long",
         build=partial(_build, "LTXI2VLongMultiPromptPipeline"),
         calls=JOINED,
         num_steps=16,
         **_both(_long_arguments),
     ),
-    Variant(
+    _variant(
         name="ltx-long-late-start",
         build=partial(_build, "LTXI2VLongMultiPromptPipeline"),
         calls=JOINED,
         num_steps=12,
         **_both(_long_arguments, skip_steps_sigma_threshold=0.8),
     ),
-    Variant(
+    _variant(
         name="ltx-long-ancestral-unguided",
         build=partial(_build, "LTXI2VLongMultiPromptPipeline", "LTXEulerAncestralRFScheduler"),
         calls=ALONE,
         num_steps=16,
         **_both(_long_arguments, guidance_scale=1.0),
     ),
-    Variant(
+    _variant(
         name="ltx-modular",
         build=partial(_build_modular, "ClassifierFreeGuidance"),
         calls=GUIDED,
         output=_itself,
         **_both(_modular_arguments),
     ),
-    Variant(
+    _variant(
         name="ltx-modular-skip-layer",
         build=partial(_build_modular, "SkipLayerGuidance", **SKIP_LAYER),
         expected_steps=(GUIDED,) * 3 + ((*GUIDED, ("cond_skip",)),) * 3 + (GUIDED,) * 2,
         output=_itself,
-        **_both(_modular_arguments),
+        **_both(_modular_arguments, num_inference_steps=LONG),
     ),
-    Variant(
+    _variant(
         name="ltx-modular-i2v",
         build=partial(_build_modular, "ClassifierFreeGuidance"),
         calls=GUIDED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant
+from conformance.variant import SHORT, Calls, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -69,7 +69,7 @@ def _build(pipeline_class: str, shifts: bool = True, **changes: Any) -> Any:
     import torch
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -167,7 +167,7 @@ def _arguments(other: bool, **changes: Any) -> dict[str, Any]:
         height=32,
         width=64 if other else 32,
         num_frames=9,
-        num_inference_steps=8,
+        num_inference_steps=SHORT,
         spatio_temporal_guidance_blocks=[2],
         max_sequence_length=24,
         output_type="latent",
@@ -238,7 +238,7 @@ def _video_and_sound(output: Any) -> Any:
     return output.frames, output.audio
 
 
-_variant = partial(Variant, output=_video_and_sound)
+_variant = partial(Variant, output=_video_and_sound, num_steps=SHORT)
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -302,12 +302,14 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="ltx2-hdr",
         build=partial(_build, "LTX2HDRPipeline"),
+        num_steps=SHORT,
         calls=ALONE,
         **_both(_hdr_arguments),
     ),
     Variant(
         name="ltx2-hdr-guided",
         build=partial(_build, "LTX2HDRPipeline"),
+        num_steps=SHORT,
         calls=JOINED + STG + MODALITY,
         **_both(_hdr_arguments, guidance_scale=3.0, stg_scale=1.0, modality_scale=3.0),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant
+from conformance.variant import SHORT, Calls, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -19,7 +19,7 @@ def _build() -> Any:
     from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -59,22 +59,24 @@ def _arguments(other: bool, guidance_scale: float) -> dict[str, Any]:
         height=32,
         width=48 if other else 32,
         num_frames=13,
-        num_inference_steps=8,
+        num_inference_steps=SHORT,
         guidance_scale=guidance_scale,
         max_sequence_length=24,
         output_type="latent",
     )
 
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="mochi",
         build=_build,
         arguments=partial(_arguments, False, 4.5),
         other_arguments=partial(_arguments, True, 4.5),
         calls=JOINED,
     ),
-    Variant(
+    _variant(
         name="mochi-unguided",
         build=_build,
         arguments=partial(_arguments, False, 1.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant, draw_image
+from conformance.variant import LONG, SHORT, Calls, Variant, draw_image
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -90,7 +90,7 @@ def build_pipeline(guider: str, image: bool = False, scheduler: str = "euler", n
     )
     from transformers import SiglipImageProcessor
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -138,7 +138,7 @@ def build_pipeline(guider: str, image: bool = False, scheduler: str = "euler", n
 
 def arguments(**settings: Any) -> dict[str, Any]:
     """5 frames of 32 x 32: latents of 2 frames of 4 x 4."""
-    values = {"prompt": PROMPT, "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 8}
+    values = {"prompt": PROMPT, "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": LONG}
     values |= {"negative_prompt": NEGATIVE_PROMPT, "max_sequence_length": MAX_SEQUENCE_LENGTH}
     return values | {"output_type": "latent"} | settings
 
@@ -150,16 +150,16 @@ def image_arguments(*, seed: int = 1, **settings: Any) -> dict[str, Any]:
 def ask_for_both_prompts(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     """Of a guider that is idle in some steps. The pipeline asks it how many prompts it takes before it tells it of the
     step, and so fails where guidance begins and at the first step of a second call: shows it a guided step."""
-    pipeline.guider.set_state(step=4, num_inference_steps=8, timestep=timestep)
+    pipeline.guider.set_state(step=4, num_inference_steps=LONG, timestep=timestep)
     return {}
 
 
 OTHER: dict[str, Any] = {"prompt": OTHER_PROMPT, "width": 48}
 MODES: dict[str, dict[str, Any]] = {
-    "cfg": {},
+    "cfg": {"num_steps": SHORT},
     "interval": {"expected_steps": (ONE_BRANCH,) * 2 + (TWO_CALLS,) * 4 + (ONE_BRANCH,) * 2},
     "skip-layer": {"expected_steps": (TWO_CALLS,) * 3 + (THREE_CALLS,) * 3 + (TWO_CALLS,) * 2},
-    "off": {"calls": ONE_BRANCH},
+    "off": {"calls": ONE_BRANCH, "num_steps": SHORT},
 }
 
 
@@ -167,28 +167,31 @@ def guider_variants() -> tuple[Variant, ...]:
     """Text to video and image to video in each mode."""
     variants = []
     for guider, expected in MODES.items():
-        callback = {"callback_on_step_end": ask_for_both_prompts} if guider == "interval" else {}
+        more: dict[str, Any] = {"callback_on_step_end": ask_for_both_prompts} if guider == "interval" else {}
+        more |= {"num_inference_steps": expected.get("num_steps", LONG)}
         variants += [
             Variant(
                 name=f"motif-{guider}",
                 build=partial(build_pipeline, guider),
-                arguments=partial(arguments, **callback),
-                other_arguments=partial(arguments, **OTHER, **callback),
+                arguments=partial(arguments, **more),
+                other_arguments=partial(arguments, **OTHER, **more),
                 **expected,
             ),
             Variant(
                 name=f"motif-i2v-{guider}",
                 build=partial(build_pipeline, guider, image=True),
-                arguments=partial(image_arguments, **callback),
-                other_arguments=partial(image_arguments, seed=2, **OTHER, **callback),
+                arguments=partial(image_arguments, **more),
+                other_arguments=partial(image_arguments, seed=2, **OTHER, **more),
                 **expected,
             ),
         ]
     return tuple(variants)
 
 
-def text_variant(name: str, build: Any, **expected: Any) -> Variant:
-    return Variant(name=name, build=build, arguments=arguments, other_arguments=partial(arguments, **OTHER), **expected)
+def text_variant(name: str, build: Any, num_steps: int = SHORT, **expected: Any) -> Variant:
+    call = partial(arguments, num_inference_steps=num_steps)
+    others = partial(call, **OTHER)
+    return Variant(name=name, build=build, arguments=call, other_arguments=others, num_steps=num_steps, **expected)
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -197,6 +200,7 @@ VARIANTS: tuple[Variant, ...] = (
     text_variant(
         "motif-skip-layer-late",
         partial(build_pipeline, "skip-layer-late"),
+        LONG,
         expected_steps=(TWO_CALLS,) * 5 + (THREE_CALLS,) + (COND_AND_SKIP,) * 2,
     ),
     text_variant("motif-unipc", partial(build_pipeline, "cfg", scheduler="unipc")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant
+from conformance.variant import SHORT, Calls, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -16,7 +16,7 @@ ALONE: Calls = (("cond",),)
 def _text_parts() -> dict[str, Any]:
     from transformers import T5Config, T5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -114,7 +114,7 @@ def _allegro_arguments(other: bool, guidance_scale: float = 7.5) -> dict[str, An
         height=32,
         width=48 if other else 32,
         num_frames=12,
-        num_inference_steps=8,
+        num_inference_steps=SHORT,
         guidance_scale=guidance_scale,
         max_sequence_length=24,
         clean_caption=False,
@@ -129,7 +129,7 @@ def _latte_arguments(other: bool, guidance_scale: float = 7.5) -> dict[str, Any]
         height=32,
         width=48 if other else 32,
         video_length=3,
-        num_inference_steps=8,
+        num_inference_steps=SHORT,
         guidance_scale=guidance_scale,
         clean_caption=False,
         output_type="latent",
@@ -141,40 +141,42 @@ def _both(arguments: Any, *values: float) -> dict[str, Any]:
     return {"arguments": partial(arguments, False, *values), "other_arguments": partial(arguments, True, *values)}
 
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="allegro",
         build=partial(_build_allegro, "EulerAncestralDiscreteScheduler"),
         calls=JOINED,
         **_both(_allegro_arguments),
     ),
-    Variant(
+    _variant(
         name="allegro-ddim-unguided",
         build=partial(_build_allegro, "DDIMScheduler"),
         calls=ALONE,
         **_both(_allegro_arguments, 1.0),
     ),
-    Variant(name="latte-ddim", build=partial(_build_latte, "DDIMScheduler"), calls=JOINED, **_both(_latte_arguments)),
-    Variant(
+    _variant(name="latte-ddim", build=partial(_build_latte, "DDIMScheduler"), calls=JOINED, **_both(_latte_arguments)),
+    _variant(
         name="latte-euler",
         build=partial(_build_latte, "EulerDiscreteScheduler"),
         calls=JOINED,
         **_both(_latte_arguments),
     ),
-    Variant(
+    _variant(
         name="latte-dpm",
         build=partial(_build_latte, "DPMSolverMultistepScheduler"),
         calls=JOINED,
         **_both(_latte_arguments),
     ),
-    Variant(
+    _variant(
         name="latte-heun",
         build=partial(_build_latte, "HeunDiscreteScheduler"),
         calls=JOINED,
-        num_steps=15,
+        num_steps=2 * SHORT - 1,
         **_both(_latte_arguments),
     ),
-    Variant(
+    _variant(
         name="latte-unguided",
         build=partial(_build_latte, "DDIMScheduler"),
         calls=ALONE,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from conformance.tiny_qwen import build_chat_tokenizer, build_wan_vae, draw_image, redraw_weights
-from conformance.variant import Variant
+from conformance.variant import SHORT, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -152,7 +152,7 @@ def make_arguments(prompt: str, size: int, **settings: Any) -> dict[str, Any]:
         "negative_prompt": NEGATIVE_PROMPT,
         "height": size,
         "width": size,
-        "num_inference_steps": 8,
+        "num_inference_steps": SHORT,
         "guidance_scale": 4.0,
         "max_sequence_length": 12,
         "output_type": "latent",
@@ -189,22 +189,24 @@ BIDIRECTIONAL = partial(build_anyflow, "AnyFlowPipeline", "AnyFlowTransformer3DM
 ONE_BRANCH = (("cond",),)
 JOINED = (("uncond", "cond"),)
 
+_variant = partial(Variant, num_steps=SHORT)
+
 VARIANTS: tuple[Variant, ...] = (
-    Variant(
+    _variant(
         name="sana-video-dpm",
         build=partial(build_video, "SanaVideoPipeline", "dpm"),
         arguments=partial(for_video, PROMPT, 32),
         other_arguments=partial(for_video, OTHER_PROMPT, 64),
         calls=JOINED,
     ),
-    Variant(
+    _variant(
         name="sana-video-euler",
         build=partial(build_video, "SanaVideoPipeline", "euler"),
         arguments=partial(for_video, PROMPT, 32),
         other_arguments=partial(for_video, OTHER_PROMPT, 64),
         calls=JOINED,
     ),
-    Variant(
+    _variant(
         name="sana-video-dpm-no-guidance",
         build=partial(build_video, "SanaVideoPipeline", "dpm"),
         arguments=partial(for_video, PROMPT, 32, guidance_scale=1.0),
@@ -212,7 +214,7 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ONE_BRANCH,
     ),
     # a timestep for each token, zero on the given frame
-    Variant(
+    _variant(
         name="sana-video-i2v",
         build=partial(build_video, "SanaImageToVideoPipeline", "euler"),
         arguments=partial(for_image_to_video, PROMPT, 32),
@@ -220,21 +222,21 @@ VARIANTS: tuple[Variant, ...] = (
         calls=JOINED,
     ),
     # a timestep for each frame
-    Variant(
+    _variant(
         name="sana-wm",
         build=build_world_model,
         arguments=partial(for_world_model, PROMPT, 8),
         other_arguments=partial(for_world_model, OTHER_PROMPT, 4),
         calls=JOINED,
     ),
-    Variant(
+    _variant(
         name="sana-wm-no-guidance",
         build=build_world_model,
         arguments=partial(for_world_model, PROMPT, 8, guidance_scale=1.0),
         other_arguments=partial(for_world_model, OTHER_PROMPT, 4, guidance_scale=1.0),
         calls=ONE_BRANCH,
     ),
-    Variant(
+    _variant(
         name="anyflow",
         build=BIDIRECTIONAL,
         arguments=partial(make_arguments, PROMPT, 32, num_frames=9),
@@ -242,7 +244,7 @@ VARIANTS: tuple[Variant, ...] = (
         calls=JOINED,
     ),
     # as released: distilled, without guidance
-    Variant(
+    _variant(
         name="anyflow-no-guidance",
         build=BIDIRECTIONAL,
         arguments=partial(make_arguments, PROMPT, 32, num_frames=9, guidance_scale=1.0),
@@ -250,7 +252,7 @@ VARIANTS: tuple[Variant, ...] = (
         calls=ONE_BRANCH,
     ),
     # two chunks of four steps; between them one more call, at timestep zero, writes the first chunk's keys and values
-    Variant(
+    _variant(
         name="anyflow-far",
         build=build_causal_anyflow,
         arguments=partial(make_arguments, PROMPT, 32, num_frames=9, num_inference_steps=4),

@@ -177,9 +177,9 @@ def test_an_expert_that_is_done_can_be_freed() -> None:
 def test_the_cache_outlives_the_pipeline_with_the_transformer() -> None:
     variant = variant_of(wan, "wan-t2v")
     pipeline = variant.build()
-    with mixcache.enable(pipeline, "every_nth", granularities="step"):
+    with mixcache.enable(pipeline, "every_nth", granularities="step", num_warmup_steps=1):
         expected = generate(variant, pipeline)
-    handle = mixcache.enable(pipeline, "every_nth", granularities="step")
+    handle = mixcache.enable(pipeline, "every_nth", granularities="step", num_warmup_steps=1)
     second = type(pipeline)(**pipeline.components)
     second.set_progress_bar_config(disable=True)
     del pipeline
@@ -198,7 +198,7 @@ def test_a_subclass_of_a_pipeline_is_that_pipeline() -> None:
         pass
 
     pipeline.__class__ = MyPipeline
-    with mixcache.enable(pipeline, "every_nth", granularities="step") as handle:
+    with mixcache.enable(pipeline, "every_nth", granularities="step", num_warmup_steps=1) as handle:
         generate(variant, pipeline)
     assert handle.trace.counts()["step"] > 0
 

@@ -14,7 +14,7 @@ VISION_START = "<|vision_start|>"
 
 def build_chat_tokenizer() -> Any:
     """The tokenizer of the drawn world with a chat template and the mark that opens the video."""
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [VISION_START]})

@@ -11,6 +11,9 @@ Calls = tuple[tuple[str, ...], ...]
 which they are stacked along dimension 0: (("cond",), ("uncond",)) for two calls, (("uncond", "cond"),) for one joined
 call, (("cond",),) where there is one branch."""
 
+SHORT, LONG = 6, 8
+"""Steps of a variant whose steps are alike, and of one that does something else in some of them."""
+
 
 def latents(output: Any) -> Any:
     """What most pipelines return under `frames`."""
@@ -40,7 +43,7 @@ class Variant:
     other_arguments: Callable[[], dict[str, Any]]
     """The same with another prompt and, where the pipeline allows it, another resolution."""
     calls: Calls = (("cond",), ("uncond",))
-    num_steps: int = 8
+    num_steps: int = LONG
     """Steps of the loop that call the transformer."""
     expected_steps: tuple[Calls, ...] | None = None
     """Every step's calls, where they are not the same in all steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from conformance.variant import Calls, Variant
+from conformance.variant import LONG, SHORT, Calls, Variant
 
 PROMPT = "a small red circle moving left"
 OTHER_PROMPT = "a big blue square moving right"
@@ -33,7 +33,7 @@ def text_parts() -> dict[str, Any]:
     """Tokenizer and text encoder of width 16."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from mixcache.zoo.tokenizer import build_tokenizer
+    from training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     config = UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -178,7 +178,7 @@ def text_arguments(prompt: str = PROMPT, long_text: bool = False, **changes: Any
         height=32,
         width=32,
         num_frames=5,
-        num_inference_steps=8,
+        num_inference_steps=LONG,
         guidance_scale=5.0,
         max_sequence_length=TEXT_LENGTH if long_text else 24,
         output_type="latent",
@@ -286,6 +286,8 @@ SLG = {
 
 def variant(name: str, build: Any, arguments: Any, changes: dict[str, Any], **facts: Any) -> Variant:
     """`changes` go to both sets of arguments; the second has another prompt and wider frames."""
+    if arguments is not video_arguments and not {"num_steps", "expected_steps"} & set(facts):
+        changes, facts = changes | {"num_inference_steps": SHORT}, facts | {"num_steps": SHORT}
     return Variant(
         name=name,
         build=build,
@@ -393,6 +395,7 @@ VARIANTS: tuple[Variant, ...] = (
             "enable_temporal_reasoning": True,
             "num_temporal_reasoning_steps": 4,
         },
+        num_steps=LONG,
     ),
     variant("wan-modular", partial(build_modular, "WanBlocks", {"guider": CFG}), modular_arguments, {}, output=itself),
     variant(

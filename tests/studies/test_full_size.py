@@ -20,6 +20,7 @@ from studies.full_size import FullSize, StepTimes, methods, page, replayed, row_
 from studies.random_models import MODELS, RandomModel, tiny
 
 NAMES = ("wan-1.3b-480p", "hunyuan-720p", "cogvideox-5b")
+ONCE = ("--blocks", "uncompiled", "--repeats", "1")
 
 
 def run(folder: Path, *arguments: str, models: tuple[str, ...] = NAMES[:1]) -> int:
@@ -35,7 +36,7 @@ def result_of(folder: Path, name: str = NAMES[0]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full-size")
-    assert run(folder, "--blocks", "uncompiled", models=NAMES) == 0
+    assert run(folder, *ONCE, models=NAMES) == 0
     return folder
 
 
@@ -51,7 +52,7 @@ def test_every_method_is_measured_on_every_model(measured: Path, name: str) -> N
     has_two_branches = name != "hunyuan-720p"
     granularities = ["step", *(["cfg"] if has_two_branches else []), "block"]
     assert list(rows) == [method.name for method in methods(8, granularities)]
-    assert len(result["blocks"]["uncompiled"]["records"]) == 2 * len(rows)
+    assert len(result["blocks"]["uncompiled"]["records"]) == len(rows)
     for method in ("plain", "always_compute, defaults", "hindsight, error 1e-30"):
         assert (rows[method]["work"], rows[method]["ideal"], rows[method]["cached_ms"]) == ("########", 1.0, None)
     step = rows["replay step, 2 of 3 steps"]
@@ -78,13 +79,13 @@ def test_the_page_has_a_row_for_every_model_and_method(measured: Path) -> None:
 def test_what_is_finished_is_not_measured_again(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = result_of(measured)
     monkeypatch.setattr(FullSize, "_loop", None)
-    assert run(measured, "--blocks", "uncompiled") == 0
+    assert run(measured, *ONCE) == 0
     assert result_of(measured) == before
 
 
 def test_other_settings_are_not_mixed_into_a_store(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = result_of(measured)
-    assert run(measured, "--blocks", "uncompiled", "--steps", "9") == 2
+    assert run(measured, *ONCE, "--steps", "9") == 2
     assert "holds measurements of another num_steps (8, not 9); --work names another folder" in capsys.readouterr().out
     assert result_of(measured) == before
 

@@ -48,7 +48,7 @@ class TinyWan:
     ) -> tuple[Any, ...]:
         import torch
 
-        from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
+        from mixcache.zoo.world import MAX_SEQUENCE_LENGTH
 
         pipe = pipeline()
         with torch.no_grad():

@@ -34,7 +34,6 @@ COLUMNS = {
     "margin_db": "over fewer steps (dB)",
     "ssim": "SSIM",
     "lpips": "LPIPS",
-    "adherence": "caption right",
     "memory_mib": "memory added (MiB), first setting",
 }
 PEER_COLOURS = ("C3", "C4", "C5", "C6", "C8", "C9", "navy", "olive", "deeppink", "peru", "slategrey")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import fmean, median, pstdev
 from typing import Any
 
@@ -27,8 +27,6 @@ class Record:
     psnr_db: float | None
     """Against the plain clip; None where the two are identical, or no clip was decoded."""
     ssim: float | None
-    adherence: float | None
-    """Share of the caption that the clip shows, 0 to 1; None where it cannot be measured."""
     cache_peak_bytes: int | None
     """What the method itself says it held; None where it says nothing."""
     granularity_counts: dict[str, int] = field(default_factory=dict)
@@ -70,7 +68,6 @@ def _row(name: str, records: Sequence[Record]) -> dict[str, Any]:
         "psnr_spread": pstdev(psnrs) if psnrs else None,
         "ssim": _mean_of_known([r.ssim for r in records]),
         "lpips": _mean_of_known([r.lpips for r in records]),
-        "adherence": _mean_of_known([r.adherence for r in records]),
         "cache_kib": max(held) / 1024 if held else None,
         "steps": {g: fmean(c[g] for c in counts) for g in counts[0]} if counts else {},
     }
@@ -79,20 +76,6 @@ def _row(name: str, records: Sequence[Record]) -> dict[str, Any]:
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The records as plain data."""
-    return [asdict(record) for record in records]
-
-
-def margin(speedup: float, psnr: float, fewer: Points) -> float | None:
-    """PSNR over that of fewer plain steps taking the same time: `fewer` holds (speed-up, PSNR), joined by lines.
-
-    None outside them.
-    """
-    level = on_line(fewer, speedup)
-    return None if level is None else psnr - level
 
 
 def on_line(points: Points, speedup: float) -> float | None:

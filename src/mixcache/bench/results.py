@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mixcache.bench.methods import Method
-from mixcache.bench.records import Record, as_json, best_at, margin, summarise
+from mixcache.bench.records import Record, best_at, on_line, summarise
 
 FORMAT = 1
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
@@ -16,6 +17,8 @@ SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 FACTS = ("family", "setting", "origin", "is_peer", "is_calibrated", "when_idle")
 """What is written down of a method."""
 FEWER = "fewer steps"
+GONE = ("adherence",)
+"""Of a record, what files of before hold beside the rest."""
 
 
 class ResultsError(ValueError):
@@ -42,9 +45,10 @@ def assemble(
         row["family"] = row["family"] or row["method"]
     fewer = points(rows, FEWER)
     for row in rows:
-        row["margin_db"] = margin(row["speedup"], row["psnr_db"], fewer) if row["psnr_db"] is not None else None
+        level = on_line(fewer, row["speedup"])
+        row["margin_db"] = None if level is None or row["psnr_db"] is None else row["psnr_db"] - level
     result = {"format": FORMAT, **case, "methods": facts, "noise_floor": dict(noise_floor), "pace": list(pace)}
-    return result | {"summary": rows, "at": levels(rows), "records": as_json(records)}
+    return result | {"summary": rows, "at": levels(rows), "records": [asdict(record) for record in records]}
 
 
 def levels(rows: Sequence[Mapping[str, Any]], by: str = "speedup") -> dict[str, dict[str, float | None]]:
@@ -76,7 +80,7 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} has format {found['format']}, and this mixcache knows {FORMAT} at most; use a newer mixcache"
         )
     try:
-        [Record(**record) for record in found["records"]]
+        [Record(**{name: record[name] for name in record if name not in GONE}) for record in found["records"]]
     except TypeError as error:
         raise ResultsError(f"{path} holds a record that cannot be read: {error}") from None
     return found

@@ -1,5 +1,5 @@
 """Runs methods on prompts, interleaved with plain clips, and records wall-clock, quality against the plain clip of the
-same seed, adherence, and the work really skipped.
+same seed, and the work really skipped.
 
     survey   one setting of every family once, untimed and not decoded: does it run, what memory does it add, does it
              leave the pipeline as it was?
@@ -29,7 +29,9 @@ from mixcache.bench.methods import PLAIN, Case, Method
 from mixcache.bench.records import Progress, Record
 from mixcache.core.signals import relative_l1
 from mixcache.generation import Generated
-from mixcache.metrics import adherence, video_lpips, video_psnr, video_ssim
+from mixcache.metrics import video_lpips, video_psnr, video_ssim
+from mixcache.report.filmstrip import spread
+from mixcache.report.video import to_bytes
 from mixcache.store import Store, write_whole
 
 WARM_UP_STEPS = 4
@@ -283,7 +285,6 @@ class Benchmark:
             psnr_db=psnr if math.isfinite(psnr) else None,
             ssim=video_ssim(made.clip, clip),
             lpips=video_lpips(made.clip, clip),
-            adherence=adherence_of(made.clip, prompt),
             cache_peak_bytes=one.account.get("cache_bytes"),
             peak_memory_bytes=made.peak_memory_bytes if on_gpu else None,
             granularity_counts=one.account.get("granularity_counts", {}),
@@ -293,9 +294,8 @@ class Benchmark:
 
     def _keep_frames(self, method: Method, made: Generated) -> None:
         """A few frames of the first prompt's clip, for the page."""
-        shown = np.linspace(0, len(made.clip) - 1, min(6, len(made.clip))).round().astype(int)
         frames = io.BytesIO()
-        np.save(frames, (made.clip[shown] * 255).round().clip(0, 255).astype(np.uint8))
+        np.save(frames, to_bytes(made.clip[list(spread(len(made.clip)))]))
         write_whole(self.frames_path(method.name), frames.getvalue())
 
     def frames_path(self, name: str) -> Path:
@@ -337,14 +337,6 @@ class Benchmark:
 def same(made: Generated, reference: Generated) -> bool:
     """True for clips that differ by no more than the device's own noise; False where one holds a NaN."""
     return video_psnr(made.clip, reference.clip) >= SAME_DB
-
-
-def adherence_of(clip: np.ndarray, prompt: str) -> float | None:
-    """Share of the caption that the clip shows; None for a prompt that is no caption of the drawn world."""
-    try:
-        return adherence(clip, prompt).mean
-    except ValueError:
-        return None
 
 
 def reason_of(error: BaseException) -> str:

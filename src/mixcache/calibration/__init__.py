@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from mixcache.hosts.diffusers.attachment import attach, enable
 from mixcache.hosts.diffusers.denoisers import experts_of
 from mixcache.metrics import video_psnr
 from mixcache.policies import Hold, MixCache
-from mixcache.policies.way import Learnt
 from mixcache.profiles import FORMAT, Expert, Profile, profile_of
 from mixcache.store import write_json
 from mixcache.zoo import world
@@ -114,7 +113,8 @@ class Measured:
             self.granularities = [g for g in CACHED if g.value in handle.row.granularities]
         check_call(pipeline, config.arguments)
         self.experts = list(experts_of(pipeline).values())
-        self.learnt = Learnt()
+        self.known = profile_of(config.model, self.experts)
+        """What these clips have shown so far, and not what a shipped profile says."""
         self.done: dict[str, Any] = {}
         self._header = self._identity()
         if unfinished is not None and unfinished.exists():
@@ -134,14 +134,14 @@ class Measured:
         try:
             saved = json.loads(unfinished.read_text())
             header, done = saved["header"], dict(saved["done"])
-            learnt = Learnt(**saved["learnt"] | {"log_rates": {int(k): v for k, v in saved["log_rates"].items()}})
+            known = Profile.parse(json.dumps(saved["known"]), str(unfinished))
         except Exception as error:  # a damaged file fails in many ways
             raise ValueError(f"{unfinished} is no calibration to go on from; delete it to begin anew") from error
         if header != self._header:
             raise ValueError(
                 f"{unfinished} is of another calibration (model, prompts or settings); delete it to begin anew"
             )
-        self.done, self.learnt = done, learnt
+        self.done, self.known = done, known
 
     def tasks(self) -> Iterator[tuple[str, int, Callable[[], Any]]]:
         """All measurements: a name, the clips that it takes, and what to do."""
@@ -159,9 +159,7 @@ class Measured:
             return
         self.done[name] = task()
         if self.unfinished is not None:
-            own = {"cached_share": self.learnt.cached_share, "num_generations": self.learnt.num_generations}
-            kept = {"learnt": own, "log_rates": self.learnt.log_rates, "done": self.done}
-            write_json(self.unfinished, {"header": self._header, **kept})
+            write_json(self.unfinished, {"header": self._header, "done": self.done, "known": asdict(self.known)})
 
     def _arguments(self, count: int | None) -> dict[str, Any]:
         return self.config.arguments | ({"num_inference_steps": count} if count else {})
@@ -170,11 +168,11 @@ class Measured:
         """Rows of `Profile.psnrs` of a prompt's clips."""
         plain, rows = None, []
         for error in (NOTHING, *ERRORS):
-            with enable(self.pipeline, Hold(error=error, profile=self._known())) as handle:
+            with enable(self.pipeline, Hold(error=error, profile=self.known)) as handle:
                 made = generation.generate(
                     self.pipeline, self.config.prompts[index], seed=self.config.seed + index, **self._arguments(count)
                 )
-                self.learnt = cast(Hold, handle.policy.policy).learnt
+                self.known = self.known.with_learnt(cast(Hold, handle.policy.policy).learnt)
                 num_steps = handle.trace.generation(-1)[-1].num_steps if len(handle.trace) else 0
                 if not num_steps:
                     raise ValueError("the calls of this pipeline do not say enough to cache them; nothing to calibrate")
@@ -183,10 +181,6 @@ class Measured:
             elif handle.summary().granularity_counts["step"]:
                 rows.append([error, num_steps, round(min(99.0, video_psnr(made.clip, plain)), 3)])
         return rows
-
-    def _known(self) -> Profile:
-        """What these clips have shown so far, and not what a shipped profile says."""
-        return profile_of(self.config.model, self.experts).with_learnt(self.learnt)
 
     def _impact(self, count: int | None, granularity: Granularity, place: float) -> float:
         """Relative change of the final latents by a relative disturbance in one step; 0 where it has none."""
@@ -215,8 +209,7 @@ class Measured:
             if impact > 0:
                 impacts[granularity.value] = impact
         psnrs = [row for rows in self.done.values() if isinstance(rows, list) for row in rows]
-        known: Mapping[str, Any] = {"impacts": impacts, "psnrs": psnrs, "provenance": self._provenance()}
-        return profile_of(self.config.model, self.experts, **known).with_learnt(self.learnt)
+        return replace(self.known, impacts=impacts, psnrs=psnrs, provenance=self._provenance())
 
     def _provenance(self) -> dict[str, Any]:
         return {

@@ -72,5 +72,4 @@ def _say_figures(report: dict[str, Any]) -> None:
     psnr = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.1f} dB"
     typer.echo(f"speed-up  {report['speedup']:.2f}x of the denoising loop")
     typer.echo(f"quality   PSNR {psnr}, SSIM {report['ssim']:.3f} against the plain clips")
-    typer.echo(f"caption   {report['adherence_plain']:.0%} right plain, {report['adherence_cached']:.0%} right cached")
     typer.echo(f"steps     {counted(report['granularity_counts'])}")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mixcache.cli import options
 from mixcache.cli.outputs import prepare_file
 from mixcache.cli.terminal import counted, progress_display, quiet, told_errors, watched
-
-if TYPE_CHECKING:
-    from mixcache.config import MixCacheConfig
-    from mixcache.hosts.diffusers.handle import Handle
 
 
 def generate(
@@ -50,11 +46,14 @@ def generate(
             prepare_file(trace, force, ".jsonl")
     quiet()
     from mixcache import generation
+    from mixcache.arguments import call_arguments
+    from mixcache.hosts.diffusers.attachment import enable
     from mixcache.report.video import write_mp4
 
     with told_errors("Interrupted; nothing was written."):
-        placement = {"dtype": dtype, "device": device}
-        pipeline, arguments, handle = prepare_pipeline(model, None if plain else config, asked, placement)
+        pipeline, defaults = generation.open_model(model, dtype=dtype, device=device)
+        arguments = call_arguments(pipeline, defaults, asked)
+        handle = None if plain else enable(pipeline, config)
         with progress_display() as progress:
             on_step = watched(progress, "denoising")
             made = generation.generate(pipeline, prompt, seed=seed, on_step=on_step, **arguments)
@@ -69,19 +68,3 @@ def generate(
             typer.echo(f"warning   {summary.num_non_finite} calls gave a NaN or an infinity", err=True)
         if trace:
             typer.echo(f"trace     {trace}")
-
-
-def prepare_pipeline(
-    model: str, config: MixCacheConfig | None, asked: dict[str, Any], placement: dict[str, str | None]
-) -> tuple[Any, dict[str, Any], Handle | None]:
-    """The pipeline, the arguments of its call, and the handle, which a plain run (`config` None) has not.
-
-    ValueError or TypeError for what is no pipeline, is not supported, or cannot be called so.
-    """
-    from mixcache.arguments import call_arguments
-    from mixcache.generation import open_model
-    from mixcache.hosts.diffusers.attachment import enable
-
-    pipeline, defaults = open_model(model, **placement)
-    arguments = call_arguments(pipeline, defaults, asked)
-    return pipeline, arguments, None if config is None else enable(pipeline, config)

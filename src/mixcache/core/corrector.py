@@ -115,10 +115,6 @@ class Corrector:
             yield self._run.sample
             yield from (step.output for step in self._run.steps if step.output is not None)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(value.nbytes for value in self.tensors())
-
     def is_watching(self, step: int) -> bool:
         """True if the solver's step before this one was seen here, so that this one's is likely to be."""
         return self._record is not None and self._record.info.step == step - 1

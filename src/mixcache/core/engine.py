@@ -66,16 +66,12 @@ class Engine(Observer):
         self._signatures: dict[str, tuple[Any, ...]] = {}
         self._dtype: torch.dtype | None = None
         """Of the transformer's output; what is kept may have another."""
-        self._state = self._seen_state = policy.init()
+        self._state = policy.init()
         self._record: StepRecord | None = None
         self._num_calls = self._num_cached = 0
         """Calls of the last step that was finished; cached steps since the last computed one."""
         self._generation = self._told_non_finite = -1
         self._takes_turns = self._has_told_turns = False
-
-    @property
-    def policy_state(self) -> Any:
-        return self._seen_state
 
     def begin(self) -> None:
         self._takes_turns = False
@@ -269,7 +265,6 @@ class Engine(Observer):
             seconds=self.times.medians(),
             corrects=self._corrector is not None and self._corrector.is_at_work(info.step),
         )
-        self._seen_state = self._state
         decision = self._decided(step, info)
         if decision.granularity is Granularity.COMPUTE and info.is_last:
             self._histories.forget_residuals()  # token-sized, and of no more use; some pipelines never reset

@@ -71,10 +71,6 @@ class Histories:
         for history in (*self._outputs.values(), *self._residuals.values(), self.difference):
             yield from history.values()
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(value.nbytes for value in self.tensors())
-
     def num_outputs(self, branches: Collection[str]) -> int:
         """Length of the shortest history of these branches' outputs; 0 for no branches."""
         return min((len(self._outputs.get(branch, ())) for branch in branches), default=0)

@@ -58,11 +58,6 @@ class History:
         """Oldest first."""
         return (entry.value for entry in self._values)
 
-    @property
-    def num_bytes(self) -> int:
-        """Of all values."""
-        return sum(value.nbytes for value in self.values())
-
     def age(self, step: int) -> int:
         """Steps since the last computed value; ValueError without one."""
         if not self._values:

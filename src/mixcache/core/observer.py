@@ -53,11 +53,6 @@ class Observer:
         self._kept.discard(granularity)
 
     @property
-    def policy_state(self) -> Any:
-        """What the policy itself remembers of the trajectory under way, or of the last one."""
-        return None
-
-    @property
     def held_bytes(self) -> int:
         """Bytes of all that is kept now."""
         return 0

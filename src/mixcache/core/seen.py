@@ -16,12 +16,12 @@ class Seen:
 
     @classmethod
     def of(cls, value: torch.Tensor) -> Seen:
-        return cls(value, _version(value))
+        return cls(value, version_of(value))
 
     def is_same(self, other: torch.Tensor) -> bool:
         """By memory where that is the same and was not written to; else by value, with a device sync."""
         value = self.value
-        if _version(value) != self.version:
+        if version_of(value) != self.version:
             return False
         if other is value:
             return True
@@ -31,6 +31,6 @@ class Seen:
         return is_same_memory or torch.equal(other, value)
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
     """Counts what was written to a tensor in place; tensors of inference mode do not count."""
     return 0 if tensor.is_inference() else tensor._version

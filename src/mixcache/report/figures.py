@@ -68,11 +68,6 @@ def ssim(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.4f}"
 
 
-def share(value: float | None) -> str:
-    """A share in [0, 1] as a percentage."""
-    return ABSENT if value is None else f"{value * 100:.0f}\N{NO-BREAK SPACE}%"
-
-
 def byte_size(num_bytes: int | None) -> str:
     """Bytes in binary units: 3145728 -> "3.00 MiB"."""
     if num_bytes is None:
@@ -83,9 +78,3 @@ def byte_size(num_bytes: int | None) -> str:
             return f"{num_bytes}\N{NO-BREAK SPACE}B" if unit == "B" else with_unit(size, unit)
         size /= 1024
     return with_unit(size, "TiB")
-
-
-def mean_share(shares: dict[str, float | None] | None) -> float | None:
-    """Mean over the aspects of a clip's adherence that were measured; None where none was."""
-    measured = [float(value) for value in (shares or {}).values() if value is not None]
-    return sum(measured) / len(measured) if measured else None

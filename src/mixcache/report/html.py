@@ -15,7 +15,6 @@ from mixcache.report.video import ClipPair
 from mixcache.store import write_whole
 
 TEMPLATE = "report.html.j2"
-ASPECTS = ("colour", "shape", "motion", "background")
 RUN = {
     "num_inference_steps": "{} steps",
     "guidance_scale": "guidance {:g}",
@@ -56,11 +55,8 @@ def _tolerant(record: Mapping[str, Any]) -> Mapping[str, Any]:
 def _clip(entry: Mapping[str, Any], pair: ClipPair, folder: Path) -> dict[str, Any]:
     """One clip as the template shows it."""
     trace = entry["trace"] or []
-    before, after = (_tolerant(entry[f"adherence_{kind}"] or {}) for kind in ("plain", "cached"))
-    aspects = dict.fromkeys((*ASPECTS, *before, *after)) if before or after else ()
     return {
         "entry": entry,
-        "aspects": [(name, before[name], after[name]) for name in aspects],
         "film": film(pair),
         "video": _video_uri(entry["side_by_side"], folder),
         "cells": cells(trace),

@@ -9,11 +9,9 @@ from mixcache.report import figures
 
 FILTERS = (
     figures.byte_size,
-    figures.mean_share,
     figures.plain_text,
     figures.psnr,
     figures.setting,
-    figures.share,
     figures.speedup,
     figures.ssim,
     figures.with_unit,

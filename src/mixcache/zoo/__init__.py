@@ -36,7 +36,6 @@ def load(name: str = "shapes-wan", *, dtype: Any = None) -> Any:
 def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:
     """Arguments of the pipeline call that the model was trained for."""
     from mixcache.zoo import world
-    from mixcache.zoo.tokenizer import MAX_SEQUENCE_LENGTH
 
     _check(name)
     return {
@@ -44,6 +43,6 @@ def call_defaults(name: str = "shapes-wan") -> dict[str, Any]:
         "width": world.SIDE,
         "num_frames": world.NUM_FRAMES,
         "num_inference_steps": 50,
-        "max_sequence_length": MAX_SEQUENCE_LENGTH,
+        "max_sequence_length": world.MAX_SEQUENCE_LENGTH,
         **CALLS[name],
     }

@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.90, 0.12, 0.12),
@@ -41,6 +40,8 @@ CHEQUER_CELL = 0.25
 HELD_OUT_SHARE = 10
 NUM_FRAMES, SIDE = 17, 96
 """Frames of a clip, and height and width in pixels, that the built-in models are made for."""
+MAX_SEQUENCE_LENGTH = 24
+"""Longest caption: two objects, 18 words and the end mark; the pipeline is called with this `max_sequence_length`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,22 +146,3 @@ def held_out_captions(num_captions: int, seed: int = 0) -> list[str]:
         if is_held_out(caption):
             captions.setdefault(caption)
     return list(captions)
-
-
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Distance to the outline of an upright shape at the origin, negative inside; all shapes have about the area of
-    the circle."""
-    if shape == "circle":
-        return torch.hypot(x, y) - radius
-    if shape == "square":
-        return torch.maximum(x.abs(), y.abs()) - 0.886 * radius
-    if shape == "triangle":
-        inner = 0.74 * radius
-        slanted = 0.8660254 * x.abs() - 0.5 * y
-        return torch.maximum(slanted, y) - inner
-    if shape == "cross":
-        length, width = 1.2 * radius, 0.42 * radius
-        return torch.minimum(
-            torch.maximum(x.abs() - length, y.abs() - width), torch.maximum(x.abs() - width, y.abs() - length)
-        )
-    raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")

@@ -23,8 +23,7 @@ import torch
 from diffusers.hooks.hooks import StateManager
 
 from mixcache.bench.methods import Account, Case, Method
-from mixcache.bench.peers.stack import Branch, blocks_of, num_steps_of, position, ruled
-from mixcache.hosts.diffusers.denoisers import experts_of
+from mixcache.bench.peers.stack import Branch, num_steps_of, position, ruled, stack_of
 
 FAMILY = "spectrum"
 
@@ -114,8 +113,6 @@ class SpectrumRule:
 
 @contextlib.contextmanager
 def _attached(computed: frozenset[int], weight: float, degree: int, ridge: float, case: Case) -> Iterator[Account]:
-    if len(experts_of(case.pipeline)) > 1:
-        raise ValueError("the published rule is for one transformer, and this pipeline has two experts")
     rule = SpectrumRule(num_steps_of(case), computed, weight, degree, ridge)
-    with ruled(case.pipeline.transformer, blocks_of(case), rule, FAMILY):
+    with ruled(*stack_of(case), rule, FAMILY):
         yield dict

@@ -18,6 +18,7 @@ from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 
 from mixcache.bench.methods import Case
 from mixcache.bench.peers.leftovers import restored
+from mixcache.hosts.diffusers.denoisers import blocks_of, experts_of
 from mixcache.hosts.diffusers.rows import row_for
 
 
@@ -75,10 +76,12 @@ class BlockHook(ModelHook):
         return module
 
 
-def blocks_of(case: Case) -> list[torch.nn.Module]:
-    """All transformer blocks, in the order in which they run."""
+def stack_of(case: Case) -> tuple[torch.nn.Module, list[torch.nn.Module]]:
+    """The pipeline's transformer and its blocks, in the order in which they run; ValueError where it has two."""
+    if len(experts_of(case.pipeline)) > 1:
+        raise ValueError("the published rule is for one transformer, and this pipeline has two experts")
     transformer = case.pipeline.transformer
-    return [block for name in row_for(transformer, case.pipeline).blocks for block in getattr(transformer, name)]
+    return transformer, blocks_of(transformer, row_for(transformer, case.pipeline))
 
 
 def num_steps_of(case: Case) -> int:

@@ -13,7 +13,7 @@ code for that model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 
 from mixcache.bench.methods import Account, Case, Method
 from mixcache.bench.peers.calibrated import calibrated, run_calibration_prompts
-from mixcache.bench.peers.stack import Branch, blocks_of, num_steps_of, position, ruled
-from mixcache.hosts.diffusers.denoisers import experts_of
+from mixcache.bench.peers.stack import Branch, num_steps_of, position, ruled, stack_of
 
 FAMILY = "teacache"
 DEGREE = 4
@@ -47,16 +46,10 @@ def teacache(num_steps: int, threshold: float) -> Method:
 
 @contextlib.contextmanager
 def _attached(threshold: float, case: Case) -> Iterator[Account]:
-    if len(experts_of(case.pipeline)) > 1:
-        raise ValueError("the published rule is for one transformer, and this pipeline has two experts")
+    stack = stack_of(case)
     polynomial = calibrated(FAMILY, case, fitted_polynomial)
-    with hooked(
-        case.pipeline.transformer,
-        blocks_of(case),
-        num_steps_of(case),
-        threshold,
-        rescale=lambda change: float(polynomial(change)),
-    ):
+    rule = TeaRule(num_steps_of(case), threshold, rescale=lambda change: float(polynomial(change)))
+    with ruled(*stack, rule, FAMILY):
         yield dict
 
 
@@ -71,14 +64,8 @@ def fitted_polynomial(case: Case) -> np.polynomial.Polynomial:
             changes.append((relative_change(modulation, old_modulation), relative_change(residual, old_residual)))
         before[branch] = modulation, residual
 
-    with hooked(
-        case.pipeline.transformer,
-        blocks_of(case),
-        num_steps_of(case),
-        0.0,
-        rescale=lambda change: change,
-        on_computed=note,
-    ):
+    rule = TeaRule(num_steps_of(case), 0.0, rescale=lambda change: change, on_computed=note)
+    with ruled(*stack_of(case), rule, FAMILY):
         run_calibration_prompts(case)
     modulations, residuals = np.array(changes).T
     return np.polynomial.Polynomial.fit(modulations, residuals, DEGREE)
@@ -105,7 +92,9 @@ class TeaBranch(Branch):
 class TeaRule:
     """The accumulated change of the modulation says whether the stack is skipped."""
 
-    def __init__(self, num_steps: int, threshold: float, rescale: Rescale, on_computed: OnComputed | None) -> None:
+    def __init__(
+        self, num_steps: int, threshold: float, rescale: Rescale, on_computed: OnComputed | None = None
+    ) -> None:
         self.num_steps, self.threshold, self.rescale, self.on_computed = num_steps, threshold, rescale, on_computed
         self.branches = StateManager(TeaBranch)
 
@@ -126,20 +115,6 @@ class TeaRule:
         branch.residual, branch.stack_input = output - branch.stack_input, None
         if self.on_computed:
             self.on_computed(self.branches.context.name, branch.step, branch.modulation, branch.residual)
-
-
-@contextlib.contextmanager
-def hooked(
-    transformer: torch.nn.Module,
-    blocks: Sequence[torch.nn.Module],
-    num_steps: int,
-    threshold: float,
-    rescale: Rescale,
-    on_computed: OnComputed | None = None,
-) -> Iterator[None]:
-    """The rule stands at these blocks of the transformer, for trajectories of `num_steps`."""
-    with ruled(transformer, blocks, TeaRule(num_steps, threshold, rescale, on_computed), FAMILY):
-        yield
 
 
 def _modulation(block: torch.nn.Module, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from mixcache.core.agreement import AloneError
 from mixcache.core.calls import CallInfo, End, Span
 from mixcache.core.observer import Observer
 from mixcache.core.run import Streams
+from mixcache.core.seen import version_of
 from mixcache.hosts.diffusers.clock import UnknownCallError
 from mixcache.hosts.diffusers.packing import Form, conditional_half, named_arguments, signature_of
 from mixcache.hosts.diffusers.reader import Reader
@@ -59,7 +60,7 @@ class SpanGate:
         """Added in place of the span; without them it runs."""
         self.recorded: Streams = ()
         self._begun: Streams = ()
-        self._versions: tuple[int, ...] = ()
+        self._versions: list[int] = []
 
     @property
     def skips(self) -> bool:
@@ -67,7 +68,7 @@ class SpanGate:
 
     def begins(self, streams: Streams) -> None:
         """Told what goes into the span's first block."""
-        self._begun, self._versions = streams, versions(streams)
+        self._begun, self._versions = streams, [*map(version_of, streams)]
 
     def ends(self, streams: Streams) -> Streams:
         """Told what comes out of the span; returns what goes on to the next block.
@@ -80,14 +81,9 @@ class SpanGate:
             return streams
         if self.skips:
             return tuple(begin + residual for begin, residual in zip(begun, self.residuals, strict=True))
-        if versions(begun) == self._versions:  # else a block has written to what it was given
+        if [*map(version_of, begun)] == self._versions:  # else a block has written to what it was given
             self.recorded = tuple((end - begin).detach() for begin, end in zip(begun, streams, strict=True))
         return streams
-
-
-def versions(streams: Streams) -> tuple[int, ...]:
-    """Counts what was written to tensors in place; tensors of inference mode do not count."""
-    return tuple(0 if value.is_inference() else value._version for value in streams)
 
 
 class TransformerHook:

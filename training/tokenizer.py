@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from mixcache.zoo import world
-
-MAX_SEQUENCE_LENGTH = 24
-"""Longest caption: two objects, 18 words and the end mark; the pipeline is called with this `max_sequence_length`."""
+from mixcache.zoo.world import MAX_SEQUENCE_LENGTH
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

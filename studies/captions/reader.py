@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from mixcache.zoo import world
+from training.drawing import signed_distance
 
 STILL = "still"
 
@@ -203,11 +204,11 @@ def _templates(shape: str) -> torch.Tensor:
     line = ((torch.arange(_PATCH * fine) + 0.5) / (_PATCH * fine) * 2 - 1) * _REACH
     y, x = torch.meshgrid(line, line, indexing="ij")
     step = 2 * _REACH / (_PATCH * fine)
-    area = (world.signed_distance(shape, x, y, torch.tensor(1.0)) < 0).sum() * step**2
+    area = (signed_distance(shape, x, y, torch.tensor(1.0)) < 0).sum() * step**2
     num_angles, period = _ANGLES[shape]
     angles = (torch.arange(num_angles) * (period / num_angles))[:, None, None]
     cos, sin = angles.cos(), angles.sin()
-    distance = world.signed_distance(shape, cos * x + sin * y, cos * y - sin * x, (math.pi / area).sqrt())
+    distance = signed_distance(shape, cos * x + sin * y, cos * y - sin * x, (math.pi / area).sqrt())
     sharp = functional.avg_pool2d((distance < 0).float()[:, None], fine)[:, 0]
     apart = (torch.arange(_PATCH)[:, None] - torch.arange(_PATCH)) * (2 * _REACH / _PATCH)
     blurred = []
