@@ -328,8 +328,8 @@ def test_spectrum_schedule_and_forecast() -> None:
     known = [0, 1, 2, 3, 4]
     for weight in (0.0, 0.5, 1.0):
         weights = spectrum.forecast_weights(known, 6, 50, weight, degree=4, ridge=1e-9)
-        assert weights @ np.array(known) == pytest.approx(6.0, abs=1e-3)
-        assert weights.sum() == pytest.approx(1.0, abs=1e-3)
+        assert weights @ np.array(known) == pytest.approx(6.0, abs=1e-2)
+        assert weights.sum() == pytest.approx(1.0, abs=1e-2)
     shrunk = spectrum.forecast_weights(known, 6, 50, 1.0, degree=4, ridge=0.1)
     assert 0.8 < shrunk.sum() < 1.0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -37,7 +39,8 @@ def plan(
         sigmas = [*levels_of_steps(pipeline.scheduler, count), 0.0]
         source = "the prior of the built-in models" if policy.profile is None else f"profile of {policy.profile.model}"
         typer.echo(f"from      {source}; a run goes by what it sees itself")
-        typer.echo(f"schedule  {foretold(policy, sigmas, policy.learnt.way)}")
+        foreseen = foretold(replace(policy, learnt=deepcopy(policy.learnt)), sigmas, policy.learnt.way)
+        typer.echo(f"schedule  {foreseen}")
         typer.echo("          # compute, s step")
         typer.echo("frontier")
         for row in frontier_rows(sigmas, policy):
