@@ -110,10 +110,19 @@ def test_the_cost_of_a_run_is_bounded() -> None:
         assert reason in [d.reason for d in decisions]
 
 
-def test_a_step_longer_than_an_even_share_weighs_by_its_square() -> None:
-    sigmas = (1.0, 0.9, 0.89, *(0.05 * k for k in range(17, -1, -1)))
-    assert weight(sigmas[0] - sigmas[1], 20) == pytest.approx(0.2)
-    assert weight(sigmas[1] - sigmas[2], 20) == pytest.approx(0.05)
+@pytest.mark.parametrize(
+    ("sigma", "distance", "expected"),
+    [
+        (0.999, 0.1, 0.2),  # longer than an even share: by its square
+        (0.999, 0.01, 0.05),
+        (0.9, 0.01, 0.2),  # where a clip is settled: four times
+        (0.5, 0.01, 0.05),
+    ],
+)
+def test_an_error_counts_by_the_length_of_its_step_and_where_it_is(
+    sigma: float, distance: float, expected: float
+) -> None:
+    assert weight(sigma, distance, 20) == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------------------- a speed-up
@@ -138,7 +147,7 @@ def test_the_wish_is_kept_where_outputs_change_as_is_usual(speedup: float, num_s
     """To a step or two of the computed ones: 20 steps allow 2.9x or 3.3x."""
     at_usual = delivered(speedup, num_steps, shift, PRIOR)
     steady = delivered(speedup, num_steps, shift, faster(0.3))
-    assert 0.86 <= at_usual <= 1.03
+    assert 0.86 <= at_usual <= 1.07
     assert 0.95 <= steady <= 1.07
     if num_steps == 50:
         assert min(at_usual, steady) >= 0.99

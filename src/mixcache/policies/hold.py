@@ -9,7 +9,8 @@ much again, or more where it has been growing, is expected of the next. A cached
     cost    of the run: sum of error x age x weight of the step       at most BUDGET `error`^2 / number of steps
 
 Early steps go a short way and settle what is carried on, so each weighs an even share at least; a step longer than
-that weighs by its square, since a long step is hardly put right by interpolation. The three go together: a run that may
+that weighs by its square, since a long step is hardly put right by interpolation; and where a clip is settled an error
+weighs SENSITIVITY times as much, since some clips multiply it there by a hundred. The three go together: a run that may
 be twice as long has errors twice as large, and four times the cost. What single steps do to a clip, and what else was
 tried, is in docs/experiments/2026-11-hard-default.md.
 

@@ -11,6 +11,10 @@ SPAN = 1.25
 BUDGET = 9.0
 GROWTH = 3.0
 """Most that an error is expected to have grown by, for one unit of noise level, since the last computed step."""
+SENSITIVE = -4.3, -1.2
+"""Logs of signal over noise between which a clip is settled: where some multiply an error by a hundred."""
+SENSITIVITY = 4.0
+"""What an error there counts for, more than elsewhere."""
 NO_END = 10**9
 
 
@@ -42,16 +46,17 @@ class Run:
             self.began = log_snr(sigma)
         elif (span := log_snr(sigma - distance) - self.began) > SPAN * limit:
             return f"the run would span {span:.2g}"
-        spent = self.spent + error * (self.num_steps + 1) * weight(distance, num_steps)
+        spent = self.spent + error * (self.num_steps + 1) * weight(sigma, distance, num_steps)
         if spent > BUDGET * limit**2 / num_steps:
             return f"cost {spent:.2g} is over the budget"
         self.spent, self.num_steps = spent, self.num_steps + 1
         return ""
 
 
-def weight(distance: float, num_steps: int) -> float:
-    """What an error at a step of this length counts for."""
-    return max(1 / num_steps, distance**2 * num_steps)
+def weight(sigma: float, distance: float, num_steps: int) -> float:
+    """What an error counts for at a step from `sigma` on for a `distance`, one of `num_steps`."""
+    sensitivity = SENSITIVITY if SENSITIVE[0] < log_snr(sigma) < SENSITIVE[1] else 1.0
+    return sensitivity * max(1 / num_steps, distance**2 * num_steps)
 
 
 def computed_on(sigmas: Sequence[float], rates: Sequence[float], limit: float, run: Run, num_steps: int) -> int:

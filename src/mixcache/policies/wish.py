@@ -20,7 +20,7 @@ from mixcache.policies.budget import check_reach, num_computed_for, solved
 from mixcache.policies.runs import Run, computed_on, grown
 from mixcache.policies.way import Learnt
 
-USUAL_AT_2X = 0.4
+USUAL_AT_2X = 0.5
 """Limit that is usual for a wish of 2, on all built-in models; it goes with what is over 1."""
 BAND = 1.5
 """Factor by which a clip may move the limit, in the first generation."""
