@@ -363,16 +363,16 @@ def test_plan_of_a_model_that_nothing_is_known_of(folders: dict[str, Path]) -> N
 
 
 def test_calibrate_writes_a_profile_that_generate_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a tiny trajectory: 12 steps of one frame; the file of prompts has an empty line."""
+    """Of a tiny trajectory: 16 steps of one frame; the file of prompts has an empty line."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n\n")
-    small = ["--size", "32x32", "--frames", "1", "--steps", "12"]
+    small = ["--size", "32x32", "--frames", "1", "--steps", "16"]
     made = runner.invoke(cli.app, ["calibrate", "--prompts", "prompts.txt", "--out", "profile.json", *small])
     assert made.exit_code == 0, made.output
     profile = Profile.load("profile.json")
     assert profile.provenance["prompts"] == [CAPTION]
-    assert [row[:2] for row in profile.psnrs] == [[0.25, 12], [0.6, 12]]
-    shown = [f"clip      error {row[0]:g}, 12 steps: {row[2]:.1f} dB" for row in profile.psnrs]
+    assert [row[:2] for row in profile.psnrs] == [[0.25, 16], [0.6, 16]]
+    shown = [f"clip      error {row[0]:g}, 16 steps: {row[2]:.1f} dB" for row in profile.psnrs]
     assert made.output.splitlines()[-3:] == ["profile   profile.json", *shown]
     assert not (tmp_path / "profile.json.partial").exists()
     assert "exists; --force overwrites it" in failed(["calibrate", "--out", "profile.json"])
