@@ -2,7 +2,8 @@
 
 python -m studies.readme
 
-docs/results/README.md has every method, docs/results/targets.md what this project set itself.
+docs/results/README.md has every method, docs/results/targets.md what this project set itself; docs/how-fast.md gets the
+table of words and wishes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from statistics import median
 from typing import Any
 
 from mixcache.bench.page import idle_reason, kind_of, level_rows, never_fires, noise_of_time
+from mixcache.bench.peers import PEERS
 from mixcache.bench.records import pareto_front
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 from mixcache.store import write_whole
-from studies.hard_page import FIGURES, command, pooled_rows
+from studies.hard import decibels_of, speedup_of
+from studies.hard_page import FIGURES, OURS, command, figures, pooled_rows
 from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
 from studies.overhead import HOOKS
 from studies.targets import tally, targets
@@ -61,7 +64,7 @@ def measured(results: Path) -> str:
             "an error grows as far as these models let it; PSNR in dB of each clip against the plain one of its seed,",
             "lowest / tenth percentile / median of a model's settings together, at an ideal speed-up, by work.",
             "*Half* is the median with half the steps, *floor* that of the plain clip in bfloat16, above which nothing",
-            f"is seen: {', '.join(settings)}. The peers are as `mixcache bench` has them, searched at easy settings.",
+            f"is seen: {', '.join(settings)}. The peers are at settings that were searched for each of these.",
         ),
         "",
         table(rows_of_readme(found)),
@@ -73,6 +76,29 @@ def measured(results: Path) -> str:
             f"[why these settings]({HARD}); [every peer in easy settings](docs/results/{PAGE}), of the policies before",
             f"`hold`; [the targets of this project, met or not](docs/results/{TARGETS}).",
         ),
+    ]
+    return "\n".join(lines)
+
+
+def words(results: Path) -> str:
+    """The section of how-fast.md: what each word, and each wish, gave in the hard settings."""
+    found = json.loads((results / "hard" / FIGURES).read_text())
+    rows: dict[str, dict[str, str]] = {}
+    for name, setting in found.items():
+        for method in setting["methods"]:
+            if method["family"] in ("hold", OURS):
+                told = figures(decibels_of(method["values"]))
+                row = rows.setdefault(method["name"].removeprefix("hold, "), {})
+                row[name] = f"{speedup_of(method['values']):.2f}x: " + " / ".join(
+                    told[figure] for figure in ("lowest", "tenth", "median")
+                )
+    lines = [
+        paragraph(
+            "In the [hard settings](results/hard/hard.md), the first clip on a handle: speed-up by work, and lowest /",
+            "tenth percentile / median PSNR (dB) against the plain clips of the same seeds:",
+        ),
+        "",
+        table([{"asked": asked} | {name: row.get(name, ABSENT) for name in found} for asked, row in rows.items()]),
     ]
     return "\n".join(lines)
 
@@ -100,7 +126,7 @@ def rows_of_readme(found: Mapping[str, Any]) -> list[dict[str, str]]:
     for model in dict.fromkeys(setting["model"] for setting in found.values()):
         pooled = list(pooled_rows({name: own for name, own in found.items() if own["model"] == model}))
         told = model
-        for family in dict.fromkeys(row["method"] for row in pooled):
+        for family in dict.fromkeys(row["method"] for row in pooled if row["method"] in (OURS, *PEERS)):
             row = {"model": told, "method": family}
             for speedup in HARD_SPEEDUPS:
                 at = [r for r in pooled if r["method"] == family and r["at"] == f"{speedup:g}x"]
@@ -259,11 +285,11 @@ def targets_page(results: Path) -> str:
 
 
 def filled(readme: str, section: str) -> str:
-    """`readme` with the section between the markers; ValueError where a marker is missing."""
+    """A page with the section between its markers; ValueError where a marker is missing."""
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"the README lacks {BEGIN} or {END}")
+        raise ValueError(f"the page lacks {BEGIN} or {END}")
     return f"{head}{BEGIN}\n{section}\n{END}{tail}"
 
 
@@ -271,7 +297,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser.add_argument("--how-fast", type=Path, default=Path("docs/how-fast.md"))
     args = parser.parse_args()
+    write_whole(args.how_fast, filled(args.how_fast.read_text(), words(args.results)))
     write_whole(args.results / TARGETS, targets_page(args.results))
     write_whole(args.results / PAGE, page(args.results))
     write_whole(args.readme, filled(args.readme.read_text(), measured(args.results)))

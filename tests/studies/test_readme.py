@@ -15,6 +15,7 @@ from mixcache.bench.methods import Method
 from mixcache.bench.page import markdown
 from mixcache.bench.records import Record
 from mixcache.bench.results import load
+from studies.hard_page import OURS
 from studies.readme import (
     BEGIN,
     END,
@@ -31,6 +32,7 @@ from studies.readme import (
     rows_of_readme,
     targets_page,
     told_of,
+    words,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -115,12 +117,12 @@ def test_a_clip_that_is_the_plain_one_is_no_lowest(three_clips: dict[str, Any]) 
 
 def test_the_readmes_table_has_each_model_and_family_at_each_speedup() -> None:
     values = {0.5: [[0.5, 40.0], [0.5, 30.0]], 0.25: [[0.25, 20.0], [0.25, 10.0]]}
-    methods = [{"family": "ours", "name": f"ours {share}", "values": clips} for share, clips in values.items()]
+    methods = [{"family": OURS, "name": f"ours {share}", "values": clips} for share, clips in values.items()]
     found = {"a": {"model": "small", "half": 25.0, "bfloat16": 40.0, "methods": methods}}
     (row,) = rows_of_readme(found)
     assert row == {
         "model": "small",
-        "method": "ours",
+        "method": OURS,
         "1.5x": "–",
         "2x": "30.0 / 31.0 / 35.0",
         "2.5x": "23.6 / 24.6 / 28.6",
@@ -164,6 +166,13 @@ def test_every_method_has_a_row_in_every_run_measured_or_with_the_reason_why_not
 def test_the_readme_holds_the_figures_of_the_results_folder() -> None:
     readme = (ROOT / "README.md").read_text()
     assert filled(readme, measured(ROOT / "docs" / "results")) == readme
+
+
+def test_how_fast_holds_the_figures_of_words_and_wishes() -> None:
+    page_ = (ROOT / "docs" / "how-fast.md").read_text()
+    assert filled(page_, words(ROOT / "docs" / "results")) == page_
+    assert "| quality high |" in page_
+    assert "| speedup 2 |" in page_
 
 
 def test_the_page_of_results_holds_what_follows_from_them() -> None:
