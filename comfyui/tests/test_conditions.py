@@ -243,7 +243,11 @@ def test_a_new_kind_of_sampling_begins_with_the_rates_of_another_and_kinds_are_f
     [
         ({"speedup": 2.0, "policy": "every_nth"}, "speedup=2 is for policy hold: set policy to hold"),
         ({"speedup": 2.0, "setting": 0.3}, "speedup=2 and setting=0.3 are both given: set one of them to 0"),
-        ({"speedup": 0.5}, "speedup=0.5 must be a finite number of at least 1"),
+        ({"speedup": 0.5}, "speedup=0.5 must be 1 or more, such as 2, or 0 to leave it to the quality"),
+        (
+            {"setting": -1.0},
+            "setting=-1 is the error of policy hold: error=-1.0 must be a finite number over 0",
+        ),
         ({"leave_out": "both"}, "leave_out='both' is not for policy hold: set it to hindsight or every_nth"),
         ({"quality": "best"}, "quality='best' is none of high, balanced, fast"),
     ],

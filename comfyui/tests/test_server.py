@@ -216,7 +216,7 @@ def test_a_wish_that_cannot_be_is_refused_before_anything_runs(
 
 def test_what_is_wrong_is_one_line_and_the_queue_goes_on(server: Server) -> None:
     wrong = cached_workflow({"policy": "every_nth", "setting": 0.5}, seed=50)
-    assert server.error(wrong).startswith("period=0.5 ")
+    assert server.error(wrong).startswith("setting=0.5 is the period of policy every_nth: period=0.5 ")
     assert server.error(cached_workflow({"speedup": 9.0}, seed=53)).startswith(
         "speedup=9 cannot be reached with 20 steps"
     )
@@ -237,6 +237,24 @@ def test_what_is_wrong_is_one_line_and_the_queue_goes_on(server: Server) -> None
     assert server.error(two).strip() == (
         "EasyCache and MixCache are on one model, and each would hide calls from the other: keep one"
     )
+    unheard = {"unheard": node("TinyUnheard")}
+    of_class = cached_workflow(seed=54) | unheard | {"cache": node("MixCache", model=["unheard", 0], quality="high")}
+    assert server.error(of_class).startswith("MixCache does not know the model class 'Unheard': bypass the MixCache")
+    of_sampler = cached_workflow() | unheard
+    of_sampler["latents sampler"] = node(
+        "SamplerCustom",
+        model=["cache", 0],
+        add_noise=True,
+        noise_seed=55,
+        cfg=5.0,
+        positive=["model", 1],
+        negative=["model", 2],
+        sampler=["unheard", 1],
+        sigmas=["sigmas", 0],
+        latent_image=["model", 3],
+    )
+    of_sampler["sigmas"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=20, denoise=1.0)
+    assert server.error(of_sampler).startswith("MixCache does not know the sampler 'unheard': bypass the MixCache")
     server.run(cached_workflow(seed=52))
 
 
