@@ -4,14 +4,11 @@
 
 A clip of each held-out caption, plain and by every method, of the same seed; PSNR by the node MixCache Compare, saved
 calls by MixCache Report and by what EasyCache logs. A run that was cut off goes on where it was.
-
-With --search: EasyCache at many settings, on training captions, from which THEIRS was chosen.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import statistics
@@ -41,14 +38,12 @@ THEIRS: dict[str, tuple[tuple[float, float, float], ...]] = {
     "euler": ((0.1, 0.15, 0.95), (0.3, 0.15, 0.95)),
     "res_multistep": ((0.1, 0.15, 0.95), (0.3, 0.15, 0.95)),
 }
-"""Of each sampler: threshold, start and end of the settings that the search found best at about the saving of ours."""
-SEARCHED = list(itertools.product((0.03, 0.06, 0.1, 0.2, 0.4, 0.8), (0.05, 0.15, 0.3), (0.7, 0.8, 0.9, 0.95)))
+"""Of each sampler: threshold, start and end of the settings that were best, at about the saving of ours, of those that
+`measure_easycache.py` tried on training captions."""
 LOGGED = re.compile(
     r"EasyCache enabled - threshold: ([\d.]+), start_percent: ([\d.]+), end_percent: ([\d.]+)|"
     r"EasyCache - skipped (\d+)/(\d+)"
 )
-AT_ONCE = 12
-"""Methods in one prompt."""
 SLACK = 0.01
 """Share of the calls by which a setting of EasyCache may save more than ours and still be held against it."""
 
@@ -142,35 +137,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=7.0)
     parser.add_argument("--samplers", nargs="+", choices=list(THEIRS), default=list(THEIRS))
-    parser.add_argument("--search", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    if given.search:
-        methods = {name: node_ for setting in SEARCHED for name, node_ in easycache(*setting).items()}
-        by_sampler = dict.fromkeys(given.samplers, methods)
-        captions = [scene.caption for scene in world.sample_scenes(given.captions, seed=7, held_out=False)]
-    else:
-        by_sampler = {sampler: methods_of(sampler) for sampler in given.samplers}
-        captions = world.held_out_captions(given.captions)
-    about = {"steps": given.steps, "cfg": given.cfg, "search": given.search}
+    by_sampler = {sampler: methods_of(sampler) for sampler in given.samplers}
+    about: dict[str, Any] = {"steps": given.steps, "cfg": given.cfg}
     about["methods"] = {sampler: sorted(methods) for sampler, methods in by_sampler.items()}
     kept = json.loads(given.out.read_text()) if given.out.is_file() else {"about": about, "runs": {}}
     if kept["about"] != about:
         raise SystemExit(f"{given.out} is of {kept['about']}: give another --out")
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "comfyui") as server:
-        for seed, caption in enumerate(captions):
+        for seed, caption in enumerate(world.held_out_captions(given.captions)):
             for sampler, methods in by_sampler.items():
                 key = f"{sampler} {caption}"
                 if key not in kept["runs"]:
-                    kept["runs"][key] = {}
-                    for at in range(0, len(methods), AT_ONCE):
-                        some = dict(list(methods.items())[at : at + AT_ONCE])
-                        kept["runs"][key] |= measured(server, caption, sampler, seed, given.steps, given.cfg, some)
+                    kept["runs"][key] = measured(server, caption, sampler, seed, given.steps, given.cfg, methods)
                     write_whole(given.out, json.dumps(kept, indent=1) + "\n")
-                    print(key, "" if given.search else kept["runs"][key], flush=True)
+                    print(key, kept["runs"][key], flush=True)
     print(table(kept["runs"]))
-    if not given.search:
-        print(leads(kept["runs"]))
+    print(leads(kept["runs"]))
 
 
 if __name__ == "__main__":
