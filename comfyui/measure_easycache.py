@@ -29,7 +29,7 @@ from mixcache.store import write_whole
 from mixcache.zoo import world
 
 STEPS, CFG = 20, 7.0
-THRESHOLDS, STARTS, ENDS = (0.13, 0.17, 0.22, 0.3, 0.45, 0.7), (0.05, 0.15), (0.7, 0.8)
+THRESHOLDS, STARTS, ENDS = (0.1, 0.15, 0.22, 0.35, 0.6), (0.05,), (0.7, 0.8)
 SKIPPED = re.compile(r"EasyCache - skipped (\d+)/")
 
 
@@ -77,6 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logged = Logged()
     logging.getLogger().handlers[:] = [logged]
+    logging.getLogger().setLevel(logging.INFO)
     runs = json.loads(given.out.read_text())["runs"] if given.out.is_file() else {}
     for seed, scene in enumerate(world.sample_scenes(given.captions, seed=7, held_out=False)):
         inputs = TinyWan().load(scene.caption, "", 96, 17)
