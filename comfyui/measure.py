@@ -1,6 +1,6 @@
 """Our node beside ComfyUI's own EasyCache, through the real server, on the same graphs of the trained model.
 
-    build/comfyui/venv/bin/python comfyui/measure.py --captions 16 --steps 20 --cfg 7 --out docs/results/comfyui.json
+    build/comfyui/venv/bin/python comfyui/measure.py --captions 16 --out docs/results/comfyui.json
 
 A clip of each held-out caption, plain and by every method, of the same seed; PSNR by the node MixCache Compare, saved
 calls by MixCache Report and by what EasyCache logs. A run that was cut off goes on where it was.
@@ -24,26 +24,40 @@ from workflows import node, sampled
 from mixcache.store import write_whole
 from mixcache.zoo import world
 
-SAMPLERS = ("euler", "res_multistep")
-METHODS: dict[str, dict[str, Any]] = {
-    "hindsight, error 0.02": node("MixCache", quality="balanced", policy="hindsight", setting=0.02),
-    "hindsight, error 0.04": node("MixCache", quality="balanced", policy="hindsight", setting=0.04),
-} | {
-    f"EasyCache, {threshold:g} from {start:g}": node(
-        "EasyCache", reuse_threshold=threshold, start_percent=start, end_percent=0.95, verbose=False
-    )
-    for threshold, start in ((0.1, 0.15), (0.3, 0.15))
+Methods = dict[str, dict[str, Any]]
+"""Nodes by the names of what they do."""
+
+
+def easycache(threshold: float, start: float, end: float) -> Methods:
+    given = {"reuse_threshold": threshold, "start_percent": start, "end_percent": end, "verbose": False}
+    return {f"EasyCache, {threshold:g} from {start:g} to {end:g}": node("EasyCache", **given)}
+
+
+OURS: Methods = {f"hold, {speedup:g}x": node("MixCache", quality="balanced", speedup=speedup) for speedup in (1.5, 2.0)}
+THEIRS: dict[str, tuple[tuple[float, float, float], ...]] = {
+    "euler": ((0.22, 0.05, 0.7), (0.6, 0.05, 0.8)),
+    "res_multistep": ((0.35, 0.05, 0.7), (0.6, 0.05, 0.8)),
 }
-"""MixCache's settings were chosen on two training captions, and EasyCache's of what it was best at there."""
-LOGGED = re.compile(r"EasyCache enabled - threshold: ([\d.]+), start_percent: ([\d.]+)|EasyCache - skipped (\d+)/(\d+)")
+"""Of each sampler: threshold, start and end of the settings that were best, at about the saving of ours, of those that
+`measure_easycache.py` tried on training captions."""
+LOGGED = re.compile(
+    r"EasyCache enabled - threshold: ([\d.]+), start_percent: ([\d.]+), end_percent: ([\d.]+)|"
+    r"EasyCache - skipped (\d+)/(\d+)"
+)
+SLACK = 0.01
+"""Share of the calls by which a setting of EasyCache may save more than ours and still be held against it."""
 
 
-def workflow(caption: str, sampler: str, seed: int, steps: int, cfg: float) -> dict[str, Any]:
+def methods_of(sampler: str) -> Methods:
+    return OURS | {name: method for given in THEIRS[sampler] for name, method in easycache(*given).items()}
+
+
+def workflow(caption: str, sampler: str, seed: int, steps: int, cfg: float, methods: Methods) -> dict[str, Any]:
     more = {"seed": seed, "steps": steps, "cfg": cfg, "sampler_name": sampler}
     given = {"prompt": caption, "negative": "", "side": 96, "frames": 17, "negative_tokens": 0, "batch": 1}
     nodes = {"model": node("TinyWan", **given), **sampled("model", save="plain", **more)}
     nodes["plain clip"] = node("TinyDecode", samples=["plain sampler", 0])
-    for name, method in METHODS.items():
+    for name, method in methods.items():
         nodes[f"{name} model"] = node(method["class_type"], model=["model", 0], **method["inputs"])
         nodes |= sampled(f"{name} model", save=name, **more)
         nodes[f"{name} clip"] = node("TinyDecode", samples=[f"{name} sampler", 0])
@@ -57,17 +71,19 @@ def workflow(caption: str, sampler: str, seed: int, steps: int, cfg: float) -> d
     return nodes
 
 
-def measured(server: Server, caption: str, sampler: str, seed: int, steps: int, cfg: float) -> dict[str, Any]:
+def measured(
+    server: Server, caption: str, sampler: str, seed: int, steps: int, cfg: float, methods: Methods
+) -> dict[str, Any]:
     """PSNR and share of the calls by method."""
     begun = len(server.log.read_text())
-    outputs = server.run(workflow(caption, sampler, seed, steps, cfg))
+    outputs = server.run(workflow(caption, sampler, seed, steps, cfg, methods))
     figures, at = {}, None
-    for threshold, start, skipped, of in LOGGED.findall(server.log.read_text()[begun:]):
-        if threshold:
-            at = f"EasyCache, {float(threshold):g} from {float(start):g}"
+    for *setting, skipped, of in LOGGED.findall(server.log.read_text()[begun:]):
+        if setting[0]:
+            at = next(iter(easycache(*map(float, setting))))
         else:
             figures[at] = {"share": 1 - int(skipped) / int(of)}
-    for name in METHODS:
+    for name in methods:
         if name not in figures:
             words = re.search(r"work +(\d+)%", outputs[f"{name} report"]["text"][0])
             figures[name] = {"share": int(words[1]) / 100}
@@ -81,18 +97,38 @@ def table(runs: dict[str, Any]) -> str:
         "| sampler | method | speed-up by calls | lowest | median | mean |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for sampler in SAMPLERS:
+    for sampler in THEIRS:
         clips = [run for key, run in runs.items() if key.startswith(f"{sampler} ")]
-        for name in METHODS if clips else ():
-            decibels = [clip[name]["psnr"] for clip in clips]
-            share = statistics.mean(clip[name]["share"] for clip in clips)
-            figures = (min(decibels), statistics.median(decibels), statistics.mean(decibels))
-            lines.append(
-                f"| {sampler}, {len(clips)} clips | {name} | {1 / share:.2f}x | "
-                + " | ".join(f"{figure:.1f}" for figure in figures)
-                + " |"
-            )
+        for name in clips[0] if clips else ():
+            share, *figures = _summed(clips, name)
+            cells = " | ".join(f"{figure:.1f}" for figure in figures)
+            lines.append(f"| {sampler}, {len(clips)} clips | {name} | {1 / share:.2f}x | {cells} |")
     return "\n".join(lines)
+
+
+def leads(runs: dict[str, Any]) -> str:
+    """How far each of ours is ahead, in dB, of the best setting of EasyCache that saves no more."""
+    lines = []
+    for sampler in THEIRS:
+        clips = [run for key, run in runs.items() if key.startswith(f"{sampler} ")]
+        for name in OURS if clips else ():
+            share, *ours = _summed(clips, name)
+            theirs = [_summed(clips, other) for other in clips[0] if other.startswith("EasyCache")]
+            theirs = [figures for other, *figures in theirs if other >= share - SLACK]
+            if not theirs:
+                lines.append(f"{sampler}, {name}: every setting of EasyCache saves more")
+                continue
+            ahead = (own - max(column) for own, column in zip(ours, zip(*theirs, strict=True), strict=True))
+            words = ", ".join(f"{word} {by:+.1f}" for word, by in zip(("lowest", "median", "mean"), ahead, strict=True))
+            lines.append(f"{sampler}, {name}: {words} dB ahead")
+    return "\n".join(lines)
+
+
+def _summed(clips: list[dict[str, Any]], name: str) -> tuple[float, ...]:
+    """Mean share of the calls; lowest, median and mean PSNR."""
+    decibels = [clip[name]["psnr"] for clip in clips]
+    share = statistics.mean(clip[name]["share"] for clip in clips)
+    return share, min(decibels), statistics.median(decibels), statistics.mean(decibels)
 
 
 def main() -> None:
@@ -100,21 +136,25 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=7.0)
+    parser.add_argument("--samplers", nargs="+", choices=list(THEIRS), default=list(THEIRS))
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    about = {"steps": given.steps, "cfg": given.cfg, "methods": sorted(METHODS)}
+    by_sampler = {sampler: methods_of(sampler) for sampler in given.samplers}
+    about: dict[str, Any] = {"steps": given.steps, "cfg": given.cfg}
+    about["methods"] = {sampler: sorted(methods) for sampler, methods in by_sampler.items()}
     kept = json.loads(given.out.read_text()) if given.out.is_file() else {"about": about, "runs": {}}
     if kept["about"] != about:
         raise SystemExit(f"{given.out} is of {kept['about']}: give another --out")
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder) / "comfyui") as server:
         for seed, caption in enumerate(world.held_out_captions(given.captions)):
-            for sampler in SAMPLERS:
+            for sampler, methods in by_sampler.items():
                 key = f"{sampler} {caption}"
                 if key not in kept["runs"]:
-                    kept["runs"][key] = measured(server, caption, sampler, seed, given.steps, given.cfg)
+                    kept["runs"][key] = measured(server, caption, sampler, seed, given.steps, given.cfg, methods)
                     write_whole(given.out, json.dumps(kept, indent=1) + "\n")
                     print(key, kept["runs"][key], flush=True)
     print(table(kept["runs"]))
+    print(leads(kept["runs"]))
 
 
 if __name__ == "__main__":

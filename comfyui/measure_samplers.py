@@ -6,17 +6,20 @@ The trained model, by default at half its size (48 pixels, 5 frames), training c
 in two cached: PSNR of the latents against the plain ones of the same seed, and time against the share of calls.
 
 With --disturb: how far noise of a thousandth in one output moves the latents at the end, thousandths, for some steps.
+With --in-double: the samplers of UniPC too with their own coefficients in double precision, the model asked as ever.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +46,41 @@ from mixcache.store import write_whole  # noqa: E402
 from mixcache.zoo import world  # noqa: E402
 
 STEPS, CFG = 24, 7.0
+IN_DOUBLE = " in double"
+
+
+@contextlib.contextmanager
+def default_of(dtype: torch.dtype) -> Iterator[None]:
+    """A type of numbers that is not said otherwise."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def sampler_object(sampler: str) -> Any:
+    """By its name in ComfyUI; where that ends in `IN_DOUBLE`, one that reckons in double precision."""
+    found = comfy.samplers.sampler_object(sampler.removesuffix(IN_DOUBLE))
+    if not sampler.endswith(IN_DOUBLE):
+        return found
+    single = found.sampler_function
+
+    def double(ask: Any, x: torch.Tensor, sigmas: torch.Tensor, **more: Any) -> torch.Tensor:
+        def asked(x: torch.Tensor, sigma: torch.Tensor, **given: Any) -> torch.Tensor:
+            with default_of(torch.float32):
+                return ask(x.float(), sigma.float(), **given)
+
+        with default_of(torch.float64):
+            return single(asked, x.double(), sigmas.double(), **more).float()
+
+    double.__name__ = single.__name__
+    return comfy.samplers.KSAMPLER(double)
 
 
 def function_name(sampler: str) -> str:
-    return name_of(comfy.samplers.sampler_object(sampler))
+    return name_of(sampler_object(sampler))
 
 
 def sample(model: Any, sampler: str, given: tuple[Any, ...], seed: int) -> tuple[torch.Tensor, float]:
@@ -56,8 +90,10 @@ def sample(model: Any, sampler: str, given: tuple[Any, ...], seed: int) -> tuple
     noise = comfy.sample.prepare_noise(latents, seed)
     begun = time.process_time()
     with torch.inference_mode():
-        how = (STEPS, CFG, sampler, "simple", positive, negative, latents)
-        clip = comfy.sample.sample(model, noise, *how, seed=seed, disable_pbar=True)
+        name = sampler.removesuffix(IN_DOUBLE)
+        sigmas = comfy.samplers.KSampler(model, STEPS, latents.device, name, "simple").sigmas
+        how = (CFG, sampler_object(sampler), sigmas, positive, negative, latents)
+        clip = comfy.sample.sample_custom(model, noise, *how, seed=seed, disable_pbar=True)
     return clip, time.process_time() - begun
 
 
@@ -111,6 +147,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=48)
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--disturb", action="store_true")
+    parser.add_argument("--in-double", action="store_true")
     parser.add_argument("--samplers", default="", help="names with commas between; all where none is given")
     parser.add_argument("--out", type=Path, help="goes on with what is in it")
     given = parser.parse_args()
@@ -120,6 +157,7 @@ def main() -> None:
     names = [name for name in comfy.samplers.SAMPLER_NAMES if "gpu" not in name and "cfg_pp" not in name]
     names = [name for name in names if SAMPLERS[function_name(name)] is not Treatment.PASSED]
     names = [name for name in names if name in given.samplers.split(",") or not given.samplers]
+    names += [name + IN_DOUBLE for name in names if name.startswith("uni_pc") and given.in_double]
     if given.disturb:
         return disturb(names, TinyWan().load("a large red circle moving left on a plain white background", "", 48, 5))
     runs = json.loads(given.out.read_text())["runs"] if given.out.is_file() else {}

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixcache.core import End
+from mixcache.policies.way import Learnt
 from mixcache.trace import Trace
 
+from .learnt import learnt_of, taught
 from .levels import Levels
 from .models import row_for
 from .samplers import Treatment, name_of, treatment_of
@@ -53,6 +55,8 @@ class RunRecord:
     in_full: dict[int, str] = field(default_factory=dict)
     num_corrected: int = 0
     peak_bytes: int = 0
+    num_before: int = 0
+    """Samplings that a wished speed-up has learnt from."""
     latents: tuple[Any, ...] | None = None
     """`fingerprint` of the latents that came of it."""
 
@@ -151,7 +155,9 @@ def sampler_sample(
     if record.why_not is not None:
         logger.warning("MixCache passes this run through: %s", record.why_not)
         return executor(guider, sigmas, extra_args, callback, noise, *rest, disable_pbar)
-    sampling = begun(attachment, guider, options, levels, corrects=treatment is Treatment.CORRECTED)
+    learnt = learnt_of(guider.inner_model, (record.sampler, tuple(levels)))
+    record.num_before = learnt.num_generations if attachment.settings.speedup else 0
+    sampling = begun(attachment, guider, options, levels, learnt, corrects=treatment is Treatment.CORRECTED)
     record.trace = sampling.trace
     # the options are this run's own; the attachment stays in those of the model
     options["transformer_options"][KEY] = sampling
@@ -164,6 +170,7 @@ def sampler_sample(
             except Again:
                 continue
             reason = End.DONE
+            learnt.num_generations += 1
             return samples
     finally:
         shown.close()
@@ -214,8 +221,10 @@ class Shown:
         self._bar.close()
 
 
-def begun(attachment: Attachment, guider: Any, options: Any, sigmas: list[float], *, corrects: bool) -> Sampling:
-    """A `Sampling` with a policy that knows how many steps there are."""
+def begun(
+    attachment: Attachment, guider: Any, options: Any, sigmas: list[float], learnt: Learnt, *, corrects: bool
+) -> Sampling:
+    """A `Sampling` with a policy that knows how many steps there are, and what was learnt before."""
     settings, model_sampling = attachment.settings, guider.inner_model.model_sampling
     start = model_sampling.percent_to_sigma(settings.start_percent)
     end = model_sampling.percent_to_sigma(settings.end_percent)
@@ -227,7 +236,7 @@ def begun(attachment: Attachment, guider: Any, options: Any, sigmas: list[float]
     )
     is_guided_alike = hasattr(guider, "cfg") and not any(options.get(name) for name in GUIDING)
     return Sampling(
-        policy,
+        taught(policy, learnt),
         Levels.of(model_sampling),
         sigmas,
         lambda: float(guider.cfg) if hasattr(guider, "cfg") else None,

@@ -65,6 +65,7 @@ def text(run: RunRecord) -> str:
     counts = Counter(did(run)) if run.why_not is None else Counter()
     lines += [f"steps        {', '.join(f'{counts[word]} {MEANINGS[word]}' for word in MEANINGS if counts[word])}"]
     lines += [f"work         {share:.0%} of the model's calls, {1 / share:.2f}x at best"] if run.why_not is None else []
+    lines += [f"learnt       from samplings of this kind before: {run.num_before}"] if run.num_before else []
     lines += [f"corrected    {run.num_corrected} cached steps"] if run.num_corrected else []
     lines += [f"memory       {run.peak_bytes / 2**20:.1f} MiB at most"] if run.peak_bytes else []
     lines += [f"in doubt     {reason}" for reason in dict.fromkeys(run.in_full.values())]

@@ -48,6 +48,8 @@ class Settings:
             raise ValueError(f"leave_out={self.leave_out!r} is none of {', '.join(LEFT_OUT)}")
         if self.policy == "hold" and LEFT_OUT[self.leave_out] != ("step",):
             raise ValueError(f"leave_out={self.leave_out!r} is not for policy hold: set it to hindsight or every_nth")
+        if self.speedup and self.speedup < 1:
+            raise ValueError(f"speedup={self.speedup:g} must be 1 or more, such as 2, or 0 to leave it to the quality")
         if self.speedup and self.policy != "hold":
             raise ValueError(f"speedup={self.speedup:g} is for policy hold: set policy to hold, or speedup to 0")
         if self.speedup and self.setting:
@@ -62,7 +64,13 @@ class Settings:
                 f"end_percent={self.end_percent:g} must be over start_percent={self.start_percent:g}: 0 and 1 cache "
                 "wherever it pays"
             )
-        self.bounded(20, corrects=self.correct)  # the policy checks what is its own
+        try:
+            self.bounded(20, corrects=self.correct)  # the policy checks what is its own
+        except ValueError as error:
+            if not self.setting:
+                raise
+            own = f"setting={self.setting:g} is the {POLICIES[self.policy]} of policy {self.policy}"
+            raise ValueError(f"{own}: {error}") from None
 
     def bounded(self, num_steps: int, *, corrects: bool, num_before: int = 0, num_after: int = 0) -> Bounded:
         """The policy for that many steps, of which so many lie before the start and after the end."""

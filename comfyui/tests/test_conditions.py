@@ -6,6 +6,8 @@ Every case is held against it, at the steps that the run itself says it cached.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +17,12 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from comfyui_mixcache import report
+from comfyui_mixcache import learnt, report
 from comfyui_mixcache.attachment import MAX_RUNS, attach, attachment_of
 from comfyui_mixcache.samplers import SAMPLERS, Treatment, name_of
 from comfyui_mixcache.settings import Settings
 from definitions import euler_taken_again, reusing
-from tiny import TinyWan, model
+from tiny import SHIFT, TinyWan, model, pipeline, weights
 from workflows import CAPTION
 
 EVERY_SECOND = {"policy": "every_nth", "setting": 2.0}
@@ -197,12 +199,55 @@ def test_a_wished_speedup_is_what_the_calls_come_to(speedup: float) -> None:
     assert 1 / report.share_computed(run_of(cached)) == pytest.approx(speedup, rel=0.1)
 
 
+def test_a_wish_begins_with_what_samplings_of_the_same_model_taught() -> None:
+    first, other = (weights.patcher(pipeline().transformer, SHIFT) for _ in range(2))
+    reports = []
+    for of_model, steps in ((first, 20), (first, 20), (other, 20), (first, 24), (first, 20)):
+        cached = attach(of_model, Settings(speedup=2.0))
+        sample(cached, steps=steps)
+        reports.append(run_of(cached))
+    assert [run.num_before for run in reports] == [0, 1, 0, 0, 2]
+    assert "learnt       from samplings of this kind before: 1" in report.text(reports[1])
+    assert "learnt" not in report.text(reports[0])
+    kinds = learnt._KNOWN[first.model]
+    assert [known.num_generations for known in kinds.values()] == [1, 3]
+    assert [next(iter(known.limits.values()))[1] for known in kinds.values()] == [1, 3]
+    assert all(name == "euler" for name, _ in kinds)
+    # the first sampling keeps to the count that the wish leaves, later ones to the limit that was learnt
+    counted = ("all that is left may be computed", "the rest of 2x")
+    assert any(entry.reason in counted for entry in reports[0].trace)
+    assert not any(entry.reason in counted for entry in reports[1].trace)
+    before, of = len(learnt._KNOWN), weakref.ref(first.model)
+    del first, of_model, cached, kinds
+    gc.collect()
+    assert of() is None
+    assert len(learnt._KNOWN) == before - 1
+
+
+def test_a_new_kind_of_sampling_begins_with_the_rates_of_another_and_kinds_are_few() -> None:
+    class Model: ...
+
+    one = Model()
+    learnt.learnt_of(one, ("euler", (1.0, 0.0))).see(0.5, 2.0)
+    second = learnt.learnt_of(one, ("euler", (1.0, 0.5, 0.0)))
+    assert second.log_rates == learnt.learnt_of(one, ("euler", (1.0, 0.0))).log_rates != {}
+    second.see(0.5, 9.0)
+    assert second.log_rates != learnt.learnt_of(one, ("euler", (1.0, 0.0))).log_rates
+    for steps in range(3 * learnt.MAX_KINDS):
+        learnt.learnt_of(one, ("euler", (1.0,) * steps))
+    assert len(learnt._KNOWN[one]) == learnt.MAX_KINDS
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"speedup": 2.0, "policy": "every_nth"}, "speedup=2 is for policy hold: set policy to hold"),
         ({"speedup": 2.0, "setting": 0.3}, "speedup=2 and setting=0.3 are both given: set one of them to 0"),
-        ({"speedup": 0.5}, "speedup=0.5 must be a finite number of at least 1"),
+        ({"speedup": 0.5}, "speedup=0.5 must be 1 or more, such as 2, or 0 to leave it to the quality"),
+        (
+            {"setting": -1.0},
+            "setting=-1 is the error of policy hold: error=-1.0 must be a finite number over 0",
+        ),
         ({"leave_out": "both"}, "leave_out='both' is not for policy hold: set it to hindsight or every_nth"),
         ({"quality": "best"}, "quality='best' is none of high, balanced, fast"),
     ],

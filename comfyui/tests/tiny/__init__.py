@@ -85,6 +85,30 @@ class TinyDecode:
         return ((clip / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1).flatten(0, 1),)
 
 
+class TinyUnheard:
+    """A model and a sampler that no table has."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "testing", "make", ("MODEL", "SAMPLER")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {"required": {}}
+
+    def make(self) -> tuple[Any, Any]:
+        import comfy.model_patcher
+        import comfy.samplers
+        import torch
+
+        class Unheard(torch.nn.Module): ...
+
+        def sample_unheard(ask: Any, x: Any, sigmas: Any, **more: Any) -> Any:
+            return ask(x, sigmas[:1], **more["extra_args"])
+
+        cpu = torch.device("cpu")
+        patcher = comfy.model_patcher.ModelPatcher(Unheard(), load_device=cpu, offload_device=cpu)
+        return patcher, comfy.samplers.KSAMPLER(sample_unheard)
+
+
 class TinyState:
     """What is alive: wrappers on the model, and objects and tensors of the cache in the process."""
 
@@ -125,5 +149,5 @@ def _tensor() -> type:
     return torch.Tensor
 
 
-NODE_CLASS_MAPPINGS = {"TinyWan": TinyWan, "TinyDecode": TinyDecode, "TinyState": TinyState}
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (TinyWan, TinyDecode, TinyUnheard, TinyState)}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
