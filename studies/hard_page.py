@@ -45,8 +45,8 @@ TENTH_OVER, MEDIAN_OVER = 1.0, 2.0
 """dB that the default is to be above the best peer."""
 CACHES = 1.01
 """Speed-up of a method that caches at all."""
-NEAR = 0.02
-"""Difference in the log of the speed-up within which a method is taken to be at it."""
+SLOWER, FASTER = 0.02, 0.05
+"""Differences in the log of the speed-up within which a method is taken to be at it: one that saves more may."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,7 +150,11 @@ def page(found: Mapping[str, Any], num_prompts: int) -> str:
     ]
     for model in dict.fromkeys(setting["model"] for setting in found.values()):
         own = {name: setting for name, setting in found.items() if setting["model"] == model}
-        parts += [f"## {model}, its {len(own)} hard settings together\n", table(list(pooled_rows(own))), ""]
+        parts += [
+            f"## {model}, {len(own)} hard setting{'s together' if len(own) > 1 else ''}\n",
+            table(list(pooled_rows(own))),
+            "",
+        ]
         parts += ["`hold` with a wish against the best peer, taken for each figure alone:\n"]
         parts += [table(list(bars(own))), ""]
         for name, setting in own.items():
@@ -238,13 +242,15 @@ def picture(found: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(setting["model"] for setting in found.values()))
+    colours = {family: f"C{index}" for index, family in enumerate(families_of(found))}
     figure = Figure(figsize=(4 * len(models), 3.4), layout="constrained")
     for axes, model in zip(figure.subplots(1, len(models), sharey=True, squeeze=False)[0], models, strict=True):
         own = {name: setting for name, setting in found.items() if setting["model"] == model}
         rows = list(pooled_rows(own))
         for family in dict.fromkeys(row["method"] for row in rows):
             points = [(float(r["at"][:-1]), float(r["tenth"])) for r in rows if r["method"] == family]
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=family)
+            width = 2.5 if family == OURS else 1.2
+            axes.plot(*zip(*points, strict=True), "o-", color=colours[family], lw=width, ms=4, label=family)
         axes.axhline(min(setting["bfloat16"] for setting in own.values()), linestyle=":", color="grey", label="floor")
         axes.axhline(BROKEN, linewidth=0.7, color="firebrick")
         axes.set_title(f"{model}, {len(own)} hard setting{'s' * (len(own) > 1)}")
@@ -259,9 +265,9 @@ def at(setting: Mapping[str, Any], family: str, speedup: float) -> list[float] |
     """PSNR of each caption at a speed-up; None where the family's settings do not reach so far."""
     own = [m["values"] for m in setting["methods"] if m["family"] == family]
     points = sorted((speedup_of(values), values) for values in own if speedup_of(values) > CACHES)
-    near = [values for reached, values in points if abs(math.log(reached / speedup)) < NEAR]
+    near = [point for point in points if -SLOWER < math.log(point[0] / speedup) < FASTER]
     if near:
-        return decibels_of(near[0])
+        return decibels_of(min(near, key=lambda point: abs(math.log(point[0] / speedup)))[1])
     for (low, slower), (high, faster) in itertools.pairwise(points):
         if low < speedup < high:
             share = math.log(speedup / low) / math.log(high / low)
