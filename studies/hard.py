@@ -36,6 +36,7 @@ from mixcache.bench.methods import PLAIN, Case, Method, fewer_steps
 from mixcache.bench.source import code_hash
 from mixcache.calibration import built_in_prompts
 from mixcache.metrics import video_psnr
+from mixcache.policies.budget import check_reach
 from mixcache.store import Store
 from mixcache.zoo import world
 from studies.captions import adherence
@@ -109,6 +110,15 @@ def judging(num_prompts: int) -> tuple[str, ...]:
     seen = set(held_out("shapes-wan", NUM_SEEN_CAPTIONS))
     captions = world.held_out_captions(num_prompts + NUM_SEEN_CAPTIONS, seed=JUDGING_SEED)
     return tuple([caption for caption in captions if caption not in seen][:num_prompts])
+
+
+def allows(speedup: float, num_steps: int) -> bool:
+    """False for a wished speed-up that so many steps do not reach."""
+    try:
+        check_reach(speedup, num_steps)
+    except ValueError:
+        return False
+    return True
 
 
 Value = tuple[float, float, float]

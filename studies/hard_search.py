@@ -35,8 +35,8 @@ GRIDS = {
     "easycache": ALL["easycache"],
     "spectrum": every(window=(2, 3), flex=(0.0, 0.25, 0.75, 1.5, 3.0)),
 }
-"""Of the peers that came nearest in the easy settings, and of Spectrum; on coarser grids where `studies.search` chose
-alike on the finer ones."""
+"""Of the peers that came nearest in the easy settings, and of Spectrum; MagCache and Spectrum on coarser grids than in
+`studies.grids`, to save time. For wan-30 the finer ones were searched, and first-block-cache too."""
 WANTED = (1.5, 2.0, 2.5, 3.0)
 NUM_PROMPTS = 2
 OPTIONS_BELOW = 3

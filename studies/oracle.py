@@ -11,21 +11,22 @@ the future is worth: the search is local and short.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
 from rich.console import Console
 
-from mixcache.bench.methods import Method
+from mixcache.bench.methods import Account, Case, Method, account_of
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.hosts.diffusers.attachment import enable
-from mixcache.policies import Policy
+from mixcache.policies import Hold, Policy, Replay
 from mixcache.policies.base import Needs
-from mixcache.predictors import REUSE
 from mixcache.report.markdown import table
 from mixcache.store import write_json, write_whole
 from studies.hard import SETTINGS, Trials
@@ -39,17 +40,12 @@ class Schedule(Policy):
     """Computes the steps that it is told; the others repeat, and are corrected through a parabola."""
 
     name: ClassVar[str] = "schedule"
-    default_bounds: ClassVar[dict[str, int]] = {
-        "num_warmup_steps": 1,
-        "num_cooldown_steps": 0,
-        "max_age": 10**9,
-        "max_cached_run": 10**9,
-    }
+    default_bounds: ClassVar[dict[str, int]] = Replay.default_bounds
     computed: tuple[int, ...] = ()
 
     @property
     def needs(self) -> Needs:
-        return Needs(granularities=(Granularity.STEP,), predictors=(REUSE,), correction=True, correction_degree=2)
+        return replace(Hold().needs, trials=False)
 
     def init(self) -> None:
         return None
@@ -88,7 +84,9 @@ def best_of(trials: Trials, index: int, num_tries: int) -> dict[str, Any]:
 
     def quality(computed: frozenset[int]) -> float:
         policy = Schedule(computed=tuple(sorted(computed)))
-        method = Method(family=f"schedule {letters(computed, num_steps)}", attach=lambda case: attached(case, policy))
+        method = Method(
+            family=f"schedule {letters(computed, num_steps)}", attach=lambda case: enable(case.pipeline, policy)
+        )
         return trials.value(method, index)[1]
 
     own = computed_by_default(trials, index)
@@ -110,9 +108,11 @@ def best_of(trials: Trials, index: int, num_tries: int) -> dict[str, Any]:
     }
 
 
-def attached(case: Any, policy: Policy) -> Any:
-    """The pipeline of a case with a policy, as `Method.attach` wants it."""
-    return enable(case.pipeline, policy)
+@contextlib.contextmanager
+def attached(policy: Policy, case: Case) -> Iterator[Account]:
+    """The pipeline of the case has this policy."""
+    with enable(case.pipeline, policy) as handle:
+        yield partial(account_of, handle)
 
 
 def computed_by_default(trials: Trials, index: int) -> frozenset[int]:

@@ -29,11 +29,10 @@ from mixcache.bench.meter import WorkMeter, work_share
 from mixcache.bench.source import code_hash
 from mixcache.hosts.diffusers.attachment import enable
 from mixcache.hosts.diffusers.denoisers import experts_of
-from mixcache.policies.budget import check_reach
 from mixcache.profiles import Profile, profile_of
 from mixcache.report.markdown import table
 from mixcache.store import Store, write_json, write_whole
-from studies.hard import judging
+from studies.hard import allows, judging
 
 WISHES = (1.5, 2.0, 2.5, 3.0)
 GUIDANCE = {"shapes-wan": 7.0, "shapes-hunyuan": 10.0, "shapes-cogvideox": 10.0}
@@ -123,14 +122,6 @@ class Trials:
 def medians(delivered: Sequence[Sequence[float]]) -> dict[str, float]:
     times, works = zip(*delivered, strict=True)
     return {"by time": median(times), "by work": median(works), "slowest": min(times), "fastest": max(times)}
-
-
-def allows(speedup: float, num_steps: int) -> bool:
-    try:
-        check_reach(speedup, num_steps)
-    except ValueError:
-        return False
-    return True
 
 
 def page(rows: Sequence[Mapping[str, Any]], num_prompts: int) -> str:

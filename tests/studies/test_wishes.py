@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from studies.wishes import allows, medians, page
+from studies.hard import allows
+from studies.wishes import medians, page
 
 
 def test_a_wish_that_is_missed_is_said_to_be() -> None:
