@@ -84,9 +84,7 @@ def best_of(trials: Trials, index: int, num_tries: int) -> dict[str, Any]:
 
     def quality(computed: frozenset[int]) -> float:
         policy = Schedule(computed=tuple(sorted(computed)))
-        method = Method(
-            family=f"schedule {letters(computed, num_steps)}", attach=lambda case: enable(case.pipeline, policy)
-        )
+        method = Method(family=f"schedule {letters(computed, num_steps)}", attach=partial(attached, policy))
         return trials.value(method, index)[1]
 
     own = computed_by_default(trials, index)
