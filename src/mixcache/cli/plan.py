@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -39,7 +37,7 @@ def plan(
         sigmas = [*levels_of_steps(pipeline.scheduler, count), 0.0]
         source = "the prior of the built-in models" if policy.profile is None else f"profile of {policy.profile.model}"
         typer.echo(f"from      {source}; a run goes by what it sees itself")
-        foreseen = foretold(replace(policy, learnt=deepcopy(policy.learnt)), sigmas, policy.learnt.way)
+        foreseen = foretold(policy, sigmas, policy.learnt.way)
         typer.echo(f"schedule  {foreseen}")
         typer.echo("          # compute, s step")
         typer.echo("frontier")

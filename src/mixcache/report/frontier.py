@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 from mixcache.decision import Choice, Granularity, Measurement, Step, Trial
 from mixcache.policies import Bounded, Hold
@@ -23,7 +24,13 @@ def letters(choices: Sequence[Choice]) -> str:
 
 def foretold(policy: Hold, sigmas: Sequence[float], way: Way) -> str:
     """The letters of a run in which outputs change at the rates of `way`; `sigmas` are the noise levels of the steps,
-    and the one at which the last step arrives."""
+    and the one at which the last step arrives. The policy learns nothing from it."""
+    return carried_out(replace(policy, learnt=deepcopy(policy.learnt)), sigmas, way)
+
+
+def carried_out(policy: Hold, sigmas: Sequence[float], way: Way, *, offset: int = 0) -> str:
+    """As `foretold`, but the policy learns as from a generation; the steps of a second expert come after those of the
+    first, `offset` of them."""
     bounded, num_steps = Bounded(policy=policy, **policy.default_bounds), len(sigmas) - 1
     state, done, last = bounded.init(), "", math.nan
     for index, sigma in enumerate(sigmas[:-1]):
@@ -32,6 +39,7 @@ def foretold(policy: Hold, sigmas: Sequence[float], way: Way) -> str:
         step = Step(
             index=index,
             num_steps=num_steps,
+            offset=offset,
             sigma=sigma,
             ages=usable,
             history_lengths=usable,
@@ -54,7 +62,7 @@ def frontier_rows(sigmas: Sequence[float], policy: Hold) -> list[str]:
     way, rows = policy.learnt.way, []
     for speedup in SPEEDUPS if len(sigmas) > LEAST_STEPS else ():
         try:
-            done = foretold(Hold(speedup=speedup, learnt=deepcopy(policy.learnt)), sigmas, way)
+            done = foretold(Hold(speedup=speedup, learnt=policy.learnt), sigmas, way)
         except ValueError:  # out of reach
             break
         rows.append(f"{speedup:5.2f}x  {done.count('#'):3d} computed  {done}")
