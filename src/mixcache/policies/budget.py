@@ -34,13 +34,13 @@ def num_computed_for(speedup: float, num_steps: int, cached_share: float | None)
 
 def check_reach(speedup: float, num_steps: int, *, is_part: bool = False) -> None:
     """ValueError where a loop of so many steps cannot be so much faster, or only with another clip; `is_part` says that
-    they are those of one of two experts."""
+    they are those of one of two experts, or of a loop that begins in mid-way."""
     if speedup == 1:
         return
     if num_steps < LEAST_STEPS and not is_part:
         raise ValueError(
             f"speedup={speedup:g} with {num_steps} steps would only break the clip: none of them is redundant; take "
-            "fewer steps, or leave speedup= out"
+            "fewer steps, or speedup=1"
         )
     most = speedup_of(min(LEAST_COMPUTED, num_steps), num_steps, None)
     if speedup > most + 0.05 and not is_part:

@@ -34,6 +34,9 @@ FEW_LEFT = 5
 """Computed steps left from which on it is looked anew after each."""
 PART_ENDS_OVER = 0.1
 """Noise level at which the first of two experts arrives at least."""
+PART_BEGINS_UNDER = 0.9
+"""Noise level at which the second one begins at most, or a loop that begins with a clip in place of noise: its steps
+are as short as those of a longer loop."""
 
 
 @dataclass(kw_only=True)
@@ -67,7 +70,8 @@ class Wish:
     def see(self, step: Step) -> None:
         """A step is to be decided. ValueError where so many steps do not allow the wish."""
         if not self.name:
-            is_part = step.offset > 0 or (len(step.sigmas) > 1 and step.sigmas[-1] > PART_ENDS_OVER)
+            ends = step.sigmas or (1.0, 0.0)
+            is_part = step.offset > 0 or ends[0] < PART_BEGINS_UNDER or ends[-1] > PART_ENDS_OVER
             check_reach(self.speedup, step.num_steps, is_part=is_part)
             self.num_steps, self.offset, self.sigmas = step.num_steps, step.offset, step.sigmas
             self.name = f"{self.speedup:g} of {step.num_steps} from {step.offset}"
