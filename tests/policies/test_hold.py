@@ -185,7 +185,9 @@ def test_a_wish_that_cannot_be_reached_is_an_error_at_the_first_step() -> None:
 
 
 def test_few_steps_follow_no_wish_but_those_of_a_part_of_the_way() -> None:
-    with pytest.raises(ValueError, match="speedup=2 with 8 steps would only break the clip.*fewer steps, or speedup=1"):
+    with pytest.raises(
+        ValueError, match=r"speedup=2 with 8 steps would only break the clip.*fewer steps, or speedup=1"
+    ):
         foretold(Hold(speedup=2.0), shifted(8, 5.0), PRIOR)
     for part in (shifted(16, 8.0)[:9], shifted(16, 8.0)[8:]):  # of two experts, each under a sampler of its own
         assert 4 <= foretold(Hold(speedup=2.0), part, PRIOR).count("#") < 8
