@@ -60,6 +60,8 @@ def _prior() -> Way:
 
 PRIOR = _prior()
 """Of a model that nothing is known of."""
+PRIOR_LEVELS = tuple(1 / (1 + math.exp(place)) for place in PRIOR.places)
+"""Noise levels at its places."""
 
 
 def is_on(level: float) -> bool:
@@ -81,6 +83,7 @@ class Learnt:
     num_generations: int = 0
     num_computed_before: int = 0
     """Steps that the first of two experts has computed in the loop that is under way."""
+    _way: Way | None = field(default=None, init=False, repr=False, compare=False)
 
     def see(self, level: float, rate: float) -> None:
         """A rate was measured around a noise level."""
@@ -92,6 +95,7 @@ class Learnt:
         seen = math.log(rate) + PRIOR.log_rates[index] - PRIOR.log_rate(level)
         known = self.log_rates.get(index)
         self.log_rates[index] = seen if known is None else MEMORY * known + (1 - MEMORY) * seen
+        self._way = None
 
     def see_times(self, seconds: Mapping[Granularity, float]) -> None:
         """Median seconds of steps."""
@@ -109,13 +113,17 @@ class Learnt:
     @property
     def way(self) -> Way:
         """The prior, moved to what was measured: by how much is on lines between the places that were seen."""
-        if not self.log_rates:
-            return PRIOR
-        seen = sorted(self.log_rates)
-        moves = Way(
-            places=tuple(PRIOR.places[k] for k in seen),
-            log_rates=tuple(self.log_rates[k] - PRIOR.log_rates[k] for k in seen),
-        )
-        levels = [1 / (1 + math.exp(place)) for place in PRIOR.places]
-        moved = zip(PRIOR.log_rates, levels, strict=True)
-        return Way(places=PRIOR.places, log_rates=tuple(rate + moves.log_rate(level) for rate, level in moved))
+        if self._way is None:
+            self._way = moved(self.log_rates) if self.log_rates else PRIOR
+        return self._way
+
+
+def moved(log_rates: Mapping[int, float]) -> Way:
+    """The prior with these rates at some of its places, at least one, by their index."""
+    seen = sorted(log_rates)
+    moves = Way(
+        places=tuple(PRIOR.places[k] for k in seen),
+        log_rates=tuple(log_rates[k] - PRIOR.log_rates[k] for k in seen),
+    )
+    at = zip(PRIOR.log_rates, PRIOR_LEVELS, strict=True)
+    return Way(places=PRIOR.places, log_rates=tuple(rate + moves.log_rate(level) for rate, level in at))
