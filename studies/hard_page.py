@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -25,6 +24,7 @@ import numpy as np
 from mixcache.bench.families import select
 from mixcache.bench.methods import Method, fewer_steps
 from mixcache.bench.peers import PEERS
+from mixcache.policies.hold import QUALITIES
 from mixcache.report.markdown import table
 from mixcache.report.plot import image
 from mixcache.store import write_json, write_whole
@@ -33,7 +33,7 @@ from studies.hard_search import CHOSEN
 
 WISHES = tuple(f"hold:speedup={speedup:g}" for speedup in (1.5, 2.0, 2.5, 3.0, 3.5))
 TRIGGER = "mixcache:granularities=step"
-METHODS = (*WISHES, "hold:quality=high", "hold", "hold:quality=fast", "every_nth:period=2")
+METHODS = (*WISHES, *(f"hold:quality={word}" for word in QUALITIES), "every_nth:period=2")
 METHODS += ("mixcache", "mixcache:corrector=true", f"{TRIGGER}:corrector=true", "fewer-steps")
 """Ours, and fewer steps; the peers are at what `studies.hard_search` found."""
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
@@ -67,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measured(name: str, methods: Sequence[str], num_prompts: int, work: Path) -> dict[str, Any]:
     """What is known of a setting: how hard it is, and its methods."""
     trials, setting = Trials(name, num_prompts, is_held_out=True, work=work), SETTINGS[name]
-    chosen = select([m for m in methods if is_in_reach(m, setting.num_steps)], setting.num_steps, trials.transformer)
+    chosen = [
+        method
+        for method in select(methods, setting.num_steps, trials.transformer)
+        if is_in_reach(method, setting.num_steps)
+    ]
     peers = [
         PEERS[family].make(setting.num_steps, **options)
         for family, found in json.loads(CHOSEN.read_text()).get(name, {}).items()
@@ -87,10 +91,9 @@ def measured(name: str, methods: Sequence[str], num_prompts: int, work: Path) ->
     }
 
 
-def is_in_reach(method: str, num_steps: int) -> bool:
+def is_in_reach(method: Method, num_steps: int) -> bool:
     """False for a wished speed-up that so many steps do not allow."""
-    wish = re.fullmatch(r"hold:speedup=([\d.]+)", method)
-    return wish is None or allows(float(wish[1]), num_steps)
+    return allows(method.settings.get("speedup") or 1.0, num_steps)
 
 
 def family_of(method: Method) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from studies.hard_page import OURS, at, bars, page, pooled_rows
+from mixcache.bench.families import select
+from studies.hard_page import METHODS, OURS, at, bars, is_in_reach, page, pooled_rows
 
 
 def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
@@ -22,6 +23,13 @@ def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
             for family, share, decibels in methods
         ],
     }
+
+
+@pytest.mark.parametrize(("num_steps", "wishes"), [(12, {1.5, 2.0, 2.5}), (50, {1.5, 2.0, 2.5, 3.0, 3.5})])
+def test_a_wish_that_so_many_steps_do_not_allow_is_left_out(num_steps: int, wishes: set[float]) -> None:
+    reached = [method for method in select(METHODS, num_steps) if is_in_reach(method, num_steps)]
+    assert {m.settings["speedup"] for m in reached if "speedup" in m.settings} == wishes
+    assert {m.settings["quality"] for m in reached if "quality" in m.settings} == {"high", "balanced", "fast"}
 
 
 def test_clips_between_two_settings_lie_on_a_line_in_the_log() -> None:
