@@ -27,14 +27,13 @@ from typing import Any, ClassVar
 from mixcache.decision import Decision, Granularity, Measurement, Step
 from mixcache.names import unknown_name
 from mixcache.policies.base import Needs, Policy, is_number
-from mixcache.policies.runs import NO_END, Run, grown
+from mixcache.policies.runs import DEFAULT_ERROR, NO_END, Run, grown
 from mixcache.policies.way import Learnt, is_on
 from mixcache.policies.wish import Wish
 from mixcache.predictors import REUSE
 
 NUM_RATIOS = 4
 """Rates by which what is foretold of the rest is scaled."""
-DEFAULT_ERROR = 0.4
 QUALITIES = {"high": 0.25, "balanced": DEFAULT_ERROR, "fast": 0.6}
 """`error` by the word for it."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from mixcache.policies.way import log_snr
 
+DEFAULT_ERROR = 0.4
+"""Limit where nothing is asked for."""
 SPAN = 1.25
 BUDGET = 9.0
 GROWTH = 3.0

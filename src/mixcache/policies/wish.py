@@ -17,13 +17,14 @@ from statistics import fmean
 
 from mixcache.decision import Decision, Granularity, Step
 from mixcache.policies.budget import check_reach, num_computed_for, solved
-from mixcache.policies.runs import Run, computed_on, grown
+from mixcache.policies.runs import DEFAULT_ERROR, Run, computed_on, grown
 from mixcache.policies.way import Learnt
 
 USUAL_AT_2X = 0.5
 """Limit that is usual for a wish of 2, on all built-in models; it goes with what is over 1."""
 BAND = 1.5
-"""Factor by which a clip may move the limit, in the first generation."""
+"""Factor by which a clip may move the limit, in the first generation; up to the one that is in force where nothing is
+wished it may in any case."""
 LIMIT_POWER = 2.5
 """A model whose limit is larger by this power of a factor is faster by the factor, about."""
 LONGEST = 3.0
@@ -99,13 +100,10 @@ class Wish:
         return self.learnt.limits.get(self.name, (math.log(usual) if usual else -math.inf, 0))
 
     def settled(self, step: Step) -> Decision | None:
-        """What the count of steps alone decides, in the first generation."""
-        if self._known[1]:
-            return None
-        if self.num_left >= self.num_steps - step.index:
+        """What the count of steps alone decides, in the first generation. It never caches: the steps of the end are
+        often long, and a clip whose steps are used up too early would be broken there."""
+        if not self._known[1] and self.num_left >= self.num_steps - step.index:
             return Decision(granularity=Granularity.COMPUTE, reason="all that is left may be computed")
-        if self.num_left <= 0 and step.num_cached < self.longest:
-            return Decision(granularity=Granularity.STEP, reason=f"the rest of {self.speedup:g}x")
         return None
 
     def limit_at(self, step: Step, sigma: float, rates: Sequence[float], scale: float) -> float:
@@ -114,8 +112,9 @@ class Wish:
         if self.limit is None:
             usual, count = self._known
             band = math.log(BAND) / (1 + count)
+            most = usual + band if count else max(usual + band, math.log(DEFAULT_ERROR))
             found = math.log(self._limit_of_rest(step, sigma, rates, scale))
-            self.limit = self.last_limit = math.exp(min(max(found, usual - band), usual + band))
+            self.limit = self.last_limit = math.exp(min(max(found, usual - band), most))
         self.log_limits += (math.log(self.limit),)
         return self.limit
 
@@ -146,8 +145,8 @@ class Wish:
             self.learnt.see_limit(self.name, self._log_limit_taught(num_computed))
 
     def _log_limit_taught(self, num_computed: int) -> float:
-        """What a whole loop says of the limit. In the first generation steps were computed or cached to keep the wish,
-        whatever the limit said: there it is the one that all that was seen would take."""
+        """What a whole loop says of the limit. In the first generation steps were computed to keep the wish, whatever
+        the limit said: there it is the one that all that was seen would take."""
         if self._known[1] or len(self.sigmas) != self.num_steps + 1:
             return fmean(self.log_limits) + LIMIT_POWER * math.log(num_computed / self.num_computed)
         rates = [math.exp(self.learnt.way.log_rate(sigma)) for sigma in self.sigmas]
