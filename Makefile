@@ -11,7 +11,7 @@ RUNS := shapes-cogvideox-50 shapes-wan-50 shapes-hunyuan-50 shapes-wan-20
 FEW_STEPS := shapes-cogvideox-20 shapes-hunyuan-20
 ALL_RUNS := $(RUNS:%=bench-%) $(FEW_STEPS:%=bench-%)
 
-.PHONY: demo test test-all test-ranks test-batch test-comfyui batch-bars check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff gate gate-anew overhead joined clean
+.PHONY: demo test test-all test-ranks test-batch test-comfyui batch-bars check lint format support bench bench-few-steps $(ALL_RUNS) bench-quick bench-default bench-hard cadences cliff gate gate-anew overhead joined clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mixcache needs Python 3.11 to 3.13 with venv (on Debian: python3 and python3-venv)"; exit 2; }
@@ -83,7 +83,7 @@ support: .venv/installed-test
 	touch $@
 
 # one thread is as fast as two on so small a model, and two runs of one thread each did not slow each other down
-bench bench-few-steps $(ALL_RUNS) bench-quick bench-hard asked cadences cliff overhead: export OMP_NUM_THREADS = 1
+bench bench-few-steps $(ALL_RUNS) bench-quick bench-default bench-hard cadences cliff overhead: export OMP_NUM_THREADS = 1
 
 # with RESUME=1 a run that was cut off goes on
 bench: .venv/installed-bench
@@ -96,6 +96,13 @@ bench-few-steps: .venv/installed-bench
 $(ALL_RUNS): bench-%: .venv/installed-bench
 	$(BIN)/mixcache bench --model $(word 1,$(subst -, ,$*))-$(word 2,$(subst -, ,$*)) --steps $(lastword $(subst -, ,$*)) \
 		--methods all --num-prompts 4 $(if $(RESUME),--resume) --force --out docs/results/$*
+
+# the default alone, on the captions of the runs above; beside their peers in docs/results/README.md
+bench-default: $(ALL_RUNS:bench-%=default-%)
+
+$(ALL_RUNS:bench-%=default-%): default-%: .venv/installed-bench
+	$(BIN)/mixcache bench --model $(word 1,$(subst -, ,$*))-$(word 2,$(subst -, ,$*)) --steps $(lastword $(subst -, ,$*)) \
+		--methods hold --num-prompts 4 --force --out docs/results/default-$*
 
 bench-quick: .venv/installed-bench
 	$(BIN)/mixcache bench --methods quick --num-prompts 6 --force --out docs/results/quick
@@ -112,11 +119,6 @@ CLIFF := $(subst $(space),$(comma),$(ERRORS:%=hindsight:error=%))
 cliff: .venv/installed-bench
 	$(BIN)/mixcache bench --methods $(CLIFF) --num-prompts 16 --force --out docs/results/cliff
 	$(BIN)/python -m studies.targets docs/results/cliff/results.json
-
-asked: .venv/installed-bench
-	$(BIN)/mixcache bench --methods hold --num-prompts 16 --steps 50 --force --out docs/results/asked-50
-	$(BIN)/mixcache bench --methods ours --num-prompts 16 --steps 20 --force --out docs/results/asked-20
-	$(BIN)/python -m studies.targets docs/results/asked-50/results.json docs/results/asked-20/results.json
 
 # hold beside the cadences of about its work, and the paper's policy at its most
 AT_MOST := :granularities=step:num_warmup_steps=2:num_cooldown_steps=1:max_age=9:max_cached_run=9

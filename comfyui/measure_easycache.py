@@ -29,7 +29,7 @@ from mixcache.store import write_whole
 from mixcache.zoo import world
 
 STEPS, CFG = 20, 7.0
-THRESHOLDS, STARTS, ENDS = (0.1, 0.15, 0.22, 0.35, 0.6), (0.05,), (0.7, 0.8)
+THRESHOLDS, STARTS, ENDS = (0.1, 0.15, 0.22, 0.35, 0.6, 0.9, 1.3), (0.05,), (0.7, 0.8, 0.9)
 SKIPPED = re.compile(r"EasyCache - skipped (\d+)/")
 
 

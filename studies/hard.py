@@ -65,7 +65,6 @@ class Setting:
 SETTINGS = {
     "wan-50": Setting(model="shapes-wan", num_steps=50, guidance_scale=9.0),
     "wan-30": Setting(model="shapes-wan", num_steps=30, guidance_scale=7.0),
-    "wan-20": Setting(model="shapes-wan", num_steps=20, guidance_scale=6.0),
     "wan-20-euler": Setting(model="shapes-wan", num_steps=20, guidance_scale=10.0, sampler="euler"),
     "hunyuan-20": Setting(model="shapes-hunyuan", num_steps=20, guidance_scale=10.0),
     "hunyuan-12": Setting(model="shapes-hunyuan", num_steps=12, guidance_scale=10.0),

@@ -42,6 +42,8 @@ FIGURES = "hard.json"
 MOST_BROKEN_AT_2X = 0.02
 TENTH_OVER, MEDIAN_OVER = 1.0, 2.0
 """dB that the default is to be above the best peer."""
+IDENTICAL = 100.0
+"""PSNR (dB) that a clip without any error counts as."""
 CACHES = 1.01
 """Speed-up of a method that caches at all."""
 SLOWER, FASTER = 0.02, 0.05
@@ -102,9 +104,10 @@ def family_of(method: Method) -> str:
 
 
 def figures(decibels: Sequence[float]) -> dict[str, str]:
-    """What is told of clips; of those that are the plain ones nothing."""
-    if not all(map(math.isfinite, decibels)):
+    """What is told of clips; one that is the plain one counts as IDENTICAL."""
+    if all(map(math.isinf, decibels)):
         return dict.fromkeys(("lowest", "tenth", "median", "mean"), "identical") | {f"under {BROKEN:.0f} dB": "0%"}
+    decibels = [min(psnr, IDENTICAL) for psnr in decibels]
     tenth, middle = np.quantile(decibels, (0.1, 0.5))
     return {
         "lowest": f"{min(decibels):.1f}",
@@ -191,6 +194,12 @@ def compared(settings: Mapping[str, Any], speedup: float) -> list[Any]:
     return [own for own in settings.values() if at(own, OURS, speedup)] or list(settings.values())
 
 
+def is_whole(row: Mapping[str, str]) -> bool:
+    """True for a row of `pooled_rows` of all settings."""
+    count, _, of = row["settings"].partition(" of ")
+    return count == of
+
+
 def families_of(settings: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(m["family"] for setting in settings.values() for m in setting["methods"]))
 
@@ -237,7 +246,8 @@ def word(is_met: bool) -> str:
 
 
 def picture(found: Mapping[str, Any]) -> bytes:
-    """For each model the tenth percentile of all its clips against the speed-up, with the floor drawn in, as a PNG."""
+    """For each model the tenth percentile of all its clips against the speed-up, with the floor drawn in, as a PNG;
+    hollow where not all settings have the steps for it."""
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(setting["model"] for setting in found.values()))
@@ -250,6 +260,9 @@ def picture(found: Mapping[str, Any]) -> bytes:
             points = [(float(r["at"][:-1]), float(r["tenth"])) for r in rows if r["method"] == family]
             width = 2.5 if family == OURS else 1.2
             axes.plot(*zip(*points, strict=True), "o-", color=colours[family], lw=width, ms=4, label=family)
+            part = [(float(r["at"][:-1]), float(r["tenth"])) for r in rows if r["method"] == family and not is_whole(r)]
+            if part:
+                axes.plot(*zip(*part, strict=True), "o", color=colours[family], mfc="white", ms=4)
         axes.axhline(min(setting["bfloat16"] for setting in own.values()), linestyle=":", color="grey", label="floor")
         axes.axhline(BROKEN, linewidth=0.7, color="firebrick")
         axes.set_title(f"{model}, {len(own)} hard setting{'s' * (len(own) > 1)}")

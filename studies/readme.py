@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +19,16 @@ from typing import Any
 
 from mixcache.bench.page import idle_reason, kind_of, level_rows, never_fires, noise_of_time
 from mixcache.bench.peers import PEERS
-from mixcache.bench.records import pareto_front
 from mixcache.bench.results import SPEEDUPS, load
 from mixcache.report.markdown import table
 from mixcache.store import write_whole
-from studies.hard import decibels_of, speedup_of
+from studies.easy import DEFAULT, clips_at, default_section
+from studies.hard import SETTINGS, allows, decibels_of, speedup_of
 from studies.hard_page import FIGURES, OURS, command, figures, pooled_rows
 from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
 from studies.overhead import HOOKS
 from studies.targets import tally, targets
+from studies.text import paragraph
 
 PAGE, TARGETS = "README.md", "targets.md"
 HARD = "docs/experiments/2026-11-hard-settings.md"
@@ -42,7 +43,6 @@ RUNS = (
 )
 """Folders of docs/results that `make bench` and `make bench-few-steps` fill."""
 ABSENT = "–"
-WIDTH = 120
 KINDS = {
     "ours": "ours",
     "calibrated": "ours, calibrated",
@@ -65,16 +65,17 @@ def measured(results: Path) -> str:
             "lowest / tenth percentile / median of a model's settings together, at an ideal speed-up, by work.",
             "*Half* is the median with half the steps, *floor* that of the plain clip in bfloat16, above which nothing",
             f"is seen: {', '.join(settings)}. The peers are at settings that were searched for each of these.",
+            "A speed-up that `hold` does not reach in some settings is told of the others.",
         ),
         "",
         table(rows_of_readme(found)),
         "",
-        "![Tenth percentile of the PSNR against speed-up, three models](docs/results/hard/hard.png)",
+        "![Tenth percentile against speed-up; hollow: not in all settings](docs/results/hard/hard.png)",
         "",
         paragraph(
             "[Each setting and method, with broken clips](docs/results/hard/hard.md);",
-            f"[why these settings]({HARD}); [every peer in easy settings](docs/results/{PAGE}), of the policies before",
-            f"`hold`; [the targets of this project, met or not](docs/results/{TARGETS}).",
+            f"[why these settings]({HARD}); [every peer in easy settings](docs/results/{PAGE});",
+            f"[the targets of this project, met or not](docs/results/{TARGETS}).",
         ),
     ]
     return "\n".join(lines)
@@ -83,28 +84,41 @@ def measured(results: Path) -> str:
 def words(results: Path) -> str:
     """The section of how-fast.md: what each word, and each wish, gave in the hard settings."""
     found = json.loads((results / "hard" / FIGURES).read_text())
-    rows: dict[str, dict[str, str]] = {}
-    for name, setting in found.items():
-        for method in setting["methods"]:
-            if method["family"] in ("hold", OURS):
-                told = figures(decibels_of(method["values"]))
-                row = rows.setdefault(method["name"].removeprefix("hold, "), {})
-                row[name] = f"{speedup_of(method['values']):.2f}x: " + " / ".join(
-                    told[figure] for figure in ("lowest", "tenth", "median")
-                )
+    models = dict.fromkeys(own["model"] for own in found.values())
+    settings = {model: {name: own for name, own in found.items() if own["model"] == model} for model in models}
+    asked = [m["name"] for own in found.values() for m in own["methods"] if m["family"] in (DEFAULT, OURS)]
     lines = [
         paragraph(
             "In the [hard settings](results/hard/hard.md), the first clip on a handle: speed-up by work, and lowest /",
-            "tenth percentile / median PSNR (dB) against the plain clips of the same seeds:",
+            "tenth percentile / median PSNR (dB) against the plain clips of the same seeds, of each model's settings",
+            f"together ({'; '.join(', '.join(own) for own in settings.values())}), but for those of too few steps for",
+            "a wish:",
         ),
         "",
-        table([{"asked": asked} | {name: row.get(name, ABSENT) for name in found} for asked, row in rows.items()]),
+        table(
+            [
+                {"asked": name.removeprefix(f"{DEFAULT}, ")}
+                | {model: told_of_word(settings[model], name) for model in models}
+                for name in dict.fromkeys(asked)
+            ]
+        ),
     ]
     return "\n".join(lines)
 
 
-def paragraph(*sentences: str) -> str:
-    return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False)
+def told_of_word(settings: Mapping[str, Any], asked: str) -> str:
+    """Speed-up by work and the clips of a word or wish in all settings that have the steps for it; an en dash where it
+    was not measured in one of them."""
+    found = [[m["values"] for m in own["methods"] if m["name"] == asked] for own in settings.values()]
+    wish = re.fullmatch(r"hold, speedup ([\d.]+)", asked)
+    for name, clips in zip(settings, found, strict=True):
+        if not clips and not (wish and not allows(float(wish[1]), SETTINGS[name].num_steps)):
+            return ABSENT
+    values = [value for clips in found for value in (clips[0] if clips else ())]
+    if not values:
+        return ABSENT
+    told = figures(decibels_of(values))
+    return f"{speedup_of(values):.2f}x: " + " / ".join(told[figure] for figure in ("lowest", "tenth", "median"))
 
 
 def how_measured(runs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -149,25 +163,6 @@ def told_of(run: Mapping[str, Any], family: str, speedup: float, *, with_median:
     return " / ".join(f"{figure:.1f}" for figure in figures)
 
 
-def clips_at(run: Mapping[str, Any], family: str, speedup: float) -> list[float]:
-    """PSNR of each clip of a family at a speed-up, on the line between the settings that `records.best_at` takes; empty
-    where none is that fast. A clip that is the plain one under either of them is left out: it has no PSNR."""
-    rows = {
-        (row["speedup"], row["psnr_db"]): row["method"]
-        for row in run["summary"]
-        if row["family"] == family and row["psnr_db"] is not None
-    }
-    front = pareto_front(list(rows))
-    slower, faster = [p for p in front if p[0] <= speedup], [p for p in front if p[0] >= speedup]
-    if not faster:
-        return []
-    ends = (slower[-1] if slower else faster[0], faster[0])
-    share = (speedup - ends[0][0]) / (ends[1][0] - ends[0][0]) if ends[0] != ends[1] else 0.0
-    psnrs = ([r["psnr_db"] for r in run["records"] if r["method"] == rows[end]] for end in ends)
-    pairs = zip(*psnrs, strict=True)
-    return [low + share * (high - low) for low, high in pairs if low is not None and high is not None]
-
-
 def page(results: Path) -> str:
     """README.md of the folder `results`: every method of every run, and what the attachment costs."""
     runs = {name: load(results / name / "results.json") for name in RUNS}
@@ -191,6 +186,7 @@ def page(results: Path) -> str:
             "setting with its spread, and the same figures by the work that was done.",
         ),
     ]
+    lines += ["", *default_section(results, RUNS)]
     for name, run in runs.items():
         lines += ["", f"## {case_of(run)}", "", f"Floor {floor_of(run)} dB; {tally(run)}. {whole_of(name)}.", ""]
         lines += [table(rows_with_kinds(run)), *failures(run)]

@@ -15,6 +15,7 @@ from mixcache.bench.methods import Method
 from mixcache.bench.page import markdown
 from mixcache.bench.records import Record
 from mixcache.bench.results import load
+from studies.easy import clips_at
 from studies.hard_page import OURS
 from studies.readme import (
     BEGIN,
@@ -22,7 +23,6 @@ from studies.readme import (
     PAGE,
     RUNS,
     TARGETS,
-    clips_at,
     failures,
     filled,
     how_measured,
@@ -32,6 +32,7 @@ from studies.readme import (
     rows_of_readme,
     targets_page,
     told_of,
+    told_of_word,
     words,
 )
 
@@ -173,6 +174,17 @@ def test_how_fast_holds_the_figures_of_words_and_wishes() -> None:
     assert filled(page_, words(ROOT / "docs" / "results")) == page_
     assert "| quality high |" in page_
     assert "| speedup 2 |" in page_
+
+
+def test_a_word_is_told_of_all_settings_of_a_model_that_have_the_steps_for_it() -> None:
+    def setting(**decibels: float) -> dict[str, Any]:
+        return {"methods": [{"name": f"hold, {word}", "values": [[0.5, db, 1.0]]} for word, db in decibels.items()]}
+
+    fast, wish = "quality fast", "speedup 3"
+    settings = {"wan-30": setting(**{fast: 40.0, wish: 30.0}), "hunyuan-12": setting(**{fast: 20.0})}
+    assert told_of_word(settings, f"hold, {fast}") == "2.00x: 20.0 / 22.0 / 30.0"
+    assert told_of_word(settings, f"hold, {wish}") == "2.00x: 30.0 / 30.0 / 30.0"  # 12 steps do not reach it
+    assert told_of_word(settings | {"wan-50": setting(**{fast: 1.0})}, f"hold, {wish}") == "–"
 
 
 def test_the_page_of_results_holds_what_follows_from_them() -> None:
