@@ -158,7 +158,8 @@ def page(rows: Sequence[dict[str, Any]], num_tries: int) -> str:
     return "\n".join(
         [
             "# The oracle\n",
-            f"Written by `python -m studies.oracle --out docs/results`: of {NUM_CAPTIONS} training captions in each "
+            f"Written by `python -m studies.oracle --num-tries {num_tries} --out docs/results`: of "
+            f"{NUM_CAPTIONS} training captions in each "
             f"setting, PSNR (dB) of the decoded clip; {num_tries} schedules were tried for each with the plain clip at "
             f"hand. The default is {behind:.1f} dB behind (median).\n",
             table(told),
