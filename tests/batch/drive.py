@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -36,5 +37,6 @@ def drive(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored where the tests run in a shell's background
     result = drive(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
     print(result.num_done, result.num_failed)
