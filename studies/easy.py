@@ -7,7 +7,7 @@ which the peers were measured; `python -m studies.readme` writes the section.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -41,12 +41,10 @@ def clips_at(run: Mapping[str, Any], family: str, speedup: float, by: str = "spe
     return [low + share * (high - low) for low, high in pairs if low is not None and high is not None]
 
 
-def default_section(results: Path, names: Sequence[str]) -> list[str]:
-    """Lines of a page: for each run and speed-up the default, and the best peer."""
-    there = [name for name in names if (results / f"default-{name}" / "results.json").exists()]
-    rows = [
-        row for name in there for row in _rows(name, load(results / name / "results.json"), default_of(results, name))
-    ]
+def default_section(results: Path, runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of a page: for each run, by its name, and each speed-up the default, and the best peer."""
+    there = [name for name in runs if default_file(results, name).exists()]
+    rows = [row for name in there for row in _rows(name, runs[name], default_of(results, name, runs[name]))]
     missed = sum(row["not below"] == "NO" for row in rows)
     return [
         "## The default beside the best peer, by work",
@@ -55,16 +53,25 @@ def default_section(results: Path, names: Sequence[str]) -> list[str]:
             "`make bench-default` measured `hold`, as it comes and with wishes, on the captions and seeds of the",
             "runs below. Lowest / median / mean PSNR (dB) at an ideal speed-up; the best peer is taken for each",
             f"figure alone. `hold` is below one in {missed} of {len(rows)} rows.",
-            *([f"Not measured: {', '.join(absent)}."] if (absent := [n for n in names if n not in there]) else ()),
+            *(
+                [f"Not measured: {', '.join(absent)}."]
+                if (absent := [name for name in runs if name not in there])
+                else ()
+            ),
         ),
         "",
         table(rows),
     ]
 
 
-def default_of(results: Path, name: str) -> dict[str, Any]:
+def default_file(results: Path, name: str) -> Path:
+    """Of the default, on the captions of a run."""
+    return results / f"default-{name}" / "results.json"
+
+
+def default_of(results: Path, name: str, run: Mapping[str, Any]) -> dict[str, Any]:
     """The run of the default on the captions of another; ValueError where they are others."""
-    run, own = load(results / name / "results.json"), load(results / f"default-{name}" / "results.json")
+    own = load(default_file(results, name))
     for fact in ("prompts", "arguments"):
         if json.dumps(run[fact], sort_keys=True) != json.dumps(own[fact], sort_keys=True):
             raise ValueError(f"default-{name} has other {fact} than {name}, so they cannot stand in one table")

@@ -186,7 +186,7 @@ def page(results: Path) -> str:
             "setting with its spread, and the same figures by the work that was done.",
         ),
     ]
-    lines += ["", *default_section(results, RUNS)]
+    lines += ["", *default_section(results, runs)]
     for name, run in runs.items():
         lines += ["", f"## {case_of(run)}", "", f"Floor {floor_of(run)} dB; {tally(run)}. {whole_of(name)}.", ""]
         lines += [table(rows_with_kinds(run)), *failures(run)]

@@ -154,9 +154,9 @@ def test_the_wish_is_kept_where_outputs_change_as_is_usual(speedup: float, num_s
 
 
 def test_a_wish_does_not_break_a_clip_whose_outputs_change_much_faster() -> None:
-    for num_steps in (20, 30, 50):
+    for num_steps, least in ((20, 0.59), (30, 0.74), (50, 0.89)):
         for speedup in (1.5, 2.0, 3.0):
-            assert 0.55 <= delivered(speedup, num_steps, 5.0, faster(4.0)) <= 1.03
+            assert least <= delivered(speedup, num_steps, 5.0, faster(4.0)) <= 1.03
     assert delivered(2.0, 50, 5.0, Way(places=(-4.0, 0.0, 4.0), log_rates=(0.0, 3.0, 0.0))) < 1.0
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from mixcache.bench.methods import Method
 from mixcache.bench.records import Record
+from mixcache.bench.results import load
 from mixcache.store import write_json
 from studies.easy import default_section
 
@@ -33,8 +34,13 @@ def results(tmp_path: Path, made_up: dict[str, Method], make_record: Callable[..
     return tmp_path
 
 
+def section(results: Path, *names: str) -> list[str]:
+    """Of runs that are all like the peer's."""
+    return default_section(results, dict.fromkeys(names, load(results / "toy" / "results.json")))
+
+
 def test_each_figure_is_held_against_the_best_peer(results: Path) -> None:
-    *_, text, _, rows = default_section(results, ["toy"])
+    *_, text, _, rows = section(results, "toy")
     assert "below one in 0 of 2 rows" in text.replace("\n", " ")
     assert "| toy | 2x | 45.0 / 47.0 / 47.0 | 40.0 / 45.0 / 45.0 | yes |" in rows
     assert "2.5x" not in rows
@@ -45,7 +51,7 @@ def test_the_default_below_a_peer_in_one_figure_is_below_it(results: Path) -> No
     better = [record | {"psnr_db": record["psnr_db"] and record["psnr_db"] + 4} for record in found["records"]]
     summary = [row | {"psnr_db": row["psnr_db"] and row["psnr_db"] + 4} for row in found["summary"]]
     write_json(results / "toy" / "results.json", found | {"records": better, "summary": summary})
-    *_, text, _, rows = default_section(results, ["toy"])
+    *_, text, _, rows = section(results, "toy")
     assert "below one in 2 of 2 rows" in text.replace("\n", " ")
     assert "| toy | 2x | 45.0 / 47.0 / 47.0 | 44.0 / 49.0 / 49.0 | NO |" in rows
 
@@ -54,9 +60,9 @@ def test_other_captions_are_not_put_beside_them(results: Path) -> None:
     path = results / "default-toy" / "results.json"
     write_json(path, json.loads(path.read_text()) | {"prompts": ["another"]})
     with pytest.raises(ValueError, match="default-toy has other prompts than toy"):
-        default_section(results, ["toy"])
+        section(results, "toy")
 
 
 def test_a_run_without_the_default_is_named(results: Path) -> None:
-    *_, text, _, _ = default_section(results, ["toy", "other"])
+    *_, text, _, _ = section(results, "toy", "other")
     assert text.replace("\n", " ").endswith("below one in 0 of 2 rows. Not measured: other.")
