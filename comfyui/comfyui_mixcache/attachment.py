@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from mixcache.core import End
 from mixcache.policies.way import Learnt
 from mixcache.trace import Trace
 
+from .blocks import Gate
 from .learnt import learnt_of, taught
 from .levels import Levels
 from .models import row_for
@@ -33,6 +35,8 @@ MAX_RUNS = 8
 """Runs of one node whose traces are kept for the report."""
 OTHERS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 """Keys by which other caches lie in a model's options."""
+COMPILE_KEY = "torch.compile"
+"""That by which ComfyUI's node for it does."""
 WRAPPERS = ("OUTER_SAMPLE", "SAMPLER_SAMPLE", "PREDICT_NOISE", "CALC_COND_BATCH")
 GUIDING = (
     "sampler_cfg_function",
@@ -67,6 +71,8 @@ class Attachment:
 
     settings: Settings
     granularities: tuple[str, ...]
+    gate: Gate | None = None
+    """Of the blocks; None where they are not looked at."""
     runs: deque[RunRecord] = field(default_factory=lambda: deque(maxlen=MAX_RUNS))
 
     def run_of(self, latents: Any) -> RunRecord | None:
@@ -90,9 +96,18 @@ def attach(model: Any, settings: Settings) -> Any:
     if row.unsafe:
         logger.warning("MixCache leaves %s as it is: %s", row.name, row.unsafe)
         return model
+    granularities, gate = row.granularities, None
+    if settings.leaves_blocks:
+        diffusion_model = model.get_model_object("diffusion_model")
+        granularities, gate = (*granularities, "block"), Gate.of(diffusion_model)
+        if gate is None:
+            raise ValueError(
+                f"leave_out={settings.leave_out!r} is not for {type(diffusion_model).__name__}, whose blocks MixCache "
+                "does not leave out: set it to whole steps, negative prompts or both"
+            )
     clone = model.clone()
     options = clone.model_options.setdefault("transformer_options", {})
-    options[KEY] = Attachment(settings, row.granularities)
+    options[KEY] = Attachment(settings, granularities, gate)
     functions = (outer_sample, sampler_sample, predict_noise, calc_cond_batch)
     for name, function in zip(WRAPPERS, functions, strict=True):
         kind = getattr(patcher_extension.WrappersMP, name)
@@ -151,7 +166,7 @@ def sampler_sample(
     levels = sigmas.tolist()
     record = RunRecord(Trace(num_blocks=1), len(levels) - 1, name_of(sampler))
     attachment.runs.append(record)
-    record.why_not = why_passed(guider, options, treatment, record.sampler, levels)
+    record.why_not = why_passed(guider, options, treatment, record.sampler, levels, attachment.gate)
     if record.why_not is not None:
         logger.warning("MixCache passes this run through: %s", record.why_not)
         return executor(guider, sigmas, extra_args, callback, noise, *rest, disable_pbar)
@@ -166,7 +181,8 @@ def sampler_sample(
         while True:
             sampling.begin()
             try:
-                samples = executor(guider, sigmas, dict(extra_args), shown, noise.clone(), *rest, True)
+                with nullcontext() if attachment.gate is None else attachment.gate.on(options):
+                    samples = executor(guider, sigmas, dict(extra_args), shown, noise.clone(), *rest, True)
             except Again:
                 continue
             reason = End.DONE
@@ -242,10 +258,13 @@ def begun(
         lambda: float(guider.cfg) if hasattr(guider, "cfg") else None,
         attachment.granularities,
         is_guided_alike=is_guided_alike,
+        gate=attachment.gate,
     )
 
 
-def why_passed(guider: Any, options: Any, treatment: Treatment, sampler: str, sigmas: list[float]) -> str | None:
+def why_passed(
+    guider: Any, options: Any, treatment: Treatment, sampler: str, sigmas: list[float], gate: Gate | None
+) -> str | None:
     """Why nothing of a run is cached; None where it is. ValueError where it cannot be right."""
     for key, name in OTHERS.items():
         if key in options["transformer_options"]:
@@ -260,4 +279,21 @@ def why_passed(guider: Any, options: Any, treatment: Treatment, sampler: str, si
         return "hooks change the weights during the run"
     if len(sigmas) < 2 or any(after >= before for before, after in itertools.pairwise(sigmas)):
         return "the noise levels do not fall from step to step"
+    return None if gate is None else why_blocks_stay(guider, options, gate)
+
+
+def why_blocks_stay(guider: Any, options: Any, gate: Gate) -> str | None:
+    """Why no blocks of a run can be left out; None where they can."""
+    transformer_options = options["transformer_options"]
+    replaced = transformer_options.get("patches_replace", {}).get("dit", {})
+    if any(kind == gate.kind for kind, *_ in replaced) or gate.kind in transformer_options.get("patches", {}):
+        return "another node replaces blocks of the model, or adds to them"
+    if any(options.get(name) for name in GUIDING):
+        return "a node that guides may run the blocks in its own way"
+    if any(part.get("control") is not None for conds in guider.conds.values() for part in conds or ()):
+        return "a control adds to the blocks"
+    if COMPILE_KEY in transformer_options.get("wrappers", {}).get("apply_model", {}):
+        return "the model is compiled as a whole, and blocks of one graph cannot be left out"
+    if "multigpu_clones" in options:
+        return "the model runs on several devices"
     return None

@@ -89,7 +89,8 @@ class MixCache:
                         "default": "whole steps",
                         "advanced": True,
                         "tooltip": "A step without the negative prompt costs half of one; it is nothing to a model "
-                        "that is guided without one.",
+                        "that is guided without one. Middle blocks are all but the first and the last one; what they "
+                        "add is kept in the model's memory, for each prompt.",
                     },
                 ),
                 "correct": (

@@ -24,6 +24,7 @@ from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
 from mixcache.policies import Bounded
 from mixcache.trace import Trace, TraceWriter
 
+from .blocks import Gate, OtherRunsError
 from .levels import Levels
 
 logger = logging.getLogger("mixcache")
@@ -53,17 +54,19 @@ class Sampling:
         granularities: tuple[str, ...],
         *,
         is_guided_alike: bool,
+        gate: Gate | None = None,
     ) -> None:
-        self.trace = Trace(num_blocks=1)
+        span = WHOLE if gate is None else gate.span
+        self.trace = Trace(num_blocks=span.num_blocks)
         self.in_full: dict[int, str] = {}
         """Why steps were computed past the engine, by the step."""
         self.num_corrected = 0
         self.num_steps = len(sigmas) - 1
-        self._engine = Engine(policy, WHOLE, guidance, TraceWriter(self.trace), granularities=granularities)
+        self._engine = Engine(policy, span, guidance, TraceWriter(self.trace), granularities=granularities)
         self._corrects = policy.needs.correction
         self._levels, self._sigmas = levels, sigmas
         self._noise_levels = tuple(levels.level(sigma) for sigma in sigmas)
-        self._is_guided_alike = is_guided_alike
+        self._is_guided_alike, self._gate = is_guided_alike, gate
         self._place = 0
         """Of the model's next call by the sampler."""
         self._kept: list[torch.Tensor] = []
@@ -109,7 +112,7 @@ class Sampling:
         self._step, self._num_calls = self._step_at(place, sigma), 0
         try:
             denoised = compute()
-        except DoubtError as doubt:
+        except (DoubtError, OtherRunsError) as doubt:
             self._pass(place, str(doubt))
             denoised = compute()
         if self._corrects:
@@ -181,7 +184,7 @@ class Sampling:
             return compute(conds)
         place, self._num_calls = self._num_calls, self._num_calls + 1
         names = tuple(branch_name(place, index) for index in present)
-        run = Call(compute, conds, present, x, sigma, self._levels, names)
+        run = Call(compute, conds, present, x, sigma, self._levels, names, self._gate)
         info = CallInfo(
             branch="+".join(names),
             parts=names if len(names) > 1 else (),
@@ -226,7 +229,9 @@ class Call:
         sigma: torch.Tensor,
         levels: Levels,
         names: tuple[str, ...],
+        gate: Gate | None,
     ) -> None:
+        self._gate = gate
         self._compute, self._conds, self._present, self._names = compute, conds, present, names
         self.latents, self._sigma, self._levels = x, sigma, levels
         self.outputs: list[torch.Tensor] | None = None
@@ -234,9 +239,11 @@ class Call:
         self.has_run = False
 
     def full(self, *, records: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        self.has_run = True
-        self.outputs = self._compute(self._conds)
-        return torch.cat([self._velocity(self.outputs[index]) for index in self._present]), ()
+        if not records or self._gate is None:
+            return self._run(), ()
+        with self._gate.recording() as recorded:
+            output = self._run()
+        return output, tuple(recorded)
 
     def conditional(self) -> torch.Tensor | None:
         if self._names != (CONDITIONAL, UNCONDITIONAL):
@@ -245,7 +252,15 @@ class Call:
         return self._velocity(self._compute([self._conds[0], *[None] * (len(self._conds) - 1)])[0])
 
     def without_span(self, residuals: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        raise AssertionError("no blocks are left out here, so that no residuals are kept")
+        if self._gate is None:
+            raise AssertionError("residuals are kept of a span alone")
+        with self._gate.leaving_out(residuals):
+            return self._run()
+
+    def _run(self) -> torch.Tensor:
+        self.has_run = True
+        self.outputs = self._compute(self._conds)
+        return torch.cat([self._velocity(self.outputs[index]) for index in self._present])
 
     def _velocity(self, denoised: torch.Tensor) -> torch.Tensor:
         return self._levels.velocity(denoised, self.latents, self._sigma)

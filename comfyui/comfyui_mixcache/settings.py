@@ -19,6 +19,8 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "whole steps": ("step",),
     "negative prompts": ("cfg",),
     "both": ("step", "cfg"),
+    "middle blocks": ("block",),
+    "all three": ("step", "cfg", "block"),
 }
 """What may be left out, and its granularities."""
 
@@ -71,6 +73,10 @@ class Settings:
                 raise
             own = f"setting={self.setting:g} is the {POLICIES[self.policy]} of policy {self.policy}"
             raise ValueError(f"{own}: {error}") from None
+
+    @property
+    def leaves_blocks(self) -> bool:
+        return "block" in LEFT_OUT[self.leave_out]
 
     def bounded(self, num_steps: int, *, corrects: bool, num_before: int = 0, num_after: int = 0) -> Bounded:
         """The policy for that many steps, of which so many lie before the start and after the end."""

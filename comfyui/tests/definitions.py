@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_sampling
@@ -46,6 +48,46 @@ def reusing(patcher: Any, is_cached: list[bool], *, negative: bool = False) -> A
     clone.add_wrapper_with_key(kinds.PREDICT_NOISE, "reference", predict)
     clone.add_wrapper_with_key(kinds.CALC_COND_BATCH, "reference", answer)
     return clone
+
+
+@contextmanager
+def without_blocks(patcher: Any, is_cached: list[bool], blocks: list[Any]) -> Iterator[Any]:
+    """The definition: at these steps the `blocks`, modules in a row, hand on what goes into the first of them and what
+    they added to it at the last computed step, each time that the model is run in a step."""
+    seen: dict[str, int] = {"step": -1, "run": -1}
+    begun: dict[int, torch.Tensor] = {}
+    added: dict[int, torch.Tensor] = {}
+
+    def predict(executor: Any, *args: Any) -> Any:
+        seen.update(step=seen["step"] + 1, run=-1)
+        return executor(*args)
+
+    def replace(place: int, module: Any) -> None:
+        inner = module.forward
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if place == 0:
+                seen["run"] += 1
+                begun[seen["run"]] = x.clone()
+            is_last, run = place == len(blocks) - 1, seen["run"]
+            if is_cached[seen["step"]]:
+                return begun[run] + added[run] if is_last else x
+            out: torch.Tensor = inner(x, *args, **kwargs)
+            if is_last:
+                added[run] = out - begun[run]
+            return out
+
+        module.forward = forward
+
+    for place, module in enumerate(blocks):
+        replace(place, module)
+    clone = patcher.clone()
+    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, "reference", predict)
+    try:
+        yield clone
+    finally:
+        for module in blocks:
+            del module.forward
 
 
 def euler_taken_again(is_cached: list[bool]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.latent_formats
@@ -17,9 +17,10 @@ import pytest
 import torch
 from comfyui_mixcache import report
 from comfyui_mixcache.attachment import attach, attachment_of
+from comfyui_mixcache.blocks import BLOCKS
 from comfyui_mixcache.models import MODELS, row_for
 from comfyui_mixcache.settings import Settings
-from definitions import reusing
+from definitions import reusing, without_blocks
 
 WAN = {
     "dim": 96,
@@ -225,9 +226,28 @@ TINY = {
 }
 
 
-def built(name: str) -> Any:
+CAMERA = {"model_type": "camera", "in_dim": 32, "in_dim_control_adapter": 24}
+DEEP = {
+    "WanModel": ("WAN21", TINY["WAN21"], {"num_layers": 5}),
+    "CameraWanModel": ("WAN21_Camera", replace(TINY["WAN21"], of="WAN21_Camera"), {**CAMERA, "num_layers": 5}),
+    "HunyuanVideo": ("HunyuanVideo", TINY["HunyuanVideo"], {"depth_single_blocks": 5}),
+    "LTXVModel": ("LTXV", TINY["LTXV"], {"num_layers": 5}),
+}
+"""By the class of the diffusion model: a class that has it, one of the tiny ones, and what makes it deep enough."""
+
+
+def deep(name: str) -> tuple[Any, Tiny, list[Any]]:
+    """A patcher, what it is made of, and its blocks but for the first and the last one."""
+    kind, tiny, layers = DEEP[name]
+    tiny = replace(tiny, config=tiny.config | layers)
+    patcher = built(kind, tiny)
+    assert type(patcher.model.diffusion_model).__name__ == name
+    return patcher, tiny, list(getattr(patcher.model.diffusion_model, BLOCKS[name].attribute))[1:-1]
+
+
+def built(name: str, tiny: Tiny | None = None) -> Any:
     """A patcher of the class, on the CPU, with weights that make its output depend on all that goes in."""
-    tiny = TINY[name]
+    tiny = TINY[name] if tiny is None else tiny
     settings = getattr(comfy.supported_models, tiny.of)({**tiny.config})
     settings.set_inference_dtype(torch.float32, None)
     torch.manual_seed(0)
@@ -269,6 +289,33 @@ def test_a_model_is_cached_as_its_definition_says(name: str) -> None:
     corrected = attach(patcher, Settings(policy="every_nth", setting=2.0))
     sample(corrected, tiny)
     assert attachment_of(corrected).runs[-1].num_corrected == 3
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_middle_blocks_are_left_out_as_the_definition_says(name: str) -> None:
+    patcher, tiny, blocks = deep(name)
+    plain = sample(patcher, tiny)
+    cached = attach(patcher, Settings(policy="every_nth", setting=2.0, leave_out="middle blocks"))
+    clip = sample(cached, tiny)
+    run = attachment_of(cached).runs[-1]
+    words = report.did(run)
+    assert words.count("block") >= 3
+    assert words.count("block") + words.count("compute") == 12
+    num_blocks = run.trace.num_blocks
+    assert report.share_computed(run) == pytest.approx(1 - words.count("block") * 3 / num_blocks / 12)
+    assert torch.equal(sample(patcher, tiny), plain)
+    options = cached.model_options["transformer_options"]
+    assert not options.get("patches_replace", {}).get("dit")
+    with without_blocks(patcher, [word == "block" for word in words], blocks) as reference:
+        wanted = sample(reference, tiny)
+    assert float((clip - wanted).norm() / wanted.norm()) < 1e-3
+    assert float((clip - plain).norm() / plain.norm()) > 1e-5
+
+
+@pytest.mark.parametrize("name", ["WAN21_Vace", "CogVideoX", "GenmoMochi", "LTXAV", "Kandinsky5", "WAN21"])
+def test_blocks_that_stay_are_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is not for .*, whose blocks MixCache does not leave out: set it to whole"):
+        attach(built(name), Settings(policy="every_nth", setting=2.0, leave_out="middle blocks"))  # WAN21 has two
 
 
 def test_every_row_is_a_class_of_comfyui_and_built_here() -> None:
