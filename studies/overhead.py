@@ -1,13 +1,14 @@
-"""make overhead: what the cache itself costs on `shapes-wan`.
+"""make overhead: what the cache itself costs.
 
     python -m studies.overhead --out docs/results
 
-With `always_compute`: interleaved pairs of the same clip, detached and attached, the order turning; the ratio of the
-denoising loops, median of the pairs. A second column pairs the plain pipeline with itself: the measurement's noise.
+With `always_compute` on `shapes-wan`: interleaved pairs of the same clip, detached and attached, the order turning; the
+ratio of the denoising loops, median of the pairs. A second column pairs the plain pipeline with itself: the noise of
+the measurement.
 
 Of `always_compute`, and of `hold` as it comes and with a wish, which measures, decides and repeats: the time between
-the outer and the inner side of the hook, over the rest of the loop, median of as many clips of 50 steps as there are
-pairs; far less noisy. Only on a CPU, where calls do not run ahead.
+the outer and the inner side of the hook, over the rest of the loop, median of as many clips of each built-in model as
+there are pairs, of as many steps as its own call has; far less noisy. Only on a CPU, where calls do not run ahead.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ HOOKS: dict[str, tuple[str, dict[str, Any]]] = {
     "hold, speedup 2": ("hold", {"speedup": 2.0}),
 }
 """Policies whose hook is timed, and their settings."""
+MODELS = ("shapes-wan", "shapes-hunyuan", "shapes-cogvideox")
 
 
 class Stopwatch:
@@ -76,6 +78,21 @@ def share_of_hook(pipeline: Any, policy: str, denoise: Callable[[], float], **se
     return own / (seconds - own)
 
 
+def shares_of_hooks(model: str, caption: str, num_clips: int) -> dict[str, list[float]]:
+    """For each of `HOOKS` its share of so many clips, which take turns."""
+    pipeline = load(model)
+
+    def denoise() -> float:
+        return generation.loop_seconds(pipeline, caption, seed=0, **call_defaults(model))
+
+    denoise()
+    shares: dict[str, list[float]] = {name: [] for name in HOOKS}
+    for _ in range(num_clips):
+        for name, (policy, settings) in HOOKS.items():
+            shares[name].append(share_of_hook(pipeline, policy, denoise, **settings))
+    return shares
+
+
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """What a file of results says of a measurement that was repeated."""
     low, _, high = quantiles(values, n=4) if len(values) > 1 else 3 * list(values)
@@ -89,21 +106,18 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=25)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    pipeline = load()
-    arguments = call_defaults() | {"num_inference_steps": args.num_steps}
     caption = world.held_out_captions(1)[0]
+    pipeline = load()
 
-    def denoise(**other: Any) -> float:
-        return generation.generate(pipeline, caption, seed=0, **arguments | other).denoising_seconds
+    def denoise() -> float:
+        arguments = call_defaults() | {"num_inference_steps": args.num_steps}
+        return generation.loop_seconds(pipeline, caption, seed=0, **arguments)
 
     def seconds(attached: bool) -> float:
         if not attached:
             return denoise()
         with enable(pipeline, "always_compute"):
             return denoise()
-
-    def long() -> float:
-        return denoise(num_inference_steps=call_defaults()["num_inference_steps"])
 
     seconds(False)
     ratios: dict[str, list[float]] = {"always_compute over plain": [], "plain over plain": []}
@@ -119,9 +133,11 @@ def main() -> None:
         "versions": generation.versions(),
         "machine": generation.machine(pipeline._execution_device),
     }
-    for name, (policy, settings) in HOOKS.items():
-        shares = [share_of_hook(pipeline, policy, long, **settings) for _ in range(args.num_pairs)]
-        ratios[f"hook of {name}"] = [1 + share for share in shares]
+    for model in MODELS:
+        ratios |= {
+            f"hook of {name} on {model}": [1 + share for share in shares]
+            for name, shares in shares_of_hooks(model, caption, args.num_pairs).items()
+        }
     for name, values in ratios.items():
         result[name] = summary(values)
     write_json(args.out / "overhead.json", result)

@@ -26,7 +26,7 @@ from studies.easy import DEFAULT, clips_at, default_section
 from studies.hard import SETTINGS, allows, decibels_of, speedup_of
 from studies.hard_page import FIGURES, OURS, command, figures, pooled_rows
 from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
-from studies.overhead import HOOKS
+from studies.overhead import HOOKS, MODELS
 from studies.targets import tally, targets
 from studies.text import paragraph
 
@@ -257,11 +257,14 @@ def overhead_line(overhead: dict[str, Any]) -> str:
     """One sentence on what the attachment itself costs."""
     attached, noise = overhead["always_compute over plain"], overhead["plain over plain"]
     (low, high), (least, most) = attached["quartiles"], noise["quartiles"]
-    own = {name: overhead[f"hook of {name}"]["median"] - 1 for name in HOOKS}
-    hooks = ", ".join(f"{share:.1%} with `{name}`" for name, share in own.items())
+    hooks = "; ".join(
+        f"{model} "
+        + ", ".join(f"{overhead[f'hook of {name} on {model}']['median'] - 1:.1%} with `{name}`" for name in HOOKS)
+        for model in MODELS
+    )
     return (
-        f"`{overhead['command']}`: what the hook does for itself takes of the rest of the loop {hooks}. The whole loop "
-        f"attached with `always_compute` over the plain one: {attached['median'] - 1:+.1%} (median of "
+        f"`{overhead['command']}`: what the hook does for itself takes of the rest of the loop: {hooks}. The whole "
+        f"loop attached with `always_compute` over the plain one: {attached['median'] - 1:+.1%} (median of "
         f"{len(attached['all'])} interleaved pairs, quartiles {low - 1:+.1%} and {high - 1:+.1%}); the plain one over "
         f"itself: {noise['median'] - 1:+.1%} ({least - 1:+.1%} and {most - 1:+.1%})."
     )

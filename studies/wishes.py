@@ -2,9 +2,10 @@
 
     python -m studies.wishes --out docs/results
 
-For each setting and caption the plain clip, then one for each wish on a new handle (`first`), and one on a handle that
-has made the captions before (`later`), and the plain clip again: what is delivered is the mean of the two plain loops
-over the cached one, times interleaved in one process. Medians over the captions; `later` leaves the first caption out.
+For each setting, caption and wish the latents of the plain clip, then those on a new handle (`first`) and on one that
+has made the captions before (`later`), whose order turns from caption to caption, then the plain ones of the next wish:
+what is delivered is the mean of the plain loops before and after over the cached one. Medians over the captions;
+`later` leaves the first caption out.
 Profiles that are shipped are taken away. What was measured is kept in `--work`, and a run cut off goes on from there.
 """
 
@@ -80,8 +81,10 @@ class Trials:
         """Seconds and work of the denoising loop."""
         meter = WorkMeter()
         with meter.on(self.pipeline):
-            clip = generation.generate(self.pipeline, caption, seed=SEED + index, on_step=meter.mark, **self.call)
-        return clip.denoising_seconds, meter.steps
+            seconds = generation.loop_seconds(
+                self.pipeline, caption, seed=SEED + index, on_step=meter.mark, **self.call
+            )
+        return seconds, meter.steps
 
     def wished(self, index: int, caption: str, speedup: float, known: Profile) -> tuple[float, list[int], Profile]:
         """Of a clip on a handle that knows so much; and what it knows then."""
@@ -90,19 +93,18 @@ class Trials:
 
     def of_caption(self, index: int, caption: str, known: Mapping[float, Profile]) -> dict[str, Any]:
         """For each wish what was delivered by time and by work, first and later, and what is known afterwards."""
-        seconds, work = self.made(index, caption)
-        cached = {
-            wish: [self.wished(index, caption, wish, knows) for knows in (self.nothing, known[wish])]
-            for wish in self.wishes
-        }
-        seconds = (seconds + self.made(index, caption)[0]) / 2
-        return {
-            f"{wish:g}": {
-                "delivered": [[seconds / own, 1 / work_share(done, work)] for own, done, _ in pair],
+        before, work = self.made(index, caption)
+        found = {}
+        for wish in self.wishes:
+            order = [self.nothing, known[wish]][:: -1 if index % 2 else 1]
+            pair = [self.wished(index, caption, wish, knows) for knows in order][:: -1 if index % 2 else 1]
+            after, _ = self.made(index, caption)
+            found[f"{wish:g}"] = {
+                "delivered": [[(before + after) / 2 / own, 1 / work_share(done, work)] for own, done, _ in pair],
                 "known": json.dumps(asdict(pair[1][2])),
             }
-            for wish, pair in cached.items()
-        }
+            before = after
+        return found
 
     def rows(self, captions: Sequence[str]) -> list[dict[str, Any]]:
         """For each wish what was delivered, medians over the captions."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixcache.generation import final_latents, generate, open_model, watched_loop
+from mixcache.generation import final_latents, generate, loop_seconds, open_model, watched_loop
 
 ARGUMENTS = {
     "height": 16,
@@ -63,6 +63,21 @@ class Answers:
 
     def __call__(self, prompt: Any = None, generator: Any = None, output_type: str = "np") -> dict[str, Any]:
         return self.fields
+
+
+def test_a_loop_alone_is_timed_and_nothing_is_decoded(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(pipeline.vae, "decode", never)
+
+    def on_step(done: int, total: int) -> None:
+        told.append((done, total))
+
+    assert loop_seconds(pipeline, "a circle", seed=0, on_step=on_step, **ARGUMENTS) > 0
+    assert told == [(done, 4) for done in range(5)]
 
 
 def test_what_a_pipeline_gives_under_other_names() -> None:

@@ -159,6 +159,13 @@ def final_latents(
     return latents[0] if len(latents) == 1 else torch.cat([tensor.flatten() for tensor in latents])
 
 
+def loop_seconds(pipeline: Any, prompt: str, *, seed: int, on_step: OnStep | None = None, **arguments: Any) -> float:
+    """Wall-clock of the denoising loop alone; nothing is decoded. Seed and arguments as for `generate`."""
+    with watched_loop(pipeline, on_step) as clock:
+        _called(pipeline, prompt, seed, "latent", arguments)
+    return clock.seconds
+
+
 def clip_of(pipeline: Any, made: Any) -> np.ndarray:
     """The first video of what a pipeline gave, as in `Generated`; TypeError where there is none."""
     fields = dict(made)

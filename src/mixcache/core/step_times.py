@@ -30,6 +30,7 @@ class StepTimes:
         """Granularity, beginning and end of steps whose events may not have passed yet."""
         self._last: tuple[Granularity, Any] | None = None
         self._seconds: dict[Granularity, deque[float]] = {}
+        self._medians: dict[Granularity, float] = {}
         self._run: dict[Granularity, list[float]] = {}
         """Seconds of the steps of the run under way."""
 
@@ -66,14 +67,16 @@ class StepTimes:
     def medians(self) -> Mapping[Granularity, float]:
         """Seconds of a step of each granularity that was seen."""
         self._read()
-        return {granularity: median(seconds) for granularity, seconds in self._seconds.items()}
+        return dict(self._medians)
 
     def _read(self) -> None:
         """Takes in the steps whose ends have passed since."""
         while self._open and _has_passed(self._open[0][2]):
             granularity, begun, ended = self._open.popleft()
             seconds = _seconds(begun, ended)
-            self._seconds.setdefault(granularity, deque(maxlen=NUM_REMEMBERED)).append(seconds)
+            remembered = self._seconds.setdefault(granularity, deque(maxlen=NUM_REMEMBERED))
+            remembered.append(seconds)
+            self._medians[granularity] = median(remembered)
             self._run.setdefault(granularity, []).append(seconds)
 
 

@@ -60,7 +60,7 @@ class Bounded(Policy):
         if step.num_cached >= self.max_cached_run:
             return Decision(granularity=Granularity.COMPUTE, reason=f"{step.num_cached} cached steps in a row")
         young = {granularity: age for granularity, age in step.ages.items() if age <= self.max_age}
-        decision = self.policy.decide(replace(step, ages=young), state)
+        decision = self.policy.decide(step if len(young) == len(step.ages) else replace(step, ages=young), state)
         if decision.granularity is not Granularity.COMPUTE and decision.granularity not in young:
             return Decision(
                 granularity=Granularity.COMPUTE, reason=f"no history young enough for {decision.granularity}"

@@ -13,6 +13,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import resources
 
 from mixcache.decision import Granularity
@@ -27,6 +28,7 @@ LEAST_SHARE = 0.1
 """Of the last generation in what is learnt of a wish."""
 
 
+@lru_cache(maxsize=4096)
 def log_snr(level: float) -> float:
     """Log of signal over noise at a noise level, 0 to 1, on the straight path."""
     noise = min(max(level, CLEAR), 1 - CLEAR)

@@ -4,6 +4,8 @@ own, and a call reaches only the transformer."""
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModularPipeline
@@ -13,9 +15,7 @@ def calling_pipeline() -> Any | None:
     """The nearest pipeline whose method is running in this thread, or None."""
     frame = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        # frames of torch are many, and never a pipeline's
-        if code.co_argcount and code.co_varnames[0] == "self" and not _is_torch(frame.f_globals.get("__name__", "")):
+        if _has_self(frame.f_code) and not _is_between(frame.f_globals.get("__name__", "")):
             found = frame.f_locals.get("self")
             if isinstance(found, (DiffusionPipeline, ModularPipeline)):
                 return found
@@ -23,5 +23,12 @@ def calling_pipeline() -> Any | None:
     return None
 
 
-def _is_torch(module_name: str) -> bool:
-    return module_name == "torch" or module_name.startswith("torch.")
+@lru_cache(maxsize=1024)
+def _has_self(code: CodeType) -> bool:
+    return code.co_argcount > 0 and code.co_varnames[0] == "self"
+
+
+@lru_cache(maxsize=1024)
+def _is_between(module_name: str) -> bool:
+    """True for torch's frames, which are many, and our own: never a pipeline's."""
+    return module_name.partition(".")[0] in ("torch", "mixcache")

@@ -41,6 +41,10 @@ def first_tensor(value: Any) -> torch.Tensor | None:
     return next((leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)), None)
 
 
+ALONE = pytree.tree_flatten((0,))[1]
+"""Of a tuple of one tensor, as most outputs are."""
+
+
 class Form:
     """The type of a denoiser's output around its tensors, so that a predicted output is what a computed one would be.
 
@@ -56,7 +60,8 @@ class Form:
     @classmethod
     def packed(cls, output: Any, *, keeps_batch: bool) -> tuple[Form, torch.Tensor]:
         """The form of an output, and its tensors as one."""
-        leaves, spec = pytree.tree_flatten(output)
+        is_alone = type(output) is tuple and len(output) == 1 and isinstance(output[0], torch.Tensor)
+        leaves, spec = (list(output), ALONE) if is_alone else pytree.tree_flatten(output)
         form = cls(leaves, spec, keeps_batch=keeps_batch)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if len(tensors) == 1:
@@ -66,6 +71,8 @@ class Form:
         return form, torch.cat([tensor.flatten() for tensor in tensors])
 
     def unpack(self, packed: torch.Tensor) -> Any:
+        if self._spec is ALONE:
+            return (packed.to(self._dtypes[0]),)
         shapes = [shape for shape in self._shapes if shape is not None]
         if len(shapes) == 1:
             values = [packed]

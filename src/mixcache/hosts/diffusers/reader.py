@@ -57,6 +57,7 @@ class Reader:
         if self.row.per_frame_noise and isinstance(timestep, torch.Tensor) and not _is_uniform(timestep):
             raise UnknownCallError("the frames are at different noise levels")
         moment = self._clock.now(context, timestep)
+        guider = getattr(self._pipeline(), "guider", None)
         name = getattr(context, "name", None)
         branch = name.removeprefix(GUIDER_PREFIX) if name is not None else self._branch_by_order(moment.step, arguments)
         parts: tuple[str, ...] = ()
@@ -72,12 +73,12 @@ class Reader:
             sigmas=moment.sigmas,
             scheduler_sigma=moment.scheduler_sigma,
             mix=moment.mix,
-            is_guided_alike=getattr(self._pipeline(), "guider", None) is None,
+            is_guided_alike=guider is None,
             signature=(
                 latents.shape,
                 latents.dtype,
                 latents.device,
-                self._num_guided_calls(name),
+                self._num_guided_calls(name, guider),
                 self._is_guided(),
                 self._number_of_text(branch, arguments),
             ),
@@ -118,6 +119,8 @@ class Reader:
         known = self._texts.get(branch)
         if known is not None and known.seen.is_same(text):
             number = known.number
+            if known.seen.value is text:
+                return number
         else:
             number = self._num_texts = self._num_texts + 1
         self._texts[branch] = Text(Seen.of(text), number)
@@ -129,13 +132,11 @@ class Reader:
         self._texts.clear()
         self._joined.clear()
 
-    def _num_guided_calls(self, name: str | None) -> int | None:
+    def _num_guided_calls(self, name: str | None, guider: Any) -> int | None:
         """How many calls the pipeline's guider makes in this step, None without one: guidance may begin and end within
         a generation."""
-        pipeline = self._pipeline()
-        guider = getattr(pipeline, "guider", None)
         if self._expert == "transformer_2":
-            guider = getattr(pipeline, "guider_2", guider)
+            guider = getattr(self._pipeline(), "guider_2", guider)
         num_calls = getattr(guider, "num_conditions", None)
         if name is None and num_calls is not None and num_calls > len(self.row.order):
             raise UnknownCallError(f"{num_calls} calls in a step and no cache context to name them")

@@ -106,7 +106,7 @@ class Session:
     def _follow_scheduler(self, engine: Observer) -> None:
         """Moves the hook to the scheduler that the pipeline has now, where policy and scheduler allow corrections."""
         hook, scheduler = self._solver, getattr(self.pipeline(), "scheduler", None)
-        if not engine.policy.needs.correction or (hook is not None and hook.scheduler is scheduler):
+        if (hook is not None and hook.scheduler is scheduler) or not engine.policy.needs.correction:
             return
         if hook is not None:
             hook.take_off()
