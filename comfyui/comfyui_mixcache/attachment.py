@@ -102,8 +102,8 @@ def attach(model: Any, settings: Settings) -> Any:
         granularities, gate = (*granularities, "block"), Gate.of(diffusion_model)
         if gate is None:
             raise ValueError(
-                f"leave_out={settings.leave_out!r} is not for {type(diffusion_model).__name__}, whose blocks MixCache "
-                "does not leave out: set it to whole steps, negative prompts or both"
+                f"leave_out={settings.leave_out!r} is not for this model ({row.name}), which has no middle blocks that "
+                "can be left out: set it to whole steps, negative prompts or both"
             )
     clone = model.clone()
     options = clone.model_options.setdefault("transformer_options", {})
@@ -172,7 +172,8 @@ def sampler_sample(
         return executor(guider, sigmas, extra_args, callback, noise, *rest, disable_pbar)
     learnt = learnt_of(guider.inner_model, (record.sampler, tuple(levels)))
     record.num_before = learnt.num_generations if attachment.settings.speedup else 0
-    sampling = begun(attachment, guider, options, levels, learnt, corrects=treatment is Treatment.CORRECTED)
+    gate = None if attachment.gate is None else attachment.gate.anew()
+    sampling = begun(attachment, guider, options, levels, learnt, gate, corrects=treatment is Treatment.CORRECTED)
     record.trace = sampling.trace
     # the options are this run's own; the attachment stays in those of the model
     options["transformer_options"][KEY] = sampling
@@ -181,7 +182,7 @@ def sampler_sample(
         while True:
             sampling.begin()
             try:
-                with nullcontext() if attachment.gate is None else attachment.gate.on(options):
+                with nullcontext() if gate is None else gate.on(options):
                     samples = executor(guider, sigmas, dict(extra_args), shown, noise.clone(), *rest, True)
             except Again:
                 continue
@@ -212,7 +213,7 @@ def calc_cond_batch(executor: Any, model: Any, conds: Any, x: Any, timestep: Any
         conds,
         x,
         timestep,
-        in_force(conds, float(timestep.flatten()[0])),
+        in_force(conds, timestep.flatten()[0].cpu()),
     )
 
 
@@ -238,7 +239,14 @@ class Shown:
 
 
 def begun(
-    attachment: Attachment, guider: Any, options: Any, sigmas: list[float], learnt: Learnt, *, corrects: bool
+    attachment: Attachment,
+    guider: Any,
+    options: Any,
+    sigmas: list[float],
+    learnt: Learnt,
+    gate: Gate | None,
+    *,
+    corrects: bool,
 ) -> Sampling:
     """A `Sampling` with a policy that knows how many steps there are, and what was learnt before."""
     settings, model_sampling = attachment.settings, guider.inner_model.model_sampling
@@ -258,7 +266,7 @@ def begun(
         lambda: float(guider.cfg) if hasattr(guider, "cfg") else None,
         attachment.granularities,
         is_guided_alike=is_guided_alike,
-        gate=attachment.gate,
+        gate=gate,
     )
 
 
@@ -290,6 +298,8 @@ def why_blocks_stay(guider: Any, options: Any, gate: Gate) -> str | None:
         return "another node replaces blocks of the model, or adds to them"
     if any(options.get(name) for name in GUIDING):
         return "a node that guides may run the blocks in its own way"
+    if getattr(guider, "uncond_model_patcher", None) is not None:
+        return "the negative prompt has a model of its own"
     if any(part.get("control") is not None for conds in guider.conds.values() for part in conds or ()):
         return "a control adds to the blocks"
     if COMPILE_KEY in transformer_options.get("wrappers", {}).get("apply_model", {}):

@@ -5,7 +5,7 @@
     block step      the blocks of the span hand on what they were given, and the last one adds the residual
 
 One call of ComfyUI's may run the model several times, where prompts are of several lengths or memory is short: there is
-a residual for each run, in their order.
+a residual for each run, in their order. They are kept as one tensor, so that what is measured is of all prompts.
 """
 
 from __future__ import annotations
@@ -41,8 +41,17 @@ STREAM = "img"
 """ComfyUI's name for what runs through them."""
 
 
-class OtherRunsError(Exception):
-    """The model was run otherwise than when its residuals were kept."""
+class OtherRuns(BaseException):
+    """The model is run otherwise than when residuals were kept. No error, so that nobody within takes it for one."""
+
+
+@dataclass(slots=True)
+class Residual:
+    """What the span added in one run of the model."""
+
+    value: torch.Tensor
+    prompts: tuple[Any, ...]
+    """Whose it is, by ComfyUI's names for the parts of a batch."""
 
 
 class Gate:
@@ -50,9 +59,11 @@ class Gate:
 
     def __init__(self, blocks: Blocks, span: Span) -> None:
         self._blocks, self.span = blocks, span
-        self._recorded: list[torch.Tensor] | None = None
-        self._given: list[torch.Tensor] | None = None
-        """Residuals of the runs that follow."""
+        self._layouts: dict[tuple[str, ...], list[tuple[torch.Size, tuple[Any, ...]]]] = {}
+        """Of the residuals that were found last, in the order of the runs, by the branches of a call."""
+        self._recorded: list[Residual] | None = None
+        self._given: list[Residual] | None = None
+        """Of the runs that follow."""
         self._begun: torch.Tensor | None = None
 
     @classmethod
@@ -66,27 +77,46 @@ class Gate:
         span = Span(first=num_before + 1, end=num_blocks - 1, num_blocks=num_blocks)
         return cls(blocks, span) if span.num_skipped > 0 else None
 
+    def anew(self) -> Gate:
+        """One for another sampling."""
+        return Gate(self._blocks, self.span)
+
     @property
     def kind(self) -> str:
         return self._blocks.kind
 
-    @contextmanager
-    def recording(self) -> Iterator[list[torch.Tensor]]:
-        """The residual of each run of the model inside."""
-        self._recorded = recorded = []
+    def recorded(
+        self, call: tuple[str, ...], run: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What a function gives that runs the model, and the residuals as one tensor: none where the runs are others
+        than those that the residuals before are of, which are then of no use, nor is a change from them."""
+        self._recorded = found = []
         try:
-            yield recorded
+            output = run()
         finally:
             self._recorded = self._begun = None
+        layout = [(residual.value.shape, residual.prompts) for residual in found]
+        before, self._layouts[call] = self._layouts.get(call, layout), layout
+        if not found or before != layout:
+            return output, ()
+        values = [residual.value.flatten() for residual in found]
+        return output, (values[0] if len(values) == 1 else torch.cat(values),)
 
-    @contextmanager
-    def leaving_out(self, residuals: Sequence[torch.Tensor]) -> Iterator[None]:
-        """The runs inside leave the span out; OtherRunsError where they are not those that the residuals are of."""
-        self._given = list(residuals)
+    def without_span(
+        self, call: tuple[str, ...], run: Callable[[], torch.Tensor], residuals: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """The same where the span is left out; OtherRuns where the runs are not those that the residuals are of."""
+        layout = self._layouts[call]
+        shapes = [shape for shape, _ in layout]
+        parts = residuals[0].split([shape.numel() for shape in shapes])
+        self._given = [
+            Residual(part.view(shape), prompts) for part, (shape, prompts) in zip(parts, layout, strict=True)
+        ]
         try:
-            yield
+            output = run()
             if self._given:
-                raise OtherRunsError("ComfyUI ran the model fewer times than before")
+                raise OtherRuns("ComfyUI ran the model fewer times than before")
+            return output
         finally:
             self._given = self._begun = None
 
@@ -113,19 +143,26 @@ class Gate:
 
         def block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
             value: torch.Tensor = args[STREAM]
+            prompts = tuple(args["transformer_options"].get("uuids", ()))
             if self._given is not None:
                 if is_first:
-                    self._check(value)
-                return {STREAM: value + self._given.pop(0) if is_last else value}
+                    self._check(value, prompts)
+                return {STREAM: value + self._given.pop(0).value if is_last else value}
             if is_first and self._recorded is not None:
                 self._begun = value.clone()  # blocks may write to what they are given
             out: dict[str, Any] = extra["original_block"](args)
             if is_last and self._recorded is not None and self._begun is not None:
-                self._recorded.append(out[STREAM] - self._begun)
+                self._recorded.append(Residual(out[STREAM] - self._begun, prompts))
+                self._begun = None
             return out
 
         return block
 
-    def _check(self, value: torch.Tensor) -> None:
-        if not self._given or (self._given[0].shape, self._given[0].device) != (value.shape, value.device):
-            raise OtherRunsError("ComfyUI runs the model otherwise than before")
+    def _check(self, value: torch.Tensor, prompts: tuple[Any, ...]) -> None:
+        given = self._given[0] if self._given else None
+        if given is None or (given.value.shape, given.value.device, given.prompts) != (
+            value.shape,
+            value.device,
+            prompts,
+        ):
+            raise OtherRuns("ComfyUI runs the model otherwise than before")

@@ -21,15 +21,18 @@ import torch
 
 from mixcache.core import CallInfo, End, Engine, Span
 from mixcache.core.calls import CONDITIONAL, UNCONDITIONAL
+from mixcache.decision import Granularity
 from mixcache.policies import Bounded
 from mixcache.trace import Trace, TraceWriter
 
-from .blocks import Gate, OtherRunsError
+from .blocks import Gate, OtherRuns
 from .levels import Levels
 
 logger = logging.getLogger("mixcache")
 WHOLE = Span(first=0, end=0, num_blocks=1)
 """A model whose blocks are not looked at: a call counts as one block."""
+MOST_OTHER_RUNS = 2
+"""From which on no blocks are left out: memory is too short for what that keeps."""
 OFF_BY = 1e-3
 """Share by which a sampler's noise level may differ from that of its step: some begin a little below the first."""
 
@@ -76,6 +79,8 @@ class Sampling:
         self._step: int | None = None
         """That is under way; None outside of one, and where a step is not cached."""
         self._num_calls = 0
+        self._num_other_runs = 0
+        """Times that the model was run otherwise than when its residuals were kept."""
         self._is_predicted = False
         """Whether the first call of the step was."""
 
@@ -112,7 +117,11 @@ class Sampling:
         self._step, self._num_calls = self._step_at(place, sigma), 0
         try:
             denoised = compute()
-        except (DoubtError, OtherRunsError) as doubt:
+        except (DoubtError, OtherRuns) as doubt:
+            if isinstance(doubt, OtherRuns):
+                self._num_other_runs += 1
+                if self._num_other_runs >= MOST_OTHER_RUNS:
+                    self._engine.leave_out(Granularity.BLOCK)
             self._pass(place, str(doubt))
             denoised = compute()
         if self._corrects:
@@ -241,9 +250,7 @@ class Call:
     def full(self, *, records: bool) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         if not records or self._gate is None:
             return self._run(), ()
-        with self._gate.recording() as recorded:
-            output = self._run()
-        return output, tuple(recorded)
+        return self._gate.recorded(self._names, self._run)
 
     def conditional(self) -> torch.Tensor | None:
         if self._names != (CONDITIONAL, UNCONDITIONAL):
@@ -254,8 +261,7 @@ class Call:
     def without_span(self, residuals: tuple[torch.Tensor, ...]) -> torch.Tensor:
         if self._gate is None:
             raise AssertionError("residuals are kept of a span alone")
-        with self._gate.leaving_out(residuals):
-            return self._run()
+        return self._gate.without_span(self._names, self._run, residuals)
 
     def _run(self) -> torch.Tensor:
         self.has_run = True
@@ -266,24 +272,25 @@ class Call:
         return self._levels.velocity(denoised, self.latents, self._sigma)
 
 
-def in_force(conds: list[list[Mapping[str, Any]] | None], sigma: float) -> tuple[Any, ...]:
+def in_force(conds: list[list[Mapping[str, Any]] | None], sigma: torch.Tensor) -> tuple[Any, ...]:
     """What the conditions are made of at a noise level, by their names: prompts and controls may have a time of their
-    own, and where one begins or ends, what was computed before is of no use."""
+    own, and where one begins or ends, what was computed before is of no use. The level is a tensor, with the precision
+    of which ComfyUI compares."""
     return tuple(
         None if cond is None else tuple(_parts(part, sigma) for part in cond if _is_on(part, sigma)) for cond in conds
     )
 
 
-def _is_on(part: Mapping[str, Any], sigma: float) -> bool:
+def _is_on(part: Mapping[str, Any], sigma: torch.Tensor) -> bool:
     start, end = part.get("timestep_start"), part.get("timestep_end")
-    return (start is None or sigma <= float(start)) and (end is None or sigma >= float(end))
+    return (start is None or bool(sigma <= start)) and (end is None or bool(sigma >= end))
 
 
-def _parts(part: Mapping[str, Any], sigma: float) -> tuple[Any, ...]:
+def _parts(part: Mapping[str, Any], sigma: torch.Tensor) -> tuple[Any, ...]:
     """The name of a part, and which of its controls are on."""
     controls, control = [], part.get("control")
     while control is not None:
         first, last = control.timestep_range or (float("inf"), 0.0)
-        controls.append(float(last) <= sigma <= float(first))
+        controls.append(bool(last <= sigma) and bool(sigma <= first))
         control = control.previous_controlnet
     return (part.get("uuid"), *controls)

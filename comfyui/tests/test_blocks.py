@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_base
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 from comfyui_mixcache import report
@@ -12,6 +15,8 @@ from comfyui_mixcache.attachment import attach
 from comfyui_mixcache.settings import Settings
 from definitions import without_blocks
 from test_conditions import CASES, EVERY_SECOND, model, run_of, sample
+from tiny import TinyWan
+from workflows import CAPTION
 
 BLOCKS = {**EVERY_SECOND, "leave_out": "middle blocks"}
 
@@ -32,7 +37,10 @@ def adding() -> Any:
     return clone
 
 
-@pytest.mark.parametrize("name", ["guidance", "guidance of 1", "two calls", "a batch", "half denoised", "a LoRA"])
+KINDS = ["guidance", "guidance of 1", "two calls", "a batch", "half denoised", "a mask", "prompts in turn", "a LoRA"]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_clip_is_what_its_definition_says(name: str) -> None:
     case = CASES[name]
     patcher = case.made()
@@ -57,27 +65,72 @@ def test_all_three_take_turns() -> None:
     assert 0.5 < report.share_computed(run_of(cached)) < 0.8
 
 
-def test_runs_that_are_split_otherwise_than_before_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where memory gets short in mid-way, ComfyUI asks for each prompt in a run of its own."""
+@pytest.mark.parametrize(
+    "policy", [EVERY_SECOND, {"policy": "hindsight", "setting": 0.05}], ids=["every_nth", "hindsight"]
+)
+@pytest.mark.parametrize(("num_asked_before", "grows"), [(7, False), (8, False), (17, True), (20, True)])
+def test_runs_that_are_split_otherwise_than_before_are_computed(
+    monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any], num_asked_before: int, grows: bool
+) -> None:
+    """Where memory gets short in mid-way, ComfyUI asks for each prompt in its own run; when it is back, no more."""
     num_asked = 0
 
     def required(self: Any, *args: Any, **kwargs: Any) -> float:
         nonlocal num_asked
         num_asked += 1
-        return 0.0 if num_asked <= 7 else float("inf")
+        return float("inf") if (num_asked <= num_asked_before) is grows else 0.0
 
     monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", required)
     patcher = model()
-    cached = attach(patcher, Settings(**BLOCKS))
+    cached = attach(patcher, Settings(**policy, leave_out="middle blocks"))
     clip = sample(cached)
     words = report.did(run_of(cached))
-    assert words.count("in full") == 1
+    assert words.count("in full") <= 1
+    assert ("in doubt     ComfyUI r" in report.text(run_of(cached))) is ("in full" in words)
     assert words.count("block") >= 3
-    assert "in doubt     ComfyUI runs the model otherwise than before" in report.text(run_of(cached))
+    assert clip.isfinite().all()
+    if policy != EVERY_SECOND:
+        return  # hindsight does not only repeat
     num_asked = 0
     with without_blocks(patcher, [word == "block" for word in words], middle(patcher)) as reference:
         wanted = sample(reference)
     torch.testing.assert_close(clip, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_where_runs_are_split_again_and_again_blocks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = 0
+
+    def required(self: Any, *args: Any, **kwargs: Any) -> float:
+        return float("inf") if step > 5 and step % 2 == 0 else 0.0
+
+    def next_step(executor: Any, *args: Any) -> Any:
+        nonlocal step
+        step += 1
+        return executor(*args)
+
+    monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", required)
+    patcher = model().clone()
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, "test", next_step)
+    cached = attach(patcher, Settings(**BLOCKS))
+    sample(cached)
+    words = report.did(run_of(cached))
+    assert words.count("in full") == 2
+    assert words.count("block") == 0
+
+
+def test_a_negative_prompt_with_a_model_of_its_own_is_passed_through() -> None:
+    import comfy_extras.nodes_custom_sampler as nodes
+
+    cached, other = attach(model(), Settings(**BLOCKS)), model()
+    _, positive, negative, empty = TinyWan().load(CAPTION, "", 32, 5)
+    guider = nodes.Guider_DualModel(cached, other)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(5.0)
+    sigmas = comfy.samplers.KSampler(model(), 8, torch.device("cpu"), "euler", "simple").sigmas
+    noise = comfy.sample.prepare_noise(empty["samples"], 1)
+    with torch.inference_mode():
+        guider.sample(noise, empty["samples"], comfy.samplers.ksampler("euler"), sigmas, disable_pbar=True, seed=1)
+    assert "passed through: the negative prompt has a model of its own" in report.text(run_of(cached))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 from comfyui_mixcache import learnt, report
 from comfyui_mixcache.attachment import MAX_RUNS, attach, attachment_of
 from comfyui_mixcache.samplers import SAMPLERS, Treatment, name_of
+from comfyui_mixcache.sampling import in_force
 from comfyui_mixcache.settings import Settings
 from definitions import euler_taken_again, reusing
 from tiny import SHIFT, TinyWan, model, pipeline, weights
@@ -171,6 +172,16 @@ def test_without_a_negative_prompt_there_is_nothing_to_leave_out() -> None:
     cached = attach(model(), Settings(**EVERY_SECOND, leave_out="negative prompts"))
     assert torch.equal(sample(cached, case), sample(model(), case))
     assert "nothing was cached: no history" in report.text(run_of(cached))
+
+
+def test_a_prompt_begins_and_ends_where_comfyui_says_so() -> None:
+    """It compares in the precision of the noise levels: a float32 of 0.1 is over 0.1 as Python has it."""
+    sigma = torch.tensor(0.1)
+    early, late = {"uuid": 1, "timestep_end": 0.1}, {"uuid": 2, "timestep_start": 0.1}
+    assert float(sigma) > 0.1
+    assert bool(sigma <= 0.1)
+    assert in_force([[early, late]], sigma) == (((1,), (2,)),)
+    assert in_force([[early, late], None], torch.tensor(0.2)) == (((1,),), None)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.is_corrected])

@@ -314,7 +314,9 @@ def test_middle_blocks_are_left_out_as_the_definition_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["WAN21_Vace", "CogVideoX", "GenmoMochi", "LTXAV", "Kandinsky5", "WAN21"])
 def test_blocks_that_stay_are_one_line(name: str) -> None:
-    with pytest.raises(ValueError, match=r"is not for .*, whose blocks MixCache does not leave out: set it to whole"):
+    with pytest.raises(
+        ValueError, match=r"is not for this model \(.*\), which has no middle blocks that can be left out: set it"
+    ):
         attach(built(name), Settings(policy="every_nth", setting=2.0, leave_out="middle blocks"))  # WAN21 has two
 
 
