@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mixcache import generation
+from mixcache import generation, zoo
 from mixcache.hosts.diffusers.attachment import enable
 from mixcache.hosts.diffusers.overlay import put_on, take_off
 from mixcache.store import write_json
@@ -34,7 +34,6 @@ HOOKS: dict[str, tuple[str, dict[str, Any]]] = {
     "hold, speedup 2": ("hold", {"speedup": 2.0}),
 }
 """Policies whose hook is timed, and their settings."""
-MODELS = ("shapes-wan", "shapes-hunyuan", "shapes-cogvideox")
 
 
 class Stopwatch:
@@ -133,7 +132,7 @@ def main() -> None:
         "versions": generation.versions(),
         "machine": generation.machine(pipeline._execution_device),
     }
-    for model in MODELS:
+    for model in zoo.BUILT_IN:
         ratios |= {
             f"hook of {name} on {model}": [1 + share for share in shares]
             for name, shares in shares_of_hooks(model, caption, args.num_pairs).items()

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mixcache import zoo
 from mixcache.bench.page import idle_reason, kind_of, level_rows, never_fires, noise_of_time
 from mixcache.bench.peers import PEERS
 from mixcache.bench.results import SPEEDUPS, load
@@ -26,7 +27,7 @@ from studies.easy import DEFAULT, clips_at, default_section
 from studies.hard import SETTINGS, allows, decibels_of, speedup_of
 from studies.hard_page import FIGURES, OURS, command, figures, pooled_rows
 from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
-from studies.overhead import HOOKS, MODELS
+from studies.overhead import HOOKS
 from studies.targets import tally, targets
 from studies.text import paragraph
 
@@ -257,14 +258,16 @@ def overhead_line(overhead: dict[str, Any]) -> str:
     """One sentence on what the attachment itself costs."""
     attached, noise = overhead["always_compute over plain"], overhead["plain over plain"]
     (low, high), (least, most) = attached["quartiles"], noise["quartiles"]
+    num_threads = overhead["machine"]["threads"]
+    threads = f"{num_threads} thread{'s' * (num_threads != '1')}"
     hooks = "; ".join(
         f"{model} "
         + ", ".join(f"{overhead[f'hook of {name} on {model}']['median'] - 1:.1%} with `{name}`" for name in HOOKS)
-        for model in MODELS
+        for model in zoo.BUILT_IN
     )
     return (
-        f"`{overhead['command']}`: what the hook does for itself takes of the rest of the loop: {hooks}. The whole "
-        f"loop attached with `always_compute` over the plain one: {attached['median'] - 1:+.1%} (median of "
+        f"`{overhead['command']}`: on {threads}, what the hook does for itself takes of the rest of the loop: {hooks}. "
+        f"The whole loop attached with `always_compute` over the plain one: {attached['median'] - 1:+.1%} (median of "
         f"{len(attached['all'])} interleaved pairs, quartiles {low - 1:+.1%} and {high - 1:+.1%}); the plain one over "
         f"itself: {noise['median'] - 1:+.1%} ({least - 1:+.1%} and {most - 1:+.1%})."
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ MAX_RUNS = 8
 OTHERS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 """Keys by which other caches lie in a model's options."""
 COMPILE_KEY = "torch.compile"
-"""That by which ComfyUI's node for it does."""
+"""That of the wrapper by which ComfyUI's own node compiles a model."""
 WRAPPERS = ("OUTER_SAMPLE", "SAMPLER_SAMPLE", "PREDICT_NOISE", "CALC_COND_BATCH")
 GUIDING = (
     "sampler_cfg_function",
@@ -258,7 +259,7 @@ def begun(
         num_before=sum(sigma > start for sigma in sigmas[:-1]),
         num_after=sum(sigma <= end for sigma in sigmas[:-1]),
     )
-    is_guided_alike = hasattr(guider, "cfg") and not any(options.get(name) for name in GUIDING)
+    is_guided_alike = hasattr(guider, "cfg") and not guides(options)
     return Sampling(
         taught(policy, learnt),
         Levels.of(model_sampling),
@@ -283,11 +284,21 @@ def why_passed(
         return f"sampler {sampler} calls the model several times a step"
     if options.get("context_handler") is not None:
         return "a step is made of context windows, each a call of its own"
-    if any(part.get("hooks") for conds in guider.conds.values() for part in conds or ()):
+    if any(part.get("hooks") for part in conditions(guider)):
         return "hooks change the weights during the run"
     if len(sigmas) < 2 or any(after >= before for before, after in itertools.pairwise(sigmas)):
         return "the noise levels do not fall from step to step"
     return None if gate is None else why_blocks_stay(guider, options, gate)
+
+
+def conditions(guider: Any) -> Iterator[Mapping[str, Any]]:
+    """All parts of all prompts of a run."""
+    return (part for conds in guider.conds.values() for part in conds or ())
+
+
+def guides(options: Mapping[str, Any]) -> bool:
+    """True where a node guides in its own way."""
+    return any(options.get(name) for name in GUIDING)
 
 
 def why_blocks_stay(guider: Any, options: Any, gate: Gate) -> str | None:
@@ -296,11 +307,11 @@ def why_blocks_stay(guider: Any, options: Any, gate: Gate) -> str | None:
     replaced = transformer_options.get("patches_replace", {}).get("dit", {})
     if any(kind == gate.kind for kind, *_ in replaced) or gate.kind in transformer_options.get("patches", {}):
         return "another node replaces blocks of the model, or adds to them"
-    if any(options.get(name) for name in GUIDING):
+    if guides(options):
         return "a node that guides may run the blocks in its own way"
     if getattr(guider, "uncond_model_patcher", None) is not None:
         return "the negative prompt has a model of its own"
-    if any(part.get("control") is not None for conds in guider.conds.values() for part in conds or ()):
+    if any(part.get("control") is not None for part in conditions(guider)):
         return "a control adds to the blocks"
     if COMPILE_KEY in transformer_options.get("wrappers", {}).get("apply_model", {}):
         return "the model is compiled as a whole, and blocks of one graph cannot be left out"

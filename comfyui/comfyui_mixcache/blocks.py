@@ -53,6 +53,10 @@ class Residual:
     prompts: tuple[Any, ...]
     """Whose it is, by ComfyUI's names for the parts of a batch."""
 
+    def is_of(self, value: torch.Tensor, prompts: tuple[Any, ...]) -> bool:
+        """True for the same prompts, in a batch like theirs."""
+        return (self.value.shape, self.value.device, self.prompts) == (value.shape, value.device, prompts)
+
 
 class Gate:
     """What the span of blocks does in the runs of one sampling: it runs, is recorded, or is left out."""
@@ -145,8 +149,8 @@ class Gate:
             value: torch.Tensor = args[STREAM]
             prompts = tuple(args["transformer_options"].get("uuids", ()))
             if self._given is not None:
-                if is_first:
-                    self._check(value, prompts)
+                if is_first and not (self._given and self._given[0].is_of(value, prompts)):
+                    raise OtherRuns("ComfyUI runs the model otherwise than before")
                 return {STREAM: value + self._given.pop(0).value if is_last else value}
             if is_first and self._recorded is not None:
                 self._begun = value.clone()  # blocks may write to what they are given
@@ -157,12 +161,3 @@ class Gate:
             return out
 
         return block
-
-    def _check(self, value: torch.Tensor, prompts: tuple[Any, ...]) -> None:
-        given = self._given[0] if self._given else None
-        if given is None or (given.value.shape, given.value.device, given.prompts) != (
-            value.shape,
-            value.device,
-            prompts,
-        ):
-            raise OtherRuns("ComfyUI runs the model otherwise than before")

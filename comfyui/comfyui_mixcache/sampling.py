@@ -118,10 +118,9 @@ class Sampling:
         try:
             denoised = compute()
         except (DoubtError, OtherRuns) as doubt:
-            if isinstance(doubt, OtherRuns):
-                self._num_other_runs += 1
-                if self._num_other_runs >= MOST_OTHER_RUNS:
-                    self._engine.leave_out(Granularity.BLOCK)
+            self._num_other_runs += isinstance(doubt, OtherRuns)
+            if self._num_other_runs >= MOST_OTHER_RUNS:
+                self._engine.leave_out(Granularity.BLOCK)
             self._pass(place, str(doubt))
             denoised = compute()
         if self._corrects:

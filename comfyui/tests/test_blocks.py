@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfyui_mixcache import report
 from comfyui_mixcache.attachment import attach
+from comfyui_mixcache.blocks import Gate
 from comfyui_mixcache.settings import Settings
 from definitions import without_blocks
 from test_conditions import CASES, EVERY_SECOND, model, run_of, sample
@@ -149,7 +150,14 @@ def test_where_blocks_must_stay_the_run_is_passed_through_to_the_bit(made: Any, 
     assert f"passed through: {says}" in report.text(run_of(cached))
 
 
-def test_what_is_left_of_it_is_nothing() -> None:
+def test_what_is_left_of_it_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gates: list[Gate] = []
+
+    def anew(self: Gate, inner: Any = Gate.anew) -> Gate:
+        gates.append(inner(self))
+        return gates[-1]
+
+    monkeypatch.setattr(Gate, "anew", anew)
     patcher = replacing()
     patcher.model_options["transformer_options"]["patches_replace"]["dit"].clear()
     before = patcher.model_options["transformer_options"]["patches_replace"]
@@ -157,5 +165,6 @@ def test_what_is_left_of_it_is_nothing() -> None:
     sample(cached)
     assert "block" in report.did(run_of(cached))
     assert cached.model_options["transformer_options"]["patches_replace"] == before == {"dit": {}}
-    gate = cached.model_options["transformer_options"]["mixcache"].gate
+    (gate,) = gates  # that of the run
+    assert gate._layouts
     assert gate._begun is gate._given is gate._recorded is None

@@ -94,9 +94,7 @@ CASES = {
     "prompts in turn": Case(ranged=True, is_corrected=False),
     "cfg_zero_star": Case(made=lambda: patched(CFGZeroStar={}), is_corrected=False),
     "rescaled": Case(made=lambda: patched(RescaleCFG={"multiplier": 0.7}), is_corrected=False),
-    "skip-layer guidance": Case(
-        made=lambda: patched(SkipLayerGuidanceDiT=SKIP_LAYERS), num_in_full=1, is_corrected=False
-    ),
+    "skip-layer guidance": Case(made=skipping_layers, num_in_full=1, is_corrected=False),
     "a LoRA": Case(made=with_lora),
     "compiled": Case(made=compiled, is_corrected=False),
 }

@@ -3,9 +3,9 @@
 In the first generation the limit is looked for anew after some computed steps: the one at which the rest of the way, as
 far as it is known (`way.py`), needs just the computed steps that the wish leaves (`budget.py`). It stays near the one
 that is usual for the wish, or under that of the default, and no step is cached for want of computed ones: a clip whose
-outputs change much faster comes out slower rather than broken. What a whole
-loop came to says which limit that is on this model, and the more generations have said so, the less a single clip may
-move it: one limit for all clips is worth more, at the same mean speed-up, than one for each. Pure Python.
+outputs change much faster comes out slower rather than broken. What a whole loop came to says which limit that is on
+this model, and the more generations have said so, the less a single clip may move it: one limit for all clips is worth
+more, at the same mean speed-up, than one for each. Pure Python.
 """
 
 from __future__ import annotations
