@@ -12,6 +12,7 @@ from mixcache.policies.budget import speedup_of
 from mixcache.policies.hold import QUALITIES, Held
 from mixcache.policies.runs import weight
 from mixcache.policies.way import MOST_WISHES, PRIOR, Learnt, Way, log_snr
+from mixcache.policies.wish import BAND, Wish
 from mixcache.predictors import REUSE
 from mixcache.report.frontier import carried_out, foretold
 
@@ -144,17 +145,17 @@ def delivered(speedup: float, num_steps: int, shift: float, way: Way) -> float:
 @pytest.mark.parametrize("num_steps", [20, 30, 50])
 @pytest.mark.parametrize("speedup", [1.25, 1.5, 2.0, 2.5, 3.0])
 def test_the_wish_is_kept_where_outputs_change_as_is_usual(speedup: float, num_steps: int, shift: float) -> None:
-    """To a step or two of the computed ones: 20 steps allow 2.9x or 3.3x."""
+    """To a step or two of the computed ones: 20 steps allow 2.9x or 3.3x, and 2.4x where the first ones are wild."""
     at_usual = delivered(speedup, num_steps, shift, PRIOR)
     steady = delivered(speedup, num_steps, shift, faster(0.3))
-    assert 0.86 <= at_usual <= 1.07
+    assert 0.80 <= at_usual <= 1.07
     assert 0.95 <= steady <= 1.07
     if num_steps == 50:
         assert min(at_usual, steady) >= 0.99
 
 
 def test_a_wish_does_not_break_a_clip_whose_outputs_change_much_faster() -> None:
-    for num_steps, least in ((20, 0.59), (30, 0.74), (50, 0.89)):
+    for num_steps, least in ((20, 0.54), (30, 0.64), (50, 0.89)):
         for speedup in (1.5, 2.0, 3.0):
             assert least <= delivered(speedup, num_steps, 5.0, faster(4.0)) <= 1.03
     assert delivered(2.0, 50, 5.0, Way(places=(-4.0, 0.0, 4.0), log_rates=(0.0, 3.0, 0.0))) < 1.0
@@ -167,6 +168,36 @@ def test_a_wish_never_caches_the_long_last_steps_for_want_of_computed_ones() -> 
         done = foretold(Hold(speedup=speedup), shifted(20, 20.0), early)
         assert speedup_of(done.count("#"), 20, None) < speedup
         assert done.endswith("##")
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.5, COMPUTE), (0.9, STEP)])
+def test_a_calm_step_after_one_that_changed_the_output_altogether_is_not_believed(
+    before: float, after: Granularity
+) -> None:
+    """Nothing is cached until two steps in a row were no such steps."""
+    policy = Hold(error=0.4)
+    state, index = seen(policy, (before, 0.05))
+    assert policy.decide(step_at(index), state).granularity is after
+    state, index = seen(policy, (before, 0.05, 0.05))
+    assert policy.decide(step_at(index), state).granularity is STEP
+
+
+def test_a_change_is_told_for_each_step_of_a_run() -> None:
+    """1.5 over two cached steps and a computed one is half of an output a step."""
+    policy = Hold(error=9.0)
+    state, index = seen(policy, (0.05,))
+    observed(policy, state, index + 2, 1.5)
+    assert policy.decide(step_at(index + 3), state).granularity is STEP
+
+
+@pytest.mark.parametrize(("index", "most"), [(2, 0.5 * BAND ** (2 / 7.5)), (8, 0.5 * BAND), (25, 0.5 * BAND)])
+def test_a_fast_beginning_lets_a_first_clip_go_over_the_usual_limit_by_little(index: int, most: float) -> None:
+    """By all of the band after a quarter of the way."""
+    sigmas = shifted(30, 5.0)
+    step = Step(index=index, num_steps=30, sigma=sigmas[index], sigmas=sigmas)
+    wish = Wish(speedup=2.0, learnt=Learnt())
+    wish.see(step)
+    assert wish.limit_at(step, sigmas[index - 1], (99.0, 99.0), scale=9.0) == pytest.approx(most)
 
 
 def faster(factor: float) -> Way:
@@ -233,14 +264,14 @@ def test_wrong_settings(error: Any) -> None:
         Hold(error=error)
 
 
-@pytest.mark.parametrize("factor", [0.3, 8.0])
+@pytest.mark.parametrize("factor", [0.3, 5.0])
 @pytest.mark.parametrize("speedup", [1.5, 2.0, 2.5])
 def test_later_generations_keep_the_wish_on_a_model_that_is_not_as_usual(speedup: float, factor: float) -> None:
     """Where outputs change much faster the first clip comes out slower rather than broken."""
     policy, way = Hold(speedup=speedup), faster(factor)
     first, *later = (speedup_of(carried_out(policy, shifted(50, 5.0), way).count("#"), 50, None) for _ in range(8))
     if factor > 1:
-        assert first < 0.95 * speedup
+        assert first < 0.98 * speedup
     assert all(reached == pytest.approx(speedup, rel=0.03) for reached in later)
     ((wish, (_, count)),) = policy.learnt.limits.items()
     assert (wish, count) == (f"{speedup:g} of 50 from 0", 8)

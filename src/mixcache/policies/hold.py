@@ -8,6 +8,9 @@ much again, or more where it has been growing, is expected of the next. A cached
     span    of the run, in the log of signal over noise               at most SPAN `error`
     cost    of the run: sum of error x age x weight of the step       at most BUDGET `error`^2 / number of steps
 
+Nor is a step cached where one of the last two computed outputs changed by more than its own size in a step: what the
+clip is to show is being settled there, and a calm step between two wild ones says nothing.
+
 Early steps go a short way and settle what is carried on, so each weighs an even share at least; a step longer than
 that weighs by its square, since a long step is hardly put right by interpolation; and where a clip is settled an error
 weighs SENSITIVITY times as much, since some clips multiply it there by a hundred. The three go together: a run that may
@@ -34,6 +37,8 @@ from mixcache.predictors import REUSE
 
 NUM_RATIOS = 4
 """Rates by which what is foretold of the rest is scaled."""
+ANOTHER_OUTPUT = 1.0
+"""Relative change in one step from which on an output is another one altogether."""
 QUALITIES = {"high": 0.25, "balanced": DEFAULT_ERROR, "fast": 0.6}
 """`error` by the word for it."""
 
@@ -47,6 +52,10 @@ class Held:
     """Of the last computed step."""
     rates: tuple[float, ...] = ()
     """Errors seen at the last two computed steps, for each unit of noise level."""
+    changes: tuple[float, ...] = ()
+    """The same errors for each step."""
+    last: int = -1
+    """Index of the last computed step."""
     log_ratios: tuple[float, ...] = ()
     """Logs of the last rates over those that were foretold there."""
     run: Run | None = None
@@ -119,6 +128,10 @@ class Hold(Policy):
         return decision
 
     def _within_limits(self, step: Step, state: Held) -> Decision:
+        if max(state.changes, default=0.0) > ANOTHER_OUTPUT:
+            return Decision(
+                granularity=Granularity.COMPUTE, reason=f"a step changed the output by {max(state.changes):.2g}"
+            )
         if state.wish:
             scale = math.exp(fmean(state.log_ratios)) if state.log_ratios else 1.0
             limit, longest = state.wish.limit_at(step, state.sigma, state.rates, scale), state.wish.longest
@@ -138,12 +151,13 @@ class Hold(Policy):
         if trial is not None and distance > 0 and math.isfinite(trial.error()):
             rate = trial.error() / distance
             state.rates = (*state.rates, rate)[-2:]
+            state.changes = (*state.changes, trial.error() / (measurement.step - state.last))[-2:]
             middle = (before + state.sigma) / 2
             if rate > 0 and is_on(middle):
                 ratio = math.log(rate) - self.learnt.way.log_rate(middle)
                 state.log_ratios = (*state.log_ratios, ratio)[-NUM_RATIOS:]
                 self.learnt.see(middle, rate)
-        state.run = None
+        state.run, state.last = None, measurement.step
         if state.wish:
             state.wish.computed(measurement.step)
 

@@ -3,9 +3,10 @@
 In the first generation the limit is looked for anew after some computed steps: the one at which the rest of the way, as
 far as it is known (`way.py`), needs just the computed steps that the wish leaves (`budget.py`). It stays near the one
 that is usual for the wish, or under that of the default, and no step is cached for want of computed ones: a clip whose
-outputs change much faster comes out slower rather than broken. What a whole loop came to says which limit that is on
-this model, and the more generations have said so, the less a single clip may move it: one limit for all clips is worth
-more, at the same mean speed-up, than one for each. Pure Python.
+outputs change much faster comes out slower rather than broken. At first it may go over that by little, since the first
+steps say not much of the rest, and the clip carries on what is cached there with too large an error. What a whole loop
+came to says which limit that is on this model, and the more generations have said so, the less a single clip may move
+it: one limit for all clips is worth more, at the same mean speed-up, than one for each. Pure Python.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ USUAL_AT_2X = 0.5
 BAND = 1.5
 """Factor by which a clip may move the limit, in the first generation; up to the one that is in force where nothing is
 wished it may in any case."""
+ALL_OF_IT_AFTER = 0.25
+"""Share of the loop after which it may go up by all of that: at first by nothing, and by more from step to step."""
 LIMIT_POWER = 2.5
 """A model whose limit is larger by this power of a factor is faster by the factor, about."""
 LONGEST = 3.0
@@ -113,7 +116,9 @@ class Wish:
         if self.limit is None:
             usual, count = self._known
             band = math.log(BAND) / (1 + count)
-            most = usual + band if count else max(usual + band, math.log(DEFAULT_ERROR))
+            most = usual + band * min(1.0, step.index / (ALL_OF_IT_AFTER * self.num_steps))
+            if not count:
+                most = max(most, math.log(DEFAULT_ERROR))
             found = math.log(self._limit_of_rest(step, sigma, rates, scale))
             self.limit = self.last_limit = math.exp(min(max(found, usual - band), most))
         self.log_limits += (math.log(self.limit),)
