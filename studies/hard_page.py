@@ -33,7 +33,7 @@ from studies.hard_search import CHOSEN
 
 WISHES = tuple(f"hold:speedup={speedup:g}" for speedup in (1.5, 2.0, 2.5, 3.0, 3.5))
 TRIGGER = "mixcache:granularities=step"
-LIMITS = (0.8, 1.2, 1.8)
+LIMITS = (0.8, 1.2)
 """Errors over those of the words."""
 METHODS = (*WISHES, *(f"hold:quality={word}" for word in QUALITIES), *(f"hold:error={limit:g}" for limit in LIMITS))
 METHODS += ("every_nth:period=2",)
