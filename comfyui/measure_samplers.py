@@ -3,7 +3,11 @@
     build/comfyui/venv/bin/python comfyui/measure_samplers.py --captions 4 --out docs/results/comfyui-samplers.json
 
 The trained model, by default at half its size (48 pixels, 5 frames), training captions, 24 steps, guidance 7, one step
-in two cached: PSNR of the latents against the plain ones of the same seed, and time against the share of calls.
+in two cached: PSNR of the latents against the plain ones of the same seed, and time against the share of calls. Or as
+the default does it, at the model's own size, with a file for each limit:
+
+    build/comfyui/venv/bin/python comfyui/measure_samplers.py --captions 24 --side 96 --frames 17 --steps 20 \
+        --policy hold --setting 0.6 --samplers euler,dpmpp_2m --out docs/results/comfyui-samplers-hold-0.6.json
 
 With --disturb: how far noise of a thousandth in one output moves the latents at the end, thousandths, for some steps.
 With --in-double: the samplers of UniPC too with their own coefficients in double precision, the model asked as ever.
@@ -45,7 +49,7 @@ from tiny import TinyWan  # noqa: E402
 from mixcache.store import write_whole  # noqa: E402
 from mixcache.zoo import world  # noqa: E402
 
-STEPS, CFG = 24, 7.0
+CFG = 7.0
 IN_DOUBLE = " in double"
 
 
@@ -83,7 +87,7 @@ def function_name(sampler: str) -> str:
     return name_of(sampler_object(sampler))
 
 
-def sample(model: Any, sampler: str, given: tuple[Any, ...], seed: int) -> tuple[torch.Tensor, float]:
+def sample(model: Any, sampler: str, given: tuple[Any, ...], seed: int, steps: int = 24) -> tuple[torch.Tensor, float]:
     """Latents, and the seconds that they took of this process."""
     _, positive, negative, empty = given
     latents = empty["samples"]
@@ -91,7 +95,7 @@ def sample(model: Any, sampler: str, given: tuple[Any, ...], seed: int) -> tuple
     begun = time.process_time()
     with torch.inference_mode():
         name = sampler.removesuffix(IN_DOUBLE)
-        sigmas = comfy.samplers.KSampler(model, STEPS, latents.device, name, "simple").sigmas
+        sigmas = comfy.samplers.KSampler(model, steps, latents.device, name, "simple").sigmas
         how = (CFG, sampler_object(sampler), sigmas, positive, negative, latents)
         clip = comfy.sample.sample_custom(model, noise, *how, seed=seed, disable_pbar=True)
     return clip, time.process_time() - begun
@@ -104,12 +108,14 @@ def psnr(clip: torch.Tensor, plain: torch.Tensor) -> float:
 
 def table(runs: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown, a row for each sampler."""
-    lines = ["| sampler | cached: mean / lowest | corrected: mean / lowest | treatment |", f"|{' --- |' * 4}"]
+    lines = ["| sampler | cached: lowest / median / mean | corrected | treatment |", f"|{' --- |' * 4}"]
     for sampler, clips in runs.items():
         cells = []
         for name in ("cached", "corrected"):
             decibels = [clip[name] for clip in clips.values()]
-            cells.append(f"{statistics.mean(decibels):.1f} / {min(decibels):.1f}")
+            speedup = 1 / statistics.mean(clip[f"{name} share"] for clip in clips.values())
+            figures = (min(decibels), statistics.median(decibels), statistics.mean(decibels))
+            cells.append(" / ".join(f"{figure:.1f}" for figure in figures) + f" at {speedup:.2f}x")
         lines.append(f"| `{sampler}`, {len(clips)} | {' | '.join(cells)} | {SAMPLERS[function_name(sampler)].value} |")
     return "\n".join(lines)
 
@@ -146,6 +152,9 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=4)
     parser.add_argument("--side", type=int, default=48)
     parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--policy", default="every_nth")
+    parser.add_argument("--setting", type=float, default=2.0, help="of the policy, as the node takes it")
     parser.add_argument("--disturb", action="store_true")
     parser.add_argument("--in-double", action="store_true")
     parser.add_argument("--samplers", default="", help="names with commas between; all where none is given")
@@ -160,24 +169,28 @@ def main() -> None:
     names += [name + IN_DOUBLE for name in names if name.startswith("uni_pc") and given.in_double]
     if given.disturb:
         return disturb(names, TinyWan().load("a large red circle moving left on a plain white background", "", 48, 5))
-    runs = json.loads(given.out.read_text())["runs"] if given.out.is_file() else {}
+    about = {name: getattr(given, name) for name in ("side", "frames", "steps", "policy", "setting")} | {"cfg": CFG}
+    kept = json.loads(given.out.read_text()) if given.out.is_file() else {"about": about, "runs": {}}
+    if kept["about"] != about:
+        raise SystemExit(f"{given.out} is of {kept['about']}: give another --out")
+    runs = kept["runs"]
     for seed, scene in enumerate(world.sample_scenes(given.captions, seed=5, held_out=False)):
         inputs = TinyWan().load(scene.caption, "", given.side, given.frames)
         for name in names:
             if scene.caption in runs.setdefault(name, {}):
                 continue
-            plain, plain_seconds = sample(inputs[0], name, inputs, seed)
+            plain, plain_seconds = sample(inputs[0], name, inputs, seed, given.steps)
             figures = {}
             SAMPLERS[function_name(name)] = Treatment.CORRECTED
             for way, correct in (("cached", False), ("corrected", True)):
-                model = attach(inputs[0], Settings(policy="every_nth", setting=2.0, correct=correct))
-                clip, seconds = sample(model, name, inputs, seed)
+                model = attach(inputs[0], Settings(policy=given.policy, setting=given.setting, correct=correct))
+                clip, seconds = sample(model, name, inputs, seed, given.steps)
                 share = report.share_computed(attachment_of(model).runs[-1])
                 figures |= {way: psnr(clip, plain), f"{way} share": share, f"{way} time": seconds / plain_seconds}
             SAMPLERS.update(treatments)
             runs[name][scene.caption] = figures
             print(scene.caption, name, figures, flush=True)
-            write_whole(given.out, json.dumps({"steps": STEPS, "cfg": CFG, "runs": runs}, indent=1) + "\n")
+            write_whole(given.out, json.dumps(kept, indent=1) + "\n")
     print(table(runs))
 
 

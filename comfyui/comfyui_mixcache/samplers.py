@@ -17,12 +17,12 @@ class Treatment(str, Enum):
     """Several calls a step, at noise levels of its own."""
 
 
-_CORRECTED = "euler dpmpp_2m res_multistep gradient_estimation"
+_CORRECTED = "euler"
 _CACHED = (
-    "unipc unipc_bh2 lms ipndm ipndm_v deis euler_ancestral dpmpp_2m_sde dpmpp_2m_sde_gpu "
-    "dpmpp_2m_sde_heun dpmpp_2m_sde_heun_gpu dpmpp_3m_sde dpmpp_3m_sde_gpu ddpm lcm res_multistep_ancestral er_sde "
-    "sa_solver euler_cfg_pp euler_ancestral_cfg_pp dpmpp_2m_cfg_pp res_multistep_cfg_pp res_multistep_ancestral_cfg_pp "
-    "gradient_estimation_cfg_pp"
+    "dpmpp_2m res_multistep gradient_estimation unipc unipc_bh2 lms ipndm ipndm_v deis euler_ancestral dpmpp_2m_sde "
+    "dpmpp_2m_sde_gpu dpmpp_2m_sde_heun dpmpp_2m_sde_heun_gpu dpmpp_3m_sde dpmpp_3m_sde_gpu ddpm lcm "
+    "res_multistep_ancestral er_sde sa_solver euler_cfg_pp euler_ancestral_cfg_pp dpmpp_2m_cfg_pp "
+    "res_multistep_cfg_pp res_multistep_ancestral_cfg_pp gradient_estimation_cfg_pp"
 )
 _PASSED = (
     "heun heunpp2 exp_heun_2_x0 exp_heun_2_x0_sde dpm_2 dpm_2_ancestral dpm_fast dpm_adaptive dpmpp_2s_ancestral "
