@@ -203,9 +203,15 @@ def test_guidance_that_is_no_combination_is_not_corrected(name: str) -> None:
 
 @pytest.mark.parametrize("speedup", [1.5, 2.0])
 def test_a_wished_speedup_is_what_the_calls_come_to(speedup: float) -> None:
-    cached = attach(model(), Settings(speedup=speedup))
-    sample(cached, steps=20)
-    assert 1 / report.share_computed(run_of(cached)) == pytest.approx(speedup, rel=0.1)
+    """Under a wild beginning the first sampling falls short of it rather than break; the third has learnt."""
+    of_model = weights.patcher(pipeline().transformer, SHIFT)
+    reached = []
+    for _ in range(3):
+        cached = attach(of_model, Settings(speedup=speedup))
+        sample(cached, steps=20)
+        reached.append(1 / report.share_computed(run_of(cached)))
+    assert 0.75 * speedup <= reached[0] <= 1.1 * speedup
+    assert reached[-1] == pytest.approx(speedup, rel=0.1)
 
 
 def test_a_wish_begins_with_what_samplings_of_the_same_model_taught() -> None:
