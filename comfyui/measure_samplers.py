@@ -3,11 +3,15 @@
     build/comfyui/venv/bin/python comfyui/measure_samplers.py --captions 4 --out docs/results/comfyui-samplers.json
 
 The trained model, by default at half its size (48 pixels, 5 frames), training captions, 24 steps, guidance 7, one step
-in two cached: PSNR of the latents against the plain ones of the same seed, and time against the share of calls. Or as
-the default does it, at the model's own size, with a file for each limit:
+in two cached: PSNR of the latents against the plain ones of the same seed, and time against the share of calls. Or at
+the model's own size, by any policy, with a file for each setting:
 
     build/comfyui/venv/bin/python comfyui/measure_samplers.py --captions 24 --side 96 --frames 17 --steps 20 \
-        --policy hold --setting 0.6 --samplers euler,dpmpp_2m --out docs/results/comfyui-samplers-hold-0.6.json
+        --policy hold --setting 0.6 --samplers euler,dpmpp_2m,res_multistep,gradient_estimation \
+        --out docs/results/comfyui-samplers-hold-0.6.json
+
+and so for 0.9, and for `--policy every_nth --setting 2 --captions 8` (comfyui-samplers-every-2.json). A caption that is
+drawn twice counts once: 23 of 24 captions, 7 of 8.
 
 With --disturb: how far noise of a thousandth in one output moves the latents at the end, thousandths, for some steps.
 With --in-double: the samplers of UniPC too with their own coefficients in double precision, the model asked as ever.

@@ -105,7 +105,7 @@ def is_in_reach(method: Method, num_steps: int) -> bool:
 
 def family_of(method: Method) -> str:
     """The line that a method is a point of: `hold` with a wish is one, and without it another."""
-    return "hold, wished" if method.family == "hold" and "speedup" in method.settings else method.family
+    return OURS if method.family == FIXED and "speedup" in method.settings else method.family
 
 
 def figures(decibels: Sequence[float]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from mixcache.report.markdown import table
 from mixcache.store import write_whole
 from studies.easy import DEFAULT, clips_at, default_section
 from studies.hard import SETTINGS, allows, decibels_of, speedup_of
-from studies.hard_page import FIGURES, OURS, command, figures, pooled_rows
+from studies.hard_page import FIGURES, FIXED, OURS, command, figures, pooled_rows
 from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
 from studies.overhead import HOOKS
 from studies.targets import tally, targets
@@ -66,7 +66,8 @@ def measured(results: Path) -> str:
             "lowest / tenth percentile / median of a model's settings together, at an ideal speed-up, by work.",
             "*Half* is the median with half the steps, *floor* that of the plain clip in bfloat16, above which nothing",
             f"is seen: {', '.join(settings)}. The peers are at settings that were searched for each of these.",
-            "A speed-up that `hold` does not reach in some settings is told of the others.",
+            f"*{OURS}* is the first clip on a handle; *{FIXED}* has one limit for all clips, as later ones of a wish.",
+            "A speed-up that a first clip does not reach in some settings is told of the others.",
         ),
         "",
         table(rows_of_readme(found)),
@@ -141,7 +142,7 @@ def rows_of_readme(found: Mapping[str, Any]) -> list[dict[str, str]]:
     for model in dict.fromkeys(setting["model"] for setting in found.values()):
         pooled = list(pooled_rows({name: own for name, own in found.items() if own["model"] == model}))
         told = model
-        for family in dict.fromkeys(row["method"] for row in pooled if row["method"] in (OURS, *PEERS)):
+        for family in dict.fromkeys(row["method"] for row in pooled if row["method"] in (OURS, FIXED, *PEERS)):
             row = {"model": told, "method": family}
             for speedup in HARD_SPEEDUPS:
                 at = [r for r in pooled if r["method"] == family and r["at"] == f"{speedup:g}x"]

@@ -17,7 +17,7 @@ class MixCache:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Makes sampling of video models faster: at steps that change little the model is not asked. What is left out "
-        "is predicted, and corrected at the next computed step. Put it between the model and the sampler."
+        "is predicted and, under euler, corrected at the next computed step. Put it between the model and the sampler."
     )
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The model with the cache. The model that went in is left as it was.",)

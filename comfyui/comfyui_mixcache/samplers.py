@@ -39,8 +39,8 @@ SAMPLERS: dict[str, Treatment] = {
 }
 NAMES = {"unipc": "uni_pc", "unipc_bh2": "uni_pc_bh2"}
 """Names that users see, where the function has another."""
-NOISE = ("s_churn", "eta")
-"""Options of a sampler that let it add noise where they are over 0."""
+NOISE = ("s_churn",)
+"""Options of corrected samplers that let them add noise where they are over 0."""
 
 
 def name_of(sampler: Any) -> str:

@@ -281,7 +281,8 @@ ONE_CALL = [
     for name in comfy.samplers.SAMPLER_NAMES
     if SAMPLERS[name_of(comfy.samplers.sampler_object(name))] is not Treatment.PASSED and "gpu" not in name
 ]
-CORRECTED = [name for name in ONE_CALL if SAMPLERS[name_of(comfy.samplers.sampler_object(name))] is Treatment.CORRECTED]
+BEGUN_ANEW = [*["euler", "dpmpp_2m", "res_multistep", "gradient_estimation", "uni_pc"]]
+"""One that goes by the present output alone, and some that remember earlier ones."""
 
 
 @pytest.mark.parametrize("sampler", ONE_CALL)
@@ -296,9 +297,10 @@ def test_under_each_sampler_of_one_call_a_step(sampler: str) -> None:
     assert float((clip - wanted).norm() / wanted.norm()) < 1e-3
 
 
-@pytest.mark.parametrize("sampler", CORRECTED)
-def test_taken_again_where_nothing_changes_nothing_is_changed(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", BEGUN_ANEW)
+def test_taken_again_where_nothing_changes_nothing_is_changed(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that gives one velocity again and again, the corrected clip is the plain one."""
+    monkeypatch.setitem(SAMPLERS, name_of(comfy.samplers.sampler_object(sampler)), Treatment.CORRECTED)
     still = model().clone()
     velocity = torch.randn(1, 20, 2, 4, 4, generator=torch.Generator().manual_seed(2))
     still.set_model_unet_function_wrapper(

@@ -12,7 +12,7 @@ from mixcache.policies.budget import speedup_of
 from mixcache.policies.hold import QUALITIES, Held
 from mixcache.policies.runs import weight
 from mixcache.policies.way import MOST_WISHES, PRIOR, Learnt, Way, log_snr
-from mixcache.policies.wish import BAND, Wish
+from mixcache.policies.wish import BAND, MOST_LEARNT, Wish
 from mixcache.predictors import REUSE
 from mixcache.report.frontier import carried_out, foretold
 
@@ -307,6 +307,30 @@ def test_two_experts_share_what_a_wish_leaves() -> None:
     calm, wild = computed(faster(0.3)), computed(faster(10.0))
     assert wild[0] > calm[0]
     assert wild[1] < calm[1]
+    never = computed(faster(99.0))
+    assert never[0] == 20
+    assert never[1] == wild[1]
+
+
+@pytest.mark.parametrize("num_steps", [20, 50])
+@pytest.mark.parametrize("factor", [3.0, 8.0])
+@pytest.mark.parametrize("speedup", [2.0, 2.5, 3.0])
+def test_a_limit_that_is_learnt_settles(speedup: float, factor: float, num_steps: int) -> None:
+    """Where steps are computed for other reasons than the limit too, so that none gives the wish."""
+    policy = Hold(speedup=speedup)
+    done = [carried_out(policy, shifted(num_steps, 5.0), faster(factor)) for _ in range(30)]
+    assert done[-1] == done[-2] == done[-3]
+    ((log_limit, _),) = policy.learnt.limits.values()
+    assert log_limit <= math.log(MOST_LEARNT) + 1e-9
+
+
+def test_a_second_expert_goes_over_the_usual_limit_at_once() -> None:
+    """The first quarter of the loop is past where it begins."""
+    sigmas = shifted(40, 5.0)
+    step = Step(index=2, num_steps=20, offset=20, sigma=sigmas[22], sigmas=sigmas[20:])
+    wish = Wish(speedup=2.0, learnt=Learnt(num_computed_before=18))
+    wish.see(step)
+    assert wish.limit_at(step, sigmas[21], (99.0, 99.0), scale=9.0) == pytest.approx(0.5 * BAND)
 
 
 def test_a_run_that_is_foretold_teaches_nothing() -> None:

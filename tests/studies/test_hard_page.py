@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixcache.bench.families import select
-from studies.hard_page import METHODS, OURS, at, bars, is_in_reach, page, pooled_rows
+from studies.hard_page import FIXED, METHODS, OURS, at, bars, is_in_reach, page, pooled_rows
 
 
 def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
@@ -53,6 +53,19 @@ def test_settings_of_a_model_are_taken_together() -> None:
     assert "### a: half 25.0, floor 40.0" in text
     assert f"| {OURS} 0.5 | 2.00x | 29.0 |" in text
     assert "| a | 25.0 | 40.0 | 0.050 | 90% |" in text
+
+
+def test_one_limit_for_all_clips_is_judged_beside_a_wish() -> None:
+    found = {
+        "a": setting((FIXED, 0.5, [45.0, 44.0]), (OURS, 0.5, [35.0, 34.0]), ("teacache", 0.5, [40.0, 39.0])),
+        "b": setting((FIXED, 1.0, [50.0, 50.0]), (OURS, 0.5, [35.0, 34.0]), ("teacache", 0.5, [40.0, 39.0])),
+    }
+    (row,) = bars(found, FIXED)
+    assert row["settings"] == "1 of 2"
+    assert row["median"] == "+5.0 dB: met"
+    (row,) = bars(found)
+    assert row["settings"] == "2 of 2"
+    assert row["median"] == "-5.0 dB: missed"
 
 
 def test_the_best_peer_is_taken_for_each_figure_alone() -> None:

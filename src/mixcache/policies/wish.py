@@ -5,8 +5,9 @@ far as it is known (`way.py`), needs just the computed steps that the wish leave
 that is usual for the wish, or under that of the default, and no step is cached for want of computed ones: a clip whose
 outputs change much faster comes out slower rather than broken. At first it may go over that by little, since the first
 steps say not much of the rest, and the clip carries on what is cached there with too large an error. What a whole loop
-came to says which limit that is on this model, and the more generations have said so, the less a single clip may move
-it: one limit for all clips is worth more, at the same mean speed-up, than one for each. Pure Python.
+came to says which limit that is on this model, up to `MOST_LEARNT`; the more generations have said so, the less a
+single clip may move it: one limit for all clips is worth more, at the same mean speed-up, than one for each. Pure
+Python.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ BAND = 1.5
 """Factor by which a clip may move the limit, in the first generation; up to the one that is in force where nothing is
 wished it may in any case."""
 ALL_OF_IT_AFTER = 0.25
-"""Share of the loop after which it may go up by all of that: at first by nothing, and by more from step to step."""
+"""Share of the loop after which it may go over the usual one by all of that: at first by nothing, then by more from
+step to step."""
+MOST_LEARNT = 2.0
+"""Largest limit that is learnt: an output so far off tells nothing of the one that it stands for, and where steps are
+computed for other reasons than the limit, no limit would ever give the wish."""
 LIMIT_POWER = 2.5
 """A model whose limit is larger by this power of a factor is faster by the factor, about."""
 LONGEST = 3.0
@@ -99,9 +104,14 @@ class Wish:
 
     @property
     def _known(self) -> tuple[float, int]:
-        """Log of the limit that is usual for the wish, and how many generations say so."""
+        """Log of the limit that gave the wish before, and in how many generations; of the usual one where in none."""
+        return self.learnt.limits.get(self.name, (self._usual, 0))
+
+    @property
+    def _usual(self) -> float:
+        """Log of the limit that is usual for the wish where nothing was learnt."""
         usual = USUAL_AT_2X * (self.speedup - 1)
-        return self.learnt.limits.get(self.name, (math.log(usual) if usual else -math.inf, 0))
+        return math.log(usual) if usual else -math.inf
 
     def settled(self, step: Step) -> Decision | None:
         """What the count of steps alone decides, in the first generation. It never caches: the steps of the end are
@@ -116,13 +126,20 @@ class Wish:
         if self.limit is None:
             usual, count = self._known
             band = math.log(BAND) / (1 + count)
-            most = usual + band * min(1.0, step.index / (ALL_OF_IT_AFTER * self.num_steps))
+            most = usual + band * self._share_of_band(step)
             if not count:
                 most = max(most, math.log(DEFAULT_ERROR))
             found = math.log(self._limit_of_rest(step, sigma, rates, scale))
             self.limit = self.last_limit = math.exp(min(max(found, usual - band), most))
         self.log_limits += (math.log(self.limit),)
         return self.limit
+
+    def _share_of_band(self, step: Step) -> float:
+        """That a clip may use to go over the usual limit; all of it where the loop begins with a clip for noise."""
+        if not self.offset and self.sigmas and self.sigmas[0] < PART_BEGINS_UNDER:
+            return 1.0
+        done = (self.offset + step.index) / (self.offset + self.num_steps)
+        return min(1.0, done / ALL_OF_IT_AFTER)
 
     def _limit_of_rest(self, step: Step, sigma: float, rates: Sequence[float], scale: float) -> float:
         """With which so many of the steps from here on would be computed as are left."""
@@ -142,13 +159,14 @@ class Wish:
         self.num_seen += 1
         if self.num_seen >= LOOK_ANEW or self.num_left <= FEW_LEFT:
             self.limit, self.num_seen = None, 0
-        if not self.log_limits:
+        if not self.name:
             return
         num_computed = index + 1 - self.num_cached - (self.last_cached == index - 1)
         if not self.offset:
             self.learnt.num_computed_before = num_computed
-        if index == self.num_steps - 1:
-            self.learnt.see_limit(self.name, self._log_limit_taught(num_computed))
+        if self.log_limits and index == self.num_steps - 1:
+            most = max(math.log(MOST_LEARNT), self._usual)
+            self.learnt.see_limit(self.name, min(self._log_limit_taught(num_computed), most))
 
     def _log_limit_taught(self, num_computed: int) -> float:
         """What a whole loop says of the limit. In the first generation steps were computed to keep the wish, whatever
