@@ -43,8 +43,15 @@ Action = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Gets the number of a step of the scheduler, and the output and the sample that it was given."""
 
 POLICIES: dict[str, dict[str, Any]] = {
-    # the default, which in loops as short as these caches only where it is allowed nearly everything
-    "hindsight": {"error": 1e3, "num_warmup_steps": 1, "num_cooldown_steps": 0, "max_cached_run": 2},
+    # which in loops as short as these caches only where it is allowed nearly everything; the default never does where
+    # a model of random weights gives another output at each step
+    "hindsight": {
+        "policy": "hindsight",
+        "error": 1e3,
+        "num_warmup_steps": 1,
+        "num_cooldown_steps": 0,
+        "max_cached_run": 2,
+    },
     "corrected": {"policy": "every_nth", "granularities": "step", "corrector": True, **SCHEDULE},
 }
 UNCORRECTED_POLICY: dict[str, Any] = {"policy": "every_nth", "granularities": "step", **SCHEDULE}
