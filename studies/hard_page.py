@@ -35,9 +35,16 @@ WISHES = tuple(f"hold:speedup={speedup:g}" for speedup in (1.5, 2.0, 2.5, 3.0, 3
 TRIGGER = "mixcache:granularities=step"
 LIMITS = (0.8, 1.2)
 """Errors over those of the words."""
-METHODS = (*WISHES, *(f"hold:quality={word}" for word in QUALITIES), *(f"hold:error={limit:g}" for limit in LIMITS))
-METHODS += ("every_nth:period=2",)
-METHODS += ("mixcache", "mixcache:corrector=true", f"{TRIGGER}:corrector=true", "fewer-steps")
+METHODS = (
+    *WISHES,
+    *(f"hold:quality={word}" for word in QUALITIES),
+    *(f"hold:error={limit:g}" for limit in LIMITS),
+    "every_nth:period=2",
+    "mixcache",
+    "mixcache:corrector=true",
+    f"{TRIGGER}:corrector=true",
+    "fewer-steps",
+)
 """Ours, and fewer steps; the peers are at what `studies.hard_search` found."""
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 OURS, FIXED = "hold, wished", "hold"

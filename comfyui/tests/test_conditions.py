@@ -281,8 +281,8 @@ ONE_CALL = [
     for name in comfy.samplers.SAMPLER_NAMES
     if SAMPLERS[name_of(comfy.samplers.sampler_object(name))] is not Treatment.PASSED and "gpu" not in name
 ]
-BEGUN_ANEW = [*["euler", "dpmpp_2m", "res_multistep", "gradient_estimation", "uni_pc"]]
-"""One that goes by the present output alone, and some that remember earlier ones."""
+BEGUN_ANEW = ("euler", "ddim", "dpmpp_2m", "res_multistep", "gradient_estimation", "uni_pc")
+"""Two that go by the present output alone, and some that remember earlier ones."""
 
 
 @pytest.mark.parametrize("sampler", ONE_CALL)
