@@ -54,7 +54,7 @@ class Held:
     """Errors seen at the last two computed steps, for each unit of noise level."""
     changes: tuple[float, ...] = ()
     """The same errors for each step."""
-    last: int = -1
+    last: int | None = None
     """Index of the last computed step."""
     log_ratios: tuple[float, ...] = ()
     """Logs of the last rates over those that were foretold there."""
@@ -81,7 +81,8 @@ class Hold(Policy):
     estimates it."""
     error: float | None = None
     """In place of both: relative error, as expected, up to which an output is repeated. More is faster; 0.4 where
-    nothing is asked for."""
+    nothing is asked for. However large it is, a step beside one that changed the output by more than its own size is
+    computed."""
     profile: Any = None
     """A `Profile` or its path; the shipped one of the model unless given."""
     corrector: bool = True
@@ -148,7 +149,7 @@ class Hold(Policy):
         before, state.sigma = state.sigma, measurement.sigma
         distance = abs(before - state.sigma)
         trial = measurement.trials.get((Granularity.STEP, REUSE))
-        if trial is not None and distance > 0 and math.isfinite(trial.error()):
+        if trial is not None and state.last is not None and distance > 0 and math.isfinite(trial.error()):
             rate = trial.error() / distance
             state.rates = (*state.rates, rate)[-2:]
             state.changes = (*state.changes, trial.error() / (measurement.step - state.last))[-2:]
