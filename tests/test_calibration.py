@@ -445,14 +445,15 @@ def test_a_profile_says_which_error_a_psnr_takes(
 ) -> None:
     profile.save(tmp_path / "tiny.json")
     given = tmp_path / "tiny.json" if is_file else profile
-    wanted = sum(row[2] for row in profile.psnrs) / len(profile.psnrs)
+    wanted = profile.foretold(0.4, 12).psnr_db
     with mixcache.enable(pipeline, quality=wanted, profile=given) as handle:
         latents = generate(pipeline)
-    with mixcache.enable(pipeline, error=profile.estimate(wanted, 12).error, profile=given) as other:
+    assert profile.estimate(wanted, 12).error == pytest.approx(0.4)
+    with mixcache.enable(pipeline, error=0.4, profile=given) as other:
         assert torch.equal(generate(pipeline), latents)
     assert [entry.granularity for entry in handle.trace] == [entry.granularity for entry in other.trace]
     assert handle.summary()["granularity_counts"]["step"] > 0
-    assert f"quality      {wanted:g} dB, give or take" in str(handle.summary())
+    assert f"quality      {wanted:.3g} dB or more in nine clips of ten" in str(handle.summary())
     assert other.summary().estimate is None
 
 

@@ -134,9 +134,10 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
 @pytest.mark.usefixtures("small_world")
 def test_demo_writes_films_and_reports(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    result = runner.invoke(cli.app, ["demo", "--prompts", "2", "--steps", "10", "--out", str(out)])
+    result = runner.invoke(cli.app, ["demo", "--prompts", "2", "--steps", "10", "--speedup", "1.5", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert "speed-up" in result.output
+    assert re.search(r"^speed-up  \d+\.\d\dx of the denoising loop \(1\.5x wished\)$", result.output, re.MULTILINE)
+    assert "1.50× wished" in (out / "report.html").read_text()
     assert str(out / "report.html") in result.output
     report = json.loads((out / "report.json").read_text())
     assert [clip["seed"] for clip in report["clips"]] == [0, 1]
@@ -187,6 +188,19 @@ def test_generate_writes_a_film_and_a_trace_that_replays(tmp_path: Path) -> None
     replayed = runner.invoke(cli.app, [*common, "--policy", "replay", "--set", f"trace={trace}"])
     assert replayed.exit_code == 0, replayed.output
     assert film.read_bytes() == first
+
+
+@pytest.mark.usefixtures("small_world")
+def test_generate_says_wish_and_delivered(tmp_path: Path) -> None:
+    common = ["generate", CAPTION, "--steps", "10", "--force", "--out", str(tmp_path / "clip.mp4")]
+    result = runner.invoke(cli.app, [*common, "--speedup", "1.5"])
+    assert result.exit_code == 0, result.output
+    assert re.search(
+        r"^speed-up  \d+\.\d\dx of the denoising loop \(1\.5x wished\), as its", result.output, re.MULTILINE
+    )
+    plain = runner.invoke(cli.app, [*common, "--plain"])
+    assert plain.exit_code == 0, plain.output
+    assert "speed-up" not in plain.output
 
 
 def test_generate_takes_a_pipeline_folder(tmp_path: Path, pipeline: Any) -> None:
@@ -376,7 +390,7 @@ def test_calibrate_writes_a_profile_that_generate_takes(tmp_path: Path, monkeypa
     assert made.output.splitlines()[-3:] == ["profile   profile.json", *shown]
     assert not (tmp_path / "profile.json.partial").exists()
     assert "exists; --force overwrites it" in failed(["calibrate", "--out", "profile.json"])
-    for wish in (["--speedup", "1.2"], ["--quality", f"{profile.psnrs[0][2]}"]):
+    for wish in (["--speedup", "1.2"], ["--quality", f"{profile.psnrs[0][2] - 8:.3f}"]):
         clip = runner.invoke(cli.app, ["generate", CAPTION, *wish, "--profile", "profile.json", "--force", *small])
         assert clip.exit_code == 0, clip.output
     (tmp_path / "empty.txt").write_text("\n\n")

@@ -254,6 +254,23 @@ def test_a_wish_out_of_reach_is_an_error_and_the_pipeline_goes_on(
     assert torch.equal(generate(pipeline), plain)
 
 
+def test_a_loop_of_another_length_keeps_the_wish_in_its_own_steps(
+    pipeline: Any, generate: Generate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is carried over of a plan for other steps, and nothing is said of it."""
+    with mixcache.enable(pipeline, speedup=1.5) as handle:
+        for num_steps in (20, 12, 20, 16):
+            generate(pipeline, num_steps=num_steps)
+            run = handle.trace.generation(-1)
+            assert len(run) == num_steps
+            assert abs(letters(run).count(".") - num_computed_for(1.5, num_steps, 0.02)) <= 2
+            assert run[-1].granularity.value == "compute"
+        profile = handle.profile
+    assert profile is not None
+    assert len(profile.limits) == 3
+    assert [record.message for record in caplog.records if record.name == "mixcache"] == []
+
+
 def test_a_loop_is_not_broken_off_for_times_that_were_measured_in_it(
     pipeline: Any, generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ from mixcache import zoo
 from mixcache.policies.way import PRIOR, Learnt
 from mixcache.profiles import (
     FORMAT,
+    MOST_BEYOND,
+    TENTH,
+    USUAL_CLIPS,
+    USUAL_SPREAD_DB,
     Expert,
     Profile,
     ProfileError,
@@ -180,14 +185,38 @@ def test_each_use_of_a_profile_learns_for_itself() -> None:
 def test_the_error_for_a_psnr_is_on_the_line_of_the_nearest_number_of_steps(
     psnr_db: float, num_steps: int, error: float
 ) -> None:
-    assert small_profile().estimate(psnr_db, num_steps).error == pytest.approx(error)
+    estimate = small_profile().estimate(psnr_db - TENTH * USUAL_SPREAD_DB, num_steps)
+    assert (estimate.error, estimate.mean_db) == (pytest.approx(error), pytest.approx(psnr_db))
 
 
-def test_an_estimate_says_how_far_the_clips_were_from_it() -> None:
+def test_an_estimate_is_of_the_tenth_percentile() -> None:
+    """Four clips 3 dB off a line count beside four that are as far off as is usual."""
     rows = [[error, 50, psnr + off] for error, psnr in ((0.25, 50.0), (1.0, 40.0)) for off in (-3.0, 3.0)]
-    estimate = small_profile(psnrs=rows).estimate(45.0, 40)
-    assert (estimate.error, estimate.spread_db) == (pytest.approx(0.5), pytest.approx(3.0))
-    assert str(estimate) == "45 dB, give or take 3.0: an estimate for this model's clips, from 4 of 50 steps"
+    spread = math.sqrt((USUAL_CLIPS * USUAL_SPREAD_DB**2 + 4 * 3.0**2) / (USUAL_CLIPS + 2))
+    estimate = small_profile(psnrs=rows).estimate(45.0 - NormalDist().inv_cdf(0.9) * spread, 40)
+    assert (estimate.error, estimate.spread_db) == (pytest.approx(0.5, abs=1e-4), pytest.approx(spread))
+    assert str(estimate) == (
+        f"{estimate.psnr_db:.3g} dB or more in nine clips of ten, 45 in the mean: an estimate for this model's clips, "
+        "from 4 clips of 50 steps"
+    )
+
+
+def test_what_is_far_from_all_that_was_measured_is_not_estimated() -> None:
+    """0.25 to 1.0 were measured; 10 dB are lost for four times the error."""
+    off = TENTH * USUAL_SPREAD_DB
+    assert small_profile().estimate(59.99 - off, 50).error == pytest.approx(0.25 / MOST_BEYOND, rel=0.01)
+    for psnr_db in (60.1 - off, 29.9 - off):
+        with pytest.raises(ProfileError, match=r"^quality=\S+ is beyond .* of 50 steps, 23 to 52 dB; ask for"):
+            small_profile().estimate(psnr_db, 50)
+
+
+def test_times_and_rates_however_small_are_kept(tmp_path: Path) -> None:
+    learnt = Learnt(log_rates={3: math.log(2e-6)}, cached_share=3e-6, limits={"2 of 50 from 0": (math.log(1e-7), 1)})
+    small_profile().with_learnt(learnt).save(tmp_path / "small.json")
+    again = Profile.load(tmp_path / "small.json").learnt
+    assert again.cached_share == 3e-6
+    assert again.log_rates[3] == pytest.approx(math.log(2e-6))
+    assert again.limits["2 of 50 from 0"][0] == pytest.approx(math.log(1e-7))
 
 
 @pytest.mark.parametrize(

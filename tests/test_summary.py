@@ -43,7 +43,7 @@ def test_a_table_with_all_that_can_happen() -> None:
         SUMMARY,
         speedup=2.034,
         wished_speedup=2.0,
-        estimate="40 dB, give or take 3.0",
+        estimate="40 dB or more in nine clips of ten",
         num_corrected=6,
         num_calls_in_full=3,
         num_non_finite=1,
@@ -53,7 +53,7 @@ def test_a_table_with_all_that_can_happen() -> None:
     )
     assert str(summary).splitlines()[3:] == [
         "speed-up     2.03x of the denoising loop (2x wished)",
-        "quality      40 dB, give or take 3.0",
+        "quality      40 dB or more in nine clips of ten",
         "corrected    6 cached steps",
         "work         75% of the blocks ran, 1.33x at best",
         "memory       6.0 GiB at most, 1.5 KiB now",

@@ -8,7 +8,7 @@ import pytest
 
 from mixcache.decision import Granularity
 from mixcache.predictors import LINE
-from mixcache.trace import Call, Trace, TraceEntry
+from mixcache.trace import Call, Trace, TraceEntry, TraceWriter
 
 
 def entry(step: int, granularity: Granularity, num_blocks: tuple[int, ...], **fields: Any) -> TraceEntry:
@@ -136,3 +136,20 @@ def test_a_binary_file_is_no_trace(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: no trace of mixcache"):
         Trace.load(path)
+
+
+def test_what_was_computed_before_is_all_but_what_was_seen_to_be_cached() -> None:
+    """A second expert that begins at step 3 goes on from the first one's steps, whoever has emptied the entries."""
+    writer = TraceWriter(Trace())
+    kinds = [Granularity.COMPUTE, Granularity.STEP, Granularity.COMPUTE]
+    for _ in range(2):
+        generation = writer.number_of(0)
+        assert writer.num_computed_before(0) == 0
+        for step, kind in enumerate(kinds):
+            writer.append(entry(step, kind, (), generation=generation, num_steps=3))
+        writer.entries.clear()
+        assert writer.num_computed_before(3) == 2
+        assert writer.number_of(3) == generation
+        assert writer.num_computed_before(4) == 4  # of another loop, of which nothing was seen
+        writer.append(entry(3, Granularity.STEP, (), generation=generation, num_steps=6))
+    assert writer.num_computed_before(0) == 0

@@ -45,6 +45,8 @@ class Step:
     """Noise level, 0 to 1 (`mixcache.hosts.diffusers.levels`)."""
     offset: int = 0
     """Steps of the loop that another denoiser does before; `index` and `num_steps` count this one's own."""
+    num_computed_before: int = 0
+    """Of these, how many were computed."""
     ages: Mapping[Granularity, int] = field(default_factory=dict)
     """Steps since the last computed value of what a granularity would predict from; a granularity that cannot be used
     is absent."""

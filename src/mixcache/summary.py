@@ -30,7 +30,7 @@ class Summary:
     """Of the newest run's denoising loop, as its own steps tell: had all of them taken what a computed one took in the
     median. None where nothing was computed, or their times have not passed yet."""
     estimate: str | None
-    """What the profile says of the PSNR that was asked for, with its spread; None where none was."""
+    """What the profile says of the PSNR that was asked for; None where none was."""
     num_corrected: int
     """Cached steps taken again with what the next computed one showed."""
     why_not: str | None
@@ -56,7 +56,7 @@ class Summary:
             "policy": self.policy,
             "generations": self.num_generations,
             "steps": f"{self.num_steps} ({counts})" if counts else self.num_steps,
-            "speed-up": _speedup_text(self.speedup, self.wished_speedup),
+            "speed-up": speedup_text(self.speedup, self.wished_speedup),
             "quality": self.estimate,
             "corrected": f"{self.num_corrected} cached steps" if self.num_corrected else None,
             "work": f"{self.computed_share:.0%} of the blocks ran{faster}",
@@ -68,8 +68,8 @@ class Summary:
         return "\n".join(f"{name:11}  {value}" for name, value in rows.items() if value is not None)
 
 
-def _speedup_text(speedup: float | None, wished: float | None) -> str | None:
-    """`"2.03x of the denoising loop (2x wished)"`."""
+def speedup_text(speedup: float | None, wished: float | None) -> str | None:
+    """`"2.03x of the denoising loop (2x wished)"`; None where the speed-up is not known."""
     if speedup is None:
         return None
     return f"{speedup:.2f}x of the denoising loop" + (f" ({wished:g}x wished)" if wished is not None else "")

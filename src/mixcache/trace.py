@@ -171,15 +171,27 @@ class TraceWriter:
         self.entries: deque[TraceEntry] = deque(maxlen=MAX_RUN)
         """The last ones written since somebody emptied it."""
         self._last: TraceEntry | None = None
+        self._num_cached = 0
+        """Steps of its generation so far in which something was left out."""
 
     def number_of(self, offset: int) -> int:
         """The number of a trajectory that begins now, `offset` steps into its loop: that of the last one where this
         goes on from it, as a second expert does, else a new one."""
+        return self._last.generation if self._last is not None and self._goes_on(offset) else self.trace.begin()
+
+    def _goes_on(self, offset: int) -> bool:
         last = self._last
-        goes_on = last is not None and offset > 0 and last.step + 1 == last.num_steps == offset
-        return last.generation if goes_on and last is not None else self.trace.begin()
+        return last is not None and offset > 0 and last.step + 1 == last.num_steps == offset
+
+    def num_computed_before(self, offset: int) -> int:
+        """Of the `offset` steps of its loop before a trajectory that begins now, those that were computed: all but the
+        ones that were seen to be cached, where it goes on from these."""
+        return offset - (self._num_cached if self._goes_on(offset) else 0)
 
     def append(self, entry: TraceEntry) -> None:
+        if self._last is None or entry.generation != self._last.generation:
+            self._num_cached = 0
+        self._num_cached += entry.granularity is not Granularity.COMPUTE
         self._last = entry
         self.entries.append(entry)
         self.trace.append(entry)

@@ -248,6 +248,7 @@ def test_a_word_is_an_error(word: str, error: float) -> None:
         ({"speedup": math.nan}, "speedup=nan must be a finite number"),
         ({"speedup": True}, "speedup=True must be a finite number"),
         ({"quality": "hihg"}, r"unknown quality 'hihg'; did you mean 'high'\? \(there are: high, balanced, fast\)"),
+        ({"quality": -3.0}, r"quality=-3\.0 must be high, balanced or fast, or a number of decibels over 0"),
         ({"quality": math.inf}, "quality=inf must be high, balanced or fast, or a number of decibels"),
         ({"speedup": 2.0, "quality": "high"}, "speedup= and quality= are both given; give one of them"),
         ({"speedup": 2.0, "error": 0.1}, "speedup= and error= are both given; give one of them"),
@@ -301,7 +302,10 @@ def test_two_experts_share_what_a_wish_leaves() -> None:
 
     def computed(first: Way) -> tuple[int, int]:
         policy = Hold(speedup=2.0)
-        parts = carried_out(policy, levels[:21], first), carried_out(policy, levels[20:], faster(0.3), offset=20)
+        before = carried_out(policy, levels[:21], first)
+        num_computed = before.count("#")
+        after = carried_out(policy, levels[20:], faster(0.3), offset=20, num_computed_before=num_computed)
+        parts = before, after
         return parts[0].count("#"), parts[1].count("#")
 
     calm, wild = computed(faster(0.3)), computed(faster(10.0))
@@ -327,10 +331,20 @@ def test_a_limit_that_is_learnt_settles(speedup: float, factor: float, num_steps
 def test_a_second_expert_goes_over_the_usual_limit_at_once() -> None:
     """The first quarter of the loop is past where it begins."""
     sigmas = shifted(40, 5.0)
-    step = Step(index=2, num_steps=20, offset=20, sigma=sigmas[22], sigmas=sigmas[20:])
-    wish = Wish(speedup=2.0, learnt=Learnt(num_computed_before=18))
+    step = Step(index=2, num_steps=20, offset=20, num_computed_before=18, sigma=sigmas[22], sigmas=sigmas[20:])
+    wish = Wish(speedup=2.0, learnt=Learnt())
     wish.see(step)
     assert wish.limit_at(step, sigmas[21], (99.0, 99.0), scale=9.0) == pytest.approx(0.5 * BAND)
+
+
+def test_decibels_without_a_profile_are_one_sentence() -> None:
+    """As in a loop of one's own, where nobody completes the policy."""
+    policy = Hold(quality=40.0)
+    state, index = seen(policy, (0.1, 0.1))
+    with pytest.raises(
+        ValueError, match=r"^quality=40 is a PSNR, which a profile estimates: give profile=Profile\.load"
+    ):
+        policy.decide(step_at(index), state)
 
 
 def test_a_run_that_is_foretold_teaches_nothing() -> None:

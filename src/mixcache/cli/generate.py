@@ -49,6 +49,7 @@ def generate(
     from mixcache.arguments import call_arguments
     from mixcache.hosts.diffusers.attachment import enable
     from mixcache.report.video import write_mp4
+    from mixcache.summary import speedup_text
 
     with told_errors("Interrupted; nothing was written."):
         pipeline, defaults = generation.open_model(model, dtype=dtype, device=device)
@@ -63,6 +64,10 @@ def generate(
     typer.echo(f"film      {out} ({made.denoising_seconds:.1f} s of denoising)")
     if handle is not None:
         summary = handle.summary()
+        if summary.speedup is not None:
+            typer.echo(f"speed-up  {speedup_text(summary.speedup, summary.wished_speedup)}, as its own steps tell")
+        if summary.estimate is not None:
+            typer.echo(f"quality   {summary.estimate}")
         typer.echo(f"steps     {counted(summary.granularity_counts)}; {summary.computed_share:.0%} of the work")
         if summary.num_non_finite:
             typer.echo(f"warning   {summary.num_non_finite} calls gave a NaN or an infinity", err=True)

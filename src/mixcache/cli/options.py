@@ -25,7 +25,9 @@ Speedup = Annotated[
 ]
 Quality = Annotated[
     str | None,
-    typer.Option(help="In place of a speed-up: high, balanced or fast; or a PSNR in dB, with a profile (policy hold)."),
+    typer.Option(
+        help="In place of a speed-up: high, balanced or fast; or what nine clips of ten have, in dB, by a profile."
+    ),
 ]
 ProfileFile = Annotated[
     Path | None, typer.Option("--profile", help="Profile of the model; else the one that is shipped, if there is one.")

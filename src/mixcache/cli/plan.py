@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ def plan(
     from mixcache.hosts.diffusers.attachment import enable
     from mixcache.hosts.diffusers.levels import levels_of_steps
     from mixcache.policies import Hold
+    from mixcache.profiles import ProfileError
     from mixcache.report.frontier import foretold, frontier_rows
 
     with told_errors():
@@ -40,6 +42,10 @@ def plan(
         foreseen = foretold(policy, sigmas, policy.learnt.way)
         typer.echo(f"schedule  {foreseen}")
         typer.echo("          # compute, s step")
+        with contextlib.suppress(ProfileError):  # it knows no PSNR, or none of such an error
+            if policy.profile is not None:
+                told = policy.profile.foretold(policy.limit_expected(count), count)
+                typer.echo(f"quality   {told}, at the limit with which it begins")
         typer.echo("frontier")
         for row in frontier_rows(sigmas, policy):
             typer.echo(f"  {row}")

@@ -49,7 +49,8 @@ class CallInfo:
     signature: tuple[Any, ...]
     """Shape, dtype and device of the input: histories of another signature are of no use."""
     offset: int = 0
-    """Steps of the loop that another denoiser does before: two experts count their own."""
+    """Steps of the loop that another denoiser does before: two experts count their own. Their engines write to one
+    `TraceWriter`, and the first is ended before the second begins."""
     parts: tuple[str, ...] = ()
     """Branches that a batched call returns, in the order in which they are stacked along dimension 0; empty where the
     call is one branch."""

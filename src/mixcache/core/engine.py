@@ -71,6 +71,8 @@ class Engine(Observer):
         self._num_calls = self._num_cached = 0
         """Calls of the last step that was finished; cached steps since the last computed one."""
         self._generation = self._told_non_finite = -1
+        self._num_computed_before = 0
+        """Steps that another denoiser has computed in this loop."""
         self._takes_turns = self._has_told_turns = False
 
     def begin(self) -> None:
@@ -88,6 +90,7 @@ class Engine(Observer):
                 self._has_told_turns = True
                 logger.warning(IN_TURN)
             self.end(End.INTERRUPTED)
+            self._num_computed_before = self._trace.num_computed_before(info.offset)
             self._generation = self._trace.number_of(info.offset)
             record = self._begin(info, run.latents.device)
         elif record.info.step != info.step:
@@ -256,6 +259,7 @@ class Engine(Observer):
             num_steps=info.num_steps,
             sigma=info.sigma,
             offset=info.offset,
+            num_computed_before=self._num_computed_before,
             ages=ages,
             history_lengths=lengths,
             num_cached=self._num_cached,

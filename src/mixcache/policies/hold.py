@@ -77,8 +77,8 @@ class Hold(Policy):
     speedup: float | None = None
     """Wished speed-up of the denoising loop, wall-clock, 1 or more; text encoder and VAE are left out."""
     quality: str | float | None = None
-    """In place of a speed-up: "high", "balanced" or "fast"; or a PSNR in dB against the plain clip, as a profile
-    estimates it."""
+    """In place of a speed-up: "high", "balanced" or "fast"; or the PSNR in dB against the plain clip that nine of ten
+    clips are to have at least, as a profile estimates it."""
     error: float | None = None
     """In place of both: relative error, as expected, up to which an output is repeated. More is faster; 0.4 where
     nothing is asked for. However large it is, a step beside one that changed the output by more than its own size is
@@ -96,10 +96,11 @@ class Hold(Policy):
             raise ValueError(f"{'= and '.join(given)}= are both given; give one of them, such as speedup=2.0")
         if self.speedup is not None and not (is_number(self.speedup) and self.speedup >= 1):
             raise ValueError(f"speedup={self.speedup!r} must be a finite number of at least 1, such as 2.0")
-        if isinstance(self.quality, str) and self.quality not in QUALITIES:
-            raise ValueError(unknown_name("quality", self.quality, QUALITIES))
-        if self.quality is not None and not isinstance(self.quality, str) and not is_number(self.quality):
-            raise ValueError(f"quality={self.quality!r} must be high, balanced or fast, or a number of decibels")
+        if isinstance(self.quality, str):
+            if self.quality not in QUALITIES:
+                raise ValueError(unknown_name("quality", self.quality, QUALITIES))
+        elif self.quality is not None and (not is_number(self.quality) or self.quality <= 0):
+            raise ValueError(f"quality={self.quality!r} must be high, balanced or fast, or a number of decibels over 0")
         if self.error is not None and (not is_number(self.error) or self.error <= 0):
             raise ValueError(f"error={self.error!r} must be a finite number over 0, such as 0.4; more is faster")
 
@@ -121,6 +122,8 @@ class Hold(Policy):
         wish = state.wish
         if wish:
             wish.see(step)
+        else:
+            self._limit(step.num_steps)  # an error is told at once
         if Granularity.STEP not in step.ages or not state.rates:
             return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
         decision = (wish and wish.settled(step)) or self._within_limits(step, state)
@@ -162,10 +165,21 @@ class Hold(Policy):
         if state.wish:
             state.wish.computed(measurement.step)
 
+    def limit_expected(self, num_steps: int) -> float:
+        """The `error` with which a loop of so many steps, all of one denoiser, begins."""
+        if self.speedup is None:
+            return self._limit(num_steps)
+        return Wish(speedup=self.speedup, learnt=self.learnt).limit_known(num_steps)
+
     def _limit(self, num_steps: int) -> float:
         """The `error` in force where no speed-up is wished."""
         if isinstance(self.quality, str):
             return QUALITIES[self.quality]
         if self.quality is not None:
+            if not hasattr(self.profile, "estimate"):
+                raise ValueError(
+                    f"quality={self.quality:g} is a PSNR, which a profile estimates: give profile=Profile.load(path), "
+                    'or a word, such as quality="balanced"'
+                )
             return float(self.profile.estimate(self.quality, num_steps).error)
         return DEFAULT_ERROR if self.error is None else self.error

@@ -83,8 +83,6 @@ class Learnt:
     limits: dict[str, tuple[float, int]] = field(default_factory=dict)
     """For each wish the log of the limit that gave it, and of how many generations; the last `MOST_WISHES`."""
     num_generations: int = 0
-    num_computed_before: int = 0
-    """Steps that the first of two experts has computed in the loop that is under way."""
     _way: Way | None = field(default=None, init=False, repr=False, compare=False)
 
     def see(self, level: float, rate: float) -> None:
@@ -101,7 +99,7 @@ class Learnt:
 
     def see_times(self, seconds: Mapping[Granularity, float]) -> None:
         """Median seconds of steps."""
-        if seconds.get(Granularity.COMPUTE) and Granularity.STEP in seconds:
+        if seconds.get(Granularity.COMPUTE) and seconds.get(Granularity.STEP):
             self.cached_share = seconds[Granularity.STEP] / seconds[Granularity.COMPUTE]
 
     def see_limit(self, wish: str, log_limit: float) -> None:

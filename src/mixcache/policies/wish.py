@@ -6,7 +6,7 @@ that is usual for the wish, or under that of the default, and no step is cached 
 outputs change much faster comes out slower rather than broken. At first it may go over that by little, since the first
 steps say not much of the rest, and the clip carries on what is cached there with too large an error. What a whole loop
 came to says which limit that is on this model, up to `MOST_LEARNT`; the more generations have said so, the less a
-single clip may move it: one limit for all clips is worth more, at the same mean speed-up, than one for each. Pure
+single clip may move it: with one limit for all clips the wish is kept in the mean, and they are about as good. Pure
 Python.
 """
 
@@ -59,6 +59,8 @@ class Wish:
     """What the limit that is learnt is filed under; empty until a step was decided."""
     num_steps: int = 0
     offset: int = 0
+    num_computed_before: int = 0
+    """Steps that the first of two experts has computed."""
     sigmas: tuple[float, ...] = ()
     """Noise levels of all steps, and of the end; empty where the host does not say."""
     num_cached: int = 0
@@ -84,7 +86,8 @@ class Wish:
             is_part = step.offset > 0 or ends[0] < PART_BEGINS_UNDER or ends[-1] > PART_ENDS_OVER
             check_reach(self.speedup, step.num_steps, is_part=is_part)
             self.num_steps, self.offset, self.sigmas = step.num_steps, step.offset, step.sigmas
-            self.name = f"{self.speedup:g} of {step.num_steps} from {step.offset}"
+            self.num_computed_before = step.num_computed_before
+            self.name = self._name_of(step.num_steps, step.offset)
         self.num_cached += step.num_cached > 0
         self.num_computed = self._num_computed()
         self.num_left = self.num_computed - (step.index - self.num_cached)
@@ -95,7 +98,7 @@ class Wish:
         if not self.offset:
             return num_computed_for(self.speedup, self.num_steps, share)
         of_both = num_computed_for(self.speedup, self.offset + self.num_steps, share)
-        return min(max(of_both - self.learnt.num_computed_before, 1), self.num_steps)
+        return min(max(of_both - self.num_computed_before, 1), self.num_steps)
 
     @property
     def longest(self) -> int:
@@ -106,6 +109,13 @@ class Wish:
     def _known(self) -> tuple[float, int]:
         """Log of the limit that gave the wish before, and in how many generations; of the usual one where in none."""
         return self.learnt.limits.get(self.name, (self._usual, 0))
+
+    def _name_of(self, num_steps: int, offset: int) -> str:
+        return f"{self.speedup:g} of {num_steps} from {offset}"
+
+    def limit_known(self, num_steps: int) -> float:
+        """With which a loop of so many steps begins."""
+        return math.exp(self.learnt.limits.get(self._name_of(num_steps, 0), (self._usual, 0))[0])
 
     @property
     def _usual(self) -> float:
@@ -162,8 +172,6 @@ class Wish:
         if not self.name:
             return
         num_computed = index + 1 - self.num_cached - (self.last_cached == index - 1)
-        if not self.offset:
-            self.learnt.num_computed_before = num_computed
         if self.log_limits and index == self.num_steps - 1:
             most = max(math.log(MOST_LEARNT), self._usual)
             self.learnt.see_limit(self.name, min(self._log_limit_taught(num_computed), most))

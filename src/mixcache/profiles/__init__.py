@@ -16,12 +16,20 @@ from functools import cache
 from importlib import resources
 from os import PathLike
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mixcache.policies.way import PRIOR, Learnt
 from mixcache.store import write_json
 
 FORMAT = 10
+TENTH = 1.2816
+"""Standard deviations by which the tenth percentile lies under the mean of what is normally distributed."""
+USUAL_SPREAD_DB, USUAL_CLIPS = 6.0, 4
+"""Standard deviation of the clips of the built-in models in their hard settings at one `error` (root mean square
+of 45 rows), and as how many clips it counts beside those of a calibration."""
+MOST_BEYOND = 4.0
+"""Factor over the largest and under the smallest `error` that was measured, up to which the line is believed."""
 
 
 class ProfileError(ValueError):
@@ -64,21 +72,90 @@ class Expert:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What a profile says of a wished PSNR."""
+    """What a profile says of the PSNR that goes with an `error`."""
 
     error: float
     """Of policy `hold`."""
     psnr_db: float
+    """That nine clips of ten are expected to have at least: the tenth percentile."""
     spread_db: float
-    """Root mean square by which the clips of the calibration missed what it says of them, in dB."""
+    """Standard deviation of clips around their mean, in dB."""
     num_clips: int
     num_steps: int
     """Of those clips."""
 
+    @property
+    def mean_db(self) -> float:
+        """PSNR expected of the mean clip."""
+        return self.psnr_db + TENTH * self.spread_db
+
     def __str__(self) -> str:
         return (
-            f"{self.psnr_db:g} dB, give or take {self.spread_db:.1f}: an estimate for this model's clips, from "
-            f"{self.num_clips} of {self.num_steps} steps"
+            f"{self.psnr_db:.3g} dB or more in nine clips of ten, {self.mean_db:.0f} in the mean: an estimate for this "
+            f"model's clips, from {self.num_clips} clips of {self.num_steps} steps"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """Mean PSNR of clips, falling by a line in the log of `error`, and how far single clips lie from it.
+
+    Clips scatter as those of the calibration did, and as those of the built-in models, which count as USUAL_CLIPS more:
+    a few clips of two prompts do not tell it alone.
+    """
+
+    log_error: float
+    """Mean of what was measured."""
+    mean_db: float
+    """At `log_error`."""
+    slope: float
+    scatter_db: float
+    least: float
+    most: float
+    """The smallest and largest `error` for which it is believed."""
+    num_clips: int
+    num_steps: int
+
+    @classmethod
+    def of(cls, psnrs: Sequence[Sequence[float]], num_steps: int) -> _Line:
+        """Fitted to the rows of `Profile.psnrs` of the nearest number of steps."""
+        if not psnrs:
+            raise ProfileError("this profile knows no PSNR; `mixcache calibrate` measures it")
+        nearest = min({row[1] for row in psnrs}, key=lambda count: abs(math.log(count / num_steps)))
+        logs = [math.log(row[0]) for row in psnrs if row[1] == nearest]
+        values = [row[2] for row in psnrs if row[1] == nearest]
+        log_error, mean = fmean(logs), fmean(values)
+        spread = sum((x - log_error) ** 2 for x in logs)
+        slope = sum((x - log_error) * (y - mean) for x, y in zip(logs, values, strict=True)) / spread if spread else 0.0
+        if slope >= 0:
+            raise ProfileError("this profile's clips do not tell what an error costs; calibrate on more prompts")
+        missed = [y - mean - slope * (x - log_error) for x, y in zip(logs, values, strict=True)]
+        squares = USUAL_CLIPS * USUAL_SPREAD_DB**2 + sum(miss**2 for miss in missed)
+        return cls(
+            log_error=log_error,
+            mean_db=mean,
+            slope=slope,
+            scatter_db=math.sqrt(squares / (USUAL_CLIPS + max(0, len(missed) - 2))),
+            least=math.exp(min(logs)) / MOST_BEYOND,
+            most=math.exp(max(logs)) * MOST_BEYOND,
+            num_clips=len(missed),
+            num_steps=round(nearest),
+        )
+
+    def tenth_at(self, error: float) -> float:
+        """PSNR (dB) that nine of ten clips have at least."""
+        return self.mean_db + self.slope * (math.log(error) - self.log_error) - TENTH * self.scatter_db
+
+    def error_at(self, tenth_db: float) -> float:
+        return math.exp(self.log_error + (tenth_db + TENTH * self.scatter_db - self.mean_db) / self.slope)
+
+    def estimate(self, error: float, psnr_db: float) -> Estimate:
+        return Estimate(
+            error=error,
+            psnr_db=psnr_db,
+            spread_db=self.scatter_db,
+            num_clips=self.num_clips,
+            num_steps=self.num_steps,
         )
 
 
@@ -138,36 +215,34 @@ class Profile:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def estimate(self, psnr_db: float, num_steps: int) -> Estimate:
-        """The `error` at which clips of so many steps are expected to have a PSNR; ProfileError where it is not known.
+        """The `error` at which nine of ten clips of so many steps are expected to have this PSNR or more; ProfileError
+        where it is not known, or further from what was measured than MOST_BEYOND."""
+        line = _Line.of(self.psnrs, num_steps)
+        worst, best = line.tenth_at(line.most), line.tenth_at(line.least)
+        if not worst <= psnr_db <= best:
+            raise ProfileError(
+                f"quality={psnr_db:g} is beyond what this profile tells of {num_steps} steps, {math.ceil(worst)} to "
+                f"{math.floor(best)} dB; ask for something between, or calibrate on more prompts"
+            )
+        return line.estimate(line.error_at(psnr_db), psnr_db)
 
-        PSNR is taken to fall by a line in the log of `error`, whose slope and height are fitted to the clips of the
-        nearest number of steps.
-        """
-        if not self.psnrs:
-            raise ProfileError("this profile knows no PSNR; `mixcache calibrate` measures it")
-        nearest = min({row[1] for row in self.psnrs}, key=lambda count: abs(math.log(count / num_steps)))
-        logs = [math.log(row[0]) for row in self.psnrs if row[1] == nearest]
-        values = [row[2] for row in self.psnrs if row[1] == nearest]
-        mean_log, mean = sum(logs) / len(logs), sum(values) / len(values)
-        spread = sum((x - mean_log) ** 2 for x in logs)
-        slope = sum((x - mean_log) * (y - mean) for x, y in zip(logs, values, strict=True)) / spread if spread else 0.0
-        if slope >= 0:
-            raise ProfileError("this profile's clips do not tell what an error costs; calibrate on more prompts")
-        missed = [y - mean - slope * (x - mean_log) for x, y in zip(logs, values, strict=True)]
-        return Estimate(
-            error=math.exp(mean_log + (psnr_db - mean) / slope),
-            psnr_db=psnr_db,
-            spread_db=math.sqrt(sum(miss**2 for miss in missed) / len(missed)),
-            num_clips=len(missed),
-            num_steps=round(nearest),
-        )
+    def foretold(self, error: float, num_steps: int) -> Estimate:
+        """The PSNR that nine of ten clips of so many steps are expected to have at least with this `error`;
+        ProfileError as for `estimate`."""
+        line = _Line.of(self.psnrs, num_steps)
+        if not line.least <= error <= line.most:
+            raise ProfileError(
+                f"error={error:g} is beyond what this profile tells of {num_steps} steps: {line.least:.2g} to "
+                f"{line.most:.2g}"
+            )
+        return line.estimate(error, line.tenth_at(error))
 
     def with_learnt(self, learnt: Learnt) -> Profile:
         """This profile, with what the generations since have taught."""
-        rates = {str(PRIOR.places[k]): round(math.exp(rate), 4) for k, rate in sorted(learnt.log_rates.items())}
+        rates = {str(PRIOR.places[k]): _rounded(math.exp(rate)) for k, rate in sorted(learnt.log_rates.items())}
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        share = None if learnt.cached_share is None else min(0.99, round(learnt.cached_share, 4))
-        limits = {wish: [round(math.exp(log), 4), count] for wish, (log, count) in learnt.limits.items()}
+        share = None if learnt.cached_share is None else min(0.99, _rounded(learnt.cached_share))
+        limits = {wish: [_rounded(math.exp(log)), count] for wish, (log, count) in learnt.limits.items()}
         known = {"rates": rates, "cached_share": share, "limits": limits, "num_generations": learnt.num_generations}
         return Profile(**values | known)
 
@@ -226,6 +301,11 @@ def profile_of(model: str, transformers: Sequence[Any], **known: Any) -> Profile
 def _must(holds: bool, complaint: str) -> None:
     if not holds:
         raise ValueError(complaint)
+
+
+def _rounded(value: float) -> float:
+    """To six digits, so that a small one is not 0."""
+    return float(f"{value:.6g}")
 
 
 def _is_positive(value: Any) -> bool:

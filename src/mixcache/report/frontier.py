@@ -28,9 +28,11 @@ def foretold(policy: Hold, sigmas: Sequence[float], way: Way) -> str:
     return carried_out(replace(policy, learnt=deepcopy(policy.learnt)), sigmas, way)
 
 
-def carried_out(policy: Hold, sigmas: Sequence[float], way: Way, *, offset: int = 0) -> str:
+def carried_out(
+    policy: Hold, sigmas: Sequence[float], way: Way, *, offset: int = 0, num_computed_before: int = 0
+) -> str:
     """As `foretold`, but the policy learns as from a generation; the steps of a second expert come after those of the
-    first, `offset` of them."""
+    first, `offset` of them, of which so many were computed."""
     bounded, num_steps = Bounded(policy=policy, **policy.default_bounds), len(sigmas) - 1
     state, done, last = bounded.init(), "", math.nan
     for index, sigma in enumerate(sigmas[:-1]):
@@ -40,6 +42,7 @@ def carried_out(policy: Hold, sigmas: Sequence[float], way: Way, *, offset: int 
             index=index,
             num_steps=num_steps,
             offset=offset,
+            num_computed_before=num_computed_before,
             sigma=sigma,
             ages=usable,
             history_lengths=usable,

@@ -27,7 +27,7 @@ from mixcache.hosts.diffusers.reader import Reader
 from mixcache.hosts.diffusers.reasons import NO_BLOCKS, why_not, without_numbers
 from mixcache.hosts.diffusers.rows import COMPILE, ModelRow, row_for
 from mixcache.hosts.diffusers.sessions import Session, Sessions
-from mixcache.profiles import Profile, profile_of
+from mixcache.profiles import Profile, ProfileError, profile_of
 from mixcache.summary import Summary
 from mixcache.trace import Trace, TraceWriter
 
@@ -354,7 +354,10 @@ class Handle:
         quality, profile = getattr(policy, "quality", None), getattr(policy, "profile", None)
         if profile is None or quality is None or isinstance(quality, str) or not len(self.trace):
             return None
-        return str(profile.estimate(quality, self.trace[-1].num_steps))
+        try:
+            return str(profile.estimate(quality, self.trace[-1].num_steps))
+        except ProfileError as error:  # of so many steps
+            return str(error)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._own_settings.items())

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from mixcache.decision import Granularity
 from mixcache.hosts.diffusers.rows import COMPILE_BLOCKS
 from mixcache.policies import Bounded
+from mixcache.policies.budget import num_computed_for
 from mixcache.trace import Trace
 
 NO_BLOCKS = f"the transformer is compiled as a whole: no blocks are left out; {COMPILE_BLOCKS}"
 ENDS = ("warm-up", "cool-down")
 """Reasons that every run has."""
 NUMBER = re.compile(r"-?\d[\d.e+-]*")
-SHORT_OF = 0.9
+SHORT_OF = 0.95
 """Share of a wished speed-up under which, by work, it counts as not delivered."""
 
 
@@ -28,11 +29,12 @@ def why_not(run: Trace, in_full: Iterable[str], policy: Bounded, *, leaves_block
     if not policy.needs.granularities:
         return None
     wish = getattr(policy.policy, "speedup", None)
+    least = _least(wish, max((entry.num_steps for entry in run), default=0))
     share = run.computed_share()
     is_cached = any(entry.granularity is not Granularity.COMPUTE for entry in run)
     if leaves_blocks and policy.needs.granularities == (Granularity.BLOCK,):
         return NO_BLOCKS
-    if is_cached and (wish is None or not share or 1 / share >= SHORT_OF * wish):
+    if is_cached and (wish is None or not share or 1 / share >= least):
         return None
     if len(run) and policy.leaves_nothing(num_steps := max(entry.num_steps for entry in run)):
         return (
@@ -47,6 +49,13 @@ def why_not(run: Trace, in_full: Iterable[str], policy: Bounded, *, leaves_block
     most, count = Counter(map(without_numbers, reasons)).most_common(1)[0]
     example = next(reason for reason in reasons if without_numbers(reason) == most)
     return f"{what}: {example} ({count} time{'s' * (count > 1)})"
+
+
+def _least(wish: float | None, num_steps: int) -> float:
+    """Speed-up by work from which on a wish counts as delivered: near it, or near what so many steps have nearest."""
+    if wish is None or not num_steps:
+        return 0.0
+    return SHORT_OF * min(wish, num_steps / num_computed_for(wish, num_steps, None))
 
 
 def without_numbers(text: str) -> str:
