@@ -65,6 +65,7 @@ class Setting:
 SETTINGS = {
     "wan-50": Setting(model="shapes-wan", num_steps=50, guidance_scale=9.0),
     "wan-30": Setting(model="shapes-wan", num_steps=30, guidance_scale=7.0),
+    "wan-20": Setting(model="shapes-wan", num_steps=20, guidance_scale=7.0),
     "wan-20-euler": Setting(model="shapes-wan", num_steps=20, guidance_scale=10.0, sampler="euler"),
     "hunyuan-20": Setting(model="shapes-hunyuan", num_steps=20, guidance_scale=10.0),
     "hunyuan-12": Setting(model="shapes-hunyuan", num_steps=12, guidance_scale=10.0),
@@ -153,14 +154,14 @@ class Trials:
         if setting.sampler:
             self.pipeline.scheduler = sampler_of(setting.sampler, setting.model)
         own = {"num_inference_steps": setting.num_steps, "guidance_scale": setting.guidance_scale}
-        self._arguments = accepted_arguments(self.pipeline, defaults | own)
+        self.arguments = accepted_arguments(self.pipeline, defaults | own)
         self.num_steps = setting.num_steps
         self.transformer = type(self.pipeline.transformer).__name__
         training = built_in_prompts(NUM_SKIPPED_CAPTIONS + num_prompts)[NUM_SKIPPED_CAPTIONS:]
         self._prompts = judging(num_prompts) if is_held_out else training
         self._case = Case(
             pipeline=self.pipeline,
-            arguments=self._arguments,
+            arguments=self.arguments,
             calibration_prompts=calibration_captions(setting.model, given=None),
         )
         self._store = Store(work / f"{name}{'-held-out' if is_held_out else ''}.jsonl")
@@ -246,7 +247,7 @@ class Trials:
                 self._prompts[index],
                 seed=SEED + index,
                 on_step=meter.mark,
-                **{**self._arguments, **(own or {})},
+                **{**self.arguments, **(own or {})},
             )
         return made.clip, meter.steps
 

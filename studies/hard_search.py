@@ -33,10 +33,18 @@ GRIDS = {
     "teacache": ALL["teacache"],
     "mag-cache": every(threshold=(0.02, 0.04, 0.06, 0.12, 0.24), max_skip_steps=(2, 3), retention_ratio=(0.1, 0.2)),
     "easycache": ALL["easycache"],
+    "sea-cache": every(
+        threshold=(0.15, 0.25, 0.4, 0.6, 1.0),
+        residual_order=(0,),
+        max_consecutive_cached=(0, 2, 3),
+        cache_end_steps=(1, 3),
+    ),
     "spectrum": every(window=(2, 3), flex=(0.0, 0.25, 0.75, 1.5, 3.0)),
 }
-"""Of the peers that came nearest in the easy settings, and of Spectrum; MagCache and Spectrum on coarser grids than in
-`studies.grids`, to save time. For wan-30 the finer ones were searched, and first-block-cache too."""
+"""Of the peers that repeat what was computed, and of Spectrum, which foretells it; all but TeaCache and EasyCache on
+coarser grids than in `studies.grids`, to save time. For wan-30 the finer ones of MagCache and Spectrum were searched,
+and first-block-cache too. SeaCache was searched for wan-20 alone. Left out are TaylorSeer and
+the caches of blocks and of attention."""
 WANTED = (1.5, 2.0, 2.5, 3.0)
 NUM_PROMPTS = 2
 OPTIONS_BELOW = 3

@@ -94,6 +94,8 @@ def best_of(trials: Trials, index: int, num_tries: int) -> dict[str, Any]:
     draw = random.Random(index)
     for count in range(num_tries):
         start = with_as_many(second, len(own), num_steps, draw) if count == 0 else swapped(best, num_steps, draw)
+        if count == 0 and len(second) == len(own) and quality(second) > quality(start):
+            start = second
         if (found := quality(start)) > best_quality:
             best, best_quality = start, found
     return {

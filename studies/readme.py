@@ -25,7 +25,7 @@ from mixcache.report.markdown import table
 from mixcache.store import write_whole
 from studies.easy import DEFAULT, clips_at, default_section
 from studies.hard import SETTINGS, allows, decibels_of, speedup_of
-from studies.hard_page import FIGURES, FIXED, OURS, command, figures, pooled_rows
+from studies.hard_page import FIGURES, FIXED, FLOOR, HALF, OURS, command, figures, is_as_asked, pooled_rows
 from studies.hard_page import SPEEDUPS as HARD_SPEEDUPS
 from studies.overhead import HOOKS
 from studies.targets import tally, targets
@@ -65,14 +65,17 @@ def measured(results: Path) -> str:
             "an error grows as far as these models let it; PSNR in dB of each clip against the plain one of its seed,",
             "lowest / tenth percentile / median of a model's settings together, at an ideal speed-up, by work.",
             "*Half* is the median with half the steps, *floor* that of the plain clip in bfloat16, above which nothing",
-            f"is seen: {', '.join(settings)}. The peers are at settings that were searched for each of these.",
-            f"*{OURS}* is the first clip on a handle; *{FIXED}* has one limit for all clips, as later ones of a wish.",
+            f"is seen: {', '.join(settings)}. As hard as was asked ({HALF[0]:.0f} to {HALF[1]:.0f} dB, {FLOOR[0]:.0f}",
+            f"to {FLOOR[1]:.0f}) are {' and '.join(n for n, own in found.items() if is_as_asked(own))}; the others are",
+            "the hardest that was found. The peers are at settings that were searched for each of these.",
+            f"*{OURS}* is the first clip on a handle, which begins with the shipped profile's rates;",
+            f"*{FIXED}* has one limit for all clips, as later ones of a wish.",
             "A speed-up that a first clip does not reach in some settings is told of the others.",
         ),
         "",
         table(rows_of_readme(found)),
         "",
-        "![Tenth percentile against speed-up; hollow: not in all settings](docs/results/hard/hard.png)",
+        "![Figures against speed-up; hollow: not in all settings](docs/results/hard/hard.png)",
         "",
         paragraph(
             "[Each setting and method, with broken clips](docs/results/hard/hard.md);",

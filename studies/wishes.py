@@ -119,7 +119,7 @@ class Trials:
         for wish in self.wishes:
             delivered = [own[f"{wish:g}"]["delivered"] for own in found]
             first, later = [own[0] for own in delivered], [own[1] for own in delivered[1:]]
-            nearest = self.num_steps / num_computed_for(wish, self.num_steps, None)
+            nearest = self.num_steps / num_computed_for(wish, self.num_steps, 0.0)
             rows.append(
                 {
                     "setting": self.name,
@@ -171,8 +171,9 @@ def page(rows: Sequence[Mapping[str, Any]], num_prompts: int) -> str:
             "captions, one thread, no profile; the plain loop's time over the cached one's, interleaved, median, and "
             "the slowest and fastest clip. *First* is the first clip on a handle, *later* one after those of the "
             "captions before. *Nearest* is the speed-up by work of the whole number of computed steps that comes "
-            f"nearest to the wish. A first one is to be within {FIRST:.0%} of it: {counts('first', FIRST)} are; a "
-            f"later one within {LATER:.0%}: {counts('later', LATER)} are. By time a speed-up is {median(shares):.0%} "
+            "nearest to the wish. A first one is to be within "
+            f"{FIRST:.0%} of the wish: {counts('first', FIRST)} are; a later one within {LATER:.0%}: "
+            f"{counts('later', LATER)} are. By time a speed-up is {median(shares):.0%} "
             f"of what it is by work ({min(shares):.0%} to {max(shares):.0%}, medians of each row), which leaves out "
             "what scheduler, measuring and correcting take.\n",
             table(

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mixcache.bench.families import select
-from studies.hard_page import FIXED, METHODS, OURS, at, bars, is_in_reach, page, pooled_rows
+from studies.hard_page import (
+    FIXED,
+    METHODS,
+    OURS,
+    at,
+    bars,
+    cadence_rows,
+    caption_rows,
+    family_of,
+    is_in_reach,
+    limit_rows,
+    main,
+    number,
+    page,
+    picture,
+    pooled_rows,
+)
 
 
 def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
@@ -52,7 +70,7 @@ def test_settings_of_a_model_are_taken_together() -> None:
     text = page(found, 2)
     assert "### a: half 25.0, floor 40.0" in text
     assert f"| {OURS} 0.5 | 2.00x | 29.0 |" in text
-    assert "| a | 25.0 | 40.0 | 0.050 | 90% |" in text
+    assert "| a | 25.0 | 40.0 | yes | 0.050 | 90% |" in text
 
 
 def test_one_limit_for_all_clips_is_judged_beside_a_wish() -> None:
@@ -86,3 +104,58 @@ def test_the_best_peer_is_taken_for_each_figure_alone() -> None:
     assert row["under 30 dB"] == "33%, best peer 0%: missed"
     assert row["tenth percentile"] == "-2.0 dB: missed"
     assert row["median"] == "+1.9 dB: missed"
+
+
+def test_the_papers_policy_is_another_line_where_it_is_corrected() -> None:
+    asked = ("mixcache", "mixcache:corrector=true", "mixcache:granularities=step:corrector=true", "hold:speedup=2")
+    methods = select((*asked, "mixcache:predictor=line"), 20)
+    families = {method.name: family_of(method) for method in methods}
+    assert set(families.values()) == {
+        "mixcache",
+        "mixcache, corrected",
+        "mixcache, step alone, corrected",
+        "mixcache, ahead",
+        OURS,
+    }
+    assert all(family == "mixcache" for name, family in families.items() if "interval 6" in name)
+
+
+def test_captions_are_judged_by_the_wish_nearest_to_2x() -> None:
+    found = {"a": setting((OURS, 0.48, [40.0, 40.0]), (OURS, 0.7, [50.0, 50.0]))}
+    (row,) = caption_rows(found)
+    assert (row["method"], row["speed-up"], row["plain"]) == (f"{OURS} 0.48", "2.08x", "90.0%")
+    assert row["cached"] == "80.0%: missed"
+    found["a"]["plain_adherence"] = 0.809
+    (row,) = caption_rows(found)
+    assert row["cached"] == "80.0%: met"
+
+
+def test_a_wish_is_held_against_one_limit_of_its_work_and_a_cadence_against_both() -> None:
+    found = {
+        "a": setting(
+            (OURS, 0.5, [30.0, 40.0, 50.0]),
+            (FIXED, 0.5, [30.4, 41.0, 50.0]),
+            ("every_nth step", 0.5, [31.0, 38.0, 39.0]),
+        )
+    }
+    found["a"]["methods"][0]["name"] = "hold, speedup 2"
+    (row,) = limit_rows(found)
+    assert (row["wished 2"], row["wished 3"]) == ("2.00x: -0.4 / -1.0: missed", "")
+    (row,) = cadence_rows(found)
+    assert (row["wished"], row["one limit"]) == ("-1.0 / -0.4 / +2.0: missed", "-0.6 / +0.1 / +3.0: missed")
+
+
+def test_the_picture_is_of_four_figures() -> None:
+    found = {"a": setting((OURS, 0.5, [50.0, 29.0]), ("teacache", 0.5, [40.0, math.inf]))}
+    assert picture(found).startswith(b"\x89PNG")
+    assert [number(text) for text in ("31.2", "12%")] == [31.2, 12.0]
+    assert math.isnan(number("identical"))
+
+
+def test_what_is_kept_stays_and_another_number_of_captions_is_refused(tmp_path: Path) -> None:
+    """Nothing is measured: every method that is asked for stands there."""
+    (tmp_path / "hard.json").write_text(json.dumps({"wan-30": setting((OURS, 0.5, [50.0, 29.0]))}))
+    with pytest.raises(SystemExit):
+        main(["--settings", "wan-30", "--keep", "--out", str(tmp_path)])  # of two captions, not 16
+    with pytest.raises(SystemExit):
+        main(["--keep"])

@@ -14,7 +14,7 @@ def test_a_wish_that_is_missed_is_said_to_be() -> None:
     text = page(rows, 3)
     assert "| small, 20 steps | 2 | 2.22 | 2.00 (+0.0%); 2.00 by work; 1.90 to 2.40 |" in text
     assert "1.93 (-3.5%, missed); 2.00 by work; 1.93 to 1.93 |" in text
-    assert "within 5% of it: 1 of 1 by time and 1 by work are" in text
+    assert "within 5% of the wish: 1 of 1 by time and 1 by work are" in text
     assert "within 3%: 0 of 1 by time and 1 by work are" in text
 
 
