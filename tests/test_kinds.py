@@ -109,6 +109,22 @@ def test_each_expert_keeps_a_wish_in_its_own_steps(of_two: Profile) -> None:
         assert (own[:2], own[-1]) == ("..", ".")
 
 
+@pytest.mark.usefixtures("steady_times")
+def test_experts_share_a_wish_in_a_run_that_nobody_announces(of_two: Profile) -> None:
+    """As where a script goes past the object that is covered: the second expert is told what the first computed."""
+    pipeline, prompt, arguments = opened("two experts")
+    plain_class, schedules = type(pipeline), []
+    for is_announced in (True, False):
+        with mixcache.enable(pipeline, speedup=2.0, profile=of_two) as handle:
+            call = (type(pipeline) if is_announced else plain_class).__call__
+            generator = torch.Generator().manual_seed(0)
+            call(pipeline, prompt=prompt, output_type="latent", generator=generator, **arguments)
+            assert handle.trace.num_generations == 1
+            schedules.append(letters(handle.trace))
+    assert schedules[0] == schedules[1]
+    assert schedules[0].count(".") < len(schedules[0])
+
+
 def test_a_profile_must_be_of_both_experts(of_two: Profile) -> None:
     pipeline, _, _ = opened("two experts")
     of_first = replace(of_two, experts=of_two.experts[:1])
