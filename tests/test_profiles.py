@@ -17,10 +17,6 @@ from mixcache import zoo
 from mixcache.policies.way import PRIOR, Learnt
 from mixcache.profiles import (
     FORMAT,
-    MOST_BEYOND,
-    TENTH,
-    USUAL_CLIPS,
-    USUAL_SPREAD_DB,
     Expert,
     Profile,
     ProfileError,
@@ -31,6 +27,7 @@ from mixcache.profiles import (
     shipped_profiles,
     weights_hash,
 )
+from mixcache.profiles.estimates import MOST_BEYOND, TENTH, USUAL_CLIPS, USUAL_SPREAD_DB
 
 EXPERT = Expert(transformer_class="Small", fingerprint="0" * 16, weights="1" * 16, dtype="torch.float32")
 PSNRS = [[0.25, 50, 50.0], [1.0, 50, 40.0], [0.25, 20, 30.0], [1.0, 20, 10.0]]

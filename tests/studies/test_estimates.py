@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mixcache.profiles import TENTH, USUAL_SPREAD_DB, Expert, Profile
+from mixcache.profiles import Expert, Profile
+from mixcache.profiles.estimates import TENTH, USUAL_SPREAD_DB
 from studies.estimates import page, rows_of
 
 
