@@ -198,6 +198,7 @@ def test_generate_says_wish_and_delivered(tmp_path: Path) -> None:
     assert re.search(
         r"^speed-up  \d+\.\d\dx of the denoising loop \(1\.5x wished\), as its", result.output, re.MULTILINE
     )
+    assert re.search(r"^steps     \d+ compute(, \d+ step)?; ", result.output, re.MULTILINE)  # of no others
     plain = runner.invoke(cli.app, [*common, "--plain"])
     assert plain.exit_code == 0, plain.output
     assert "speed-up" not in plain.output

@@ -70,5 +70,5 @@ def watched(progress: Progress, title: str) -> Callable[[int, int], None]:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """`{"compute": 20, "step": 30}` as "20 compute, 30 step"."""
-    return ", ".join(f"{number} {granularity}" for granularity, number in counts.items())
+    """`{"compute": 20, "cfg": 0, "step": 30}` as "20 compute, 30 step"."""
+    return ", ".join(f"{number} {granularity}" for granularity, number in counts.items() if number)
