@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in found
         for row in rows_of(name, calibrated(name, args.work), found[name])
     ]
-    Console(soft_wrap=True).print(page(rows))
+    Console(soft_wrap=True, markup=False).print(page(rows))
     if args.out:
         write_json(args.out / "estimates.json", rows)
         write_whole(args.out / "estimates.md", page(rows))
@@ -71,16 +71,13 @@ def rows_of(name: str, profile: Profile, found: dict[str, Any]) -> list[dict[str
     errors |= {f"hold, error {error:g}": error for error in LIMITS}
     clips = {m["name"]: clipped(m["values"]) for m in found["methods"]}
     rows = []
-    for method, error in errors.items():
+    for method in errors.keys() & clips.keys():
+        error, own = errors[method], clips[method]
         with contextlib.suppress(ProfileError):  # clips that do not tell what an error costs
             foretold = profile.foretold(error, SETTINGS[name].num_steps).psnr_db
-            if own := clips.get(method):
-                share = fmean(psnr >= foretold for psnr in own)
-                measured = float(np.quantile(own, 0.1))
-                rows.append(
-                    {"setting": name, "error": error, "foretold": foretold, "measured": measured, "share": share}
-                )
-    return rows
+            share, measured = fmean(psnr >= foretold for psnr in own), float(np.quantile(own, 0.1))
+            rows.append({"setting": name, "error": error, "foretold": foretold, "measured": measured, "share": share})
+    return sorted(rows, key=lambda row: row["error"])
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:

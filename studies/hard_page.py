@@ -272,7 +272,7 @@ def over(ours: Sequence[float], theirs: Sequence[float], shares: Sequence[float]
 def limit_rows(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """For each setting its wishes beside one limit for all clips at the same work."""
     for name, setting in found.items():
-        cells = {"setting": name}
+        cells = {}
         for method in setting["methods"]:
             speedup = speedup_of(method["values"])
             if method["family"] == OURS and (limit := at(setting, FIXED, speedup)):
@@ -409,7 +409,8 @@ def picture(found: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(setting["model"] for setting in found.values()))
-    families, colours = families_of(found), (*colormaps["tab10"].colors, *colormaps["Dark2"].colors)
+    all_colours = itertools.cycle((*colormaps["tab10"].colors, *colormaps["Dark2"].colors))
+    colours = dict(zip(families_of(found), all_colours, strict=False))
     figure = Figure(figsize=(4 * len(models), 2.3 * len(PLOTTED)), layout="constrained")
     grid = figure.subplots(len(PLOTTED), len(models), sharex=True, sharey="row", squeeze=False)
     for column, model in enumerate(models):
@@ -417,13 +418,13 @@ def picture(found: Mapping[str, Any]) -> bytes:
         rows = list(pooled_rows(own))
         for axes, (which, label) in zip(grid[:, column], PLOTTED.items(), strict=True):
             for family in dict.fromkeys(row["method"] for row in rows):
-                colour, width = colours[families.index(family) % len(colours)], 2.5 if family == OURS else 1.2
+                colour, width = colours[family], 2.5 if family == OURS else 1.2
                 points = [(float(r["at"][:-1]), number(r[which]), is_whole(r)) for r in rows if r["method"] == family]
-                axes.plot([p[0] for p in points], [p[1] for p in points], "o-", color=colour, lw=width, ms=4)
+                told, values, _ = zip(*points, strict=True)
+                axes.plot(told, values, "o-", color=colour, lw=width, ms=4, label=family)
                 part = [point[:2] for point in points if not point[2]]
                 if part:
                     axes.plot(*zip(*part, strict=True), "o", color=colour, mfc="white", ms=4)
-                axes.plot([], [], "o-", color=colour, lw=width, ms=4, label=family)
             if "dB)" in label:
                 floor = min(setting["bfloat16"] for setting in own.values())
                 axes.axhline(floor, linestyle=":", color="grey", label="floor: rounding")

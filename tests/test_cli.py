@@ -394,5 +394,7 @@ def test_calibrate_writes_a_profile_that_generate_takes(tmp_path: Path, monkeypa
     for wish in (["--speedup", "1.2"], ["--quality", f"{profile.psnrs[0][2] - 8:.3f}"]):
         clip = runner.invoke(cli.app, ["generate", CAPTION, *wish, "--profile", "profile.json", "--force", *small])
         assert clip.exit_code == 0, clip.output
+    plan = runner.invoke(cli.app, ["plan", "--quality", "balanced", "--steps", "16", "--profile", "profile.json"])
+    assert f"quality   {profile.foretold(0.4, 16)}, at the limit with which it begins" in plan.output
     (tmp_path / "empty.txt").write_text("\n\n")
     assert "there is no prompt in empty.txt" in failed(["calibrate", "--prompts", "empty.txt", "--out", "other.json"])

@@ -135,7 +135,6 @@ def _report(
         "size": [arguments["width"], arguments["height"]],
         "num_frames": arguments["num_frames"],
         "speedup": plain / cached if clips else None,
-        "wished_speedup": settings.get("speedup"),
         "psnr_db": mean([clip["psnr_db"] for clip in clips if clip["psnr_db"] is not None]),
         "ssim": mean([clip["ssim"] for clip in clips]),
         "num_non_finite": sum(entry["non_finite"] for clip in clips for entry in clip["trace"]),

@@ -177,16 +177,18 @@ class TraceWriter:
     def number_of(self, offset: int) -> int:
         """The number of a trajectory that begins now, `offset` steps into its loop: that of the last one where this
         goes on from it, as a second expert does, else a new one."""
-        return self._last.generation if self._last is not None and self._goes_on(offset) else self.trace.begin()
+        last = self._before(offset)
+        return self.trace.begin() if last is None else last.generation
 
-    def _goes_on(self, offset: int) -> bool:
+    def _before(self, offset: int) -> TraceEntry | None:
+        """The last entry, where a trajectory that begins `offset` steps into its loop goes on from it."""
         last = self._last
-        return last is not None and offset > 0 and last.step + 1 == last.num_steps == offset
+        return last if last is not None and offset > 0 and last.step + 1 == last.num_steps == offset else None
 
     def num_computed_before(self, offset: int) -> int:
         """Of the `offset` steps of its loop before a trajectory that begins now, those that were computed: all but the
         ones that were seen to be cached, where it goes on from these."""
-        return offset - (self._num_cached if self._goes_on(offset) else 0)
+        return offset - (0 if self._before(offset) is None else self._num_cached)
 
     def append(self, entry: TraceEntry) -> None:
         if self._last is None or entry.generation != self._last.generation:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mixcache.bench.families import select
+from mixcache.bench.peers import PEERS
 from studies.hard_page import (
     FIXED,
     METHODS,
@@ -27,6 +28,7 @@ from studies.hard_page import (
     picture,
     pooled_rows,
 )
+from studies.hard_search import CHOSEN
 
 
 def setting(*methods: tuple[str, float, list[float]]) -> dict[str, Any]:
@@ -152,8 +154,22 @@ def test_the_picture_is_of_four_figures() -> None:
     assert math.isnan(number("identical"))
 
 
-def test_what_is_kept_stays_and_another_number_of_captions_is_refused(tmp_path: Path) -> None:
-    """Nothing is measured: every method that is asked for stands there."""
+def test_what_is_kept_stays_as_it_is(tmp_path: Path) -> None:
+    """Nothing is measured: every method that is asked for stands there, and one that is not asked for stays."""
+    chosen = json.loads(CHOSEN.read_text())["wan-30"]
+    peers = [PEERS[family].make(30, **options) for family, found in chosen.items() for options in found]
+    methods = [*select(("hold:speedup=2",), 30), *peers]
+    kept = setting(*((family_of(method), 0.5, [50.0, 29.0]) for method in methods), ("another", 0.5, [40.0, 41.0]))
+    for row, method in zip(kept["methods"], methods, strict=False):
+        row["name"] = method.name
+    (tmp_path / "hard.json").write_text(json.dumps({"wan-30": kept}))
+    asked = ["--settings", "wan-30", "--methods", "hold:speedup=2", "--num-prompts", "2", "--work", str(tmp_path)]
+    main([*asked, "--keep", "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "hard.json").read_text()) == json.loads(json.dumps({"wan-30": kept}))
+    assert "another 0.5" in (tmp_path / "hard.md").read_text()
+
+
+def test_what_is_of_another_number_of_captions_or_nowhere_is_not_kept(tmp_path: Path) -> None:
     (tmp_path / "hard.json").write_text(json.dumps({"wan-30": setting((OURS, 0.5, [50.0, 29.0]))}))
     with pytest.raises(SystemExit):
         main(["--settings", "wan-30", "--keep", "--out", str(tmp_path)])  # of two captions, not 16

@@ -72,6 +72,6 @@ def _say_figures(report: dict[str, Any]) -> None:
     from mixcache.summary import speedup_text
 
     psnr = "identical" if report["psnr_db"] is None else f"{report['psnr_db']:.1f} dB"
-    typer.echo(f"speed-up  {speedup_text(report['speedup'], report['wished_speedup'])}")
+    typer.echo(f"speed-up  {speedup_text(report['speedup'], report['settings'].get('speedup'))}")
     typer.echo(f"quality   PSNR {psnr}, SSIM {report['ssim']:.3f} against the plain clips")
     typer.echo(f"steps     {counted(report['granularity_counts'])}")

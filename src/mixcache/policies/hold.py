@@ -48,6 +48,8 @@ class Held:
     """What a trajectory has shown so far."""
 
     wish: Wish | None = None
+    limit: float = math.nan
+    """`error` in force where no speed-up is wished, from the first decision on."""
     sigma: float = math.nan
     """Of the last computed step."""
     rates: tuple[float, ...] = ()
@@ -122,8 +124,8 @@ class Hold(Policy):
         wish = state.wish
         if wish:
             wish.see(step)
-        else:
-            self._limit(step.num_steps)  # an error is told at once
+        elif math.isnan(state.limit):
+            state.limit = self._limit(step.num_steps)
         if Granularity.STEP not in step.ages or not state.rates:
             return Decision(granularity=Granularity.COMPUTE, reason="nothing seen yet")
         decision = (wish and wish.settled(step)) or self._within_limits(step, state)
@@ -140,7 +142,7 @@ class Hold(Policy):
             scale = math.exp(fmean(state.log_ratios)) if state.log_ratios else 1.0
             limit, longest = state.wish.limit_at(step, state.sigma, state.rates, scale), state.wish.longest
         else:
-            limit, longest = self._limit(step.num_steps), NO_END
+            limit, longest = state.limit, NO_END
         if state.run is None:
             state.run = Run(state.sigma, state.rates[-1], grown(*state.rates), longest)
         reason = state.run.exceeded(limit, step.sigma, step.distance, step.num_steps)

@@ -108,14 +108,17 @@ class Wish:
     @property
     def _known(self) -> tuple[float, int]:
         """Log of the limit that gave the wish before, and in how many generations; of the usual one where in none."""
-        return self.learnt.limits.get(self.name, (self._usual, 0))
+        return self._known_of(self.name)
+
+    def _known_of(self, name: str) -> tuple[float, int]:
+        return self.learnt.limits.get(name, (self._usual, 0))
 
     def _name_of(self, num_steps: int, offset: int) -> str:
         return f"{self.speedup:g} of {num_steps} from {offset}"
 
     def limit_known(self, num_steps: int) -> float:
         """With which a loop of so many steps begins."""
-        return math.exp(self.learnt.limits.get(self._name_of(num_steps, 0), (self._usual, 0))[0])
+        return math.exp(self._known_of(self._name_of(num_steps, 0))[0])
 
     @property
     def _usual(self) -> float:

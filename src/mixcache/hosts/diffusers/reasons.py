@@ -29,14 +29,14 @@ def why_not(run: Trace, in_full: Iterable[str], policy: Bounded, *, leaves_block
     if not policy.needs.granularities:
         return None
     wish = getattr(policy.policy, "speedup", None)
-    least = _least(wish, max((entry.num_steps for entry in run), default=0))
+    num_steps = max((entry.num_steps for entry in run), default=0)
     share = run.computed_share()
     is_cached = any(entry.granularity is not Granularity.COMPUTE for entry in run)
     if leaves_blocks and policy.needs.granularities == (Granularity.BLOCK,):
         return NO_BLOCKS
-    if is_cached and (wish is None or not share or 1 / share >= least):
+    if is_cached and (not share or 1 / share >= _least(wish, num_steps)):
         return None
-    if len(run) and policy.leaves_nothing(num_steps := max(entry.num_steps for entry in run)):
+    if len(run) and policy.leaves_nothing(num_steps):
         return (
             f"{num_steps} steps are no more than the {policy.num_warmup_steps} of the warm-up and the "
             f"{policy.num_cooldown_steps} of the cool-down: everything is computed"
